@@ -1,0 +1,6 @@
+"""``python -m lightning_genseg`` is the command ``genseg``."""
+
+from lightning_genseg.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,502 @@
+"""What a run leaves behind: scores, pictures, predictions."""
+
+import io
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from lightning_genseg.datasets.base import voc_palette
+from lightning_genseg.visualize import Picture, colorize, grid, heat_map, overlay, score_range
+
+
+class ChannelsLast(Callback):
+    """Keep the weights of 2-D convolutions channels-last, which makes them faster on most CPUs and GPUs."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Change the memory layout before optimisers are built and checkpoints are read."""
+        # Only convolutions: a four-dimensional buffer of a mixture is no image.
+        for module in pl_module.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class Report(Callback):
+    """Write the scores and some pictures of validation and test into the run's folder.
+
+    Validation leaves ``val_metrics.json`` and ``val_pictures.png``, replaced each time; test leaves
+    ``metrics.json`` and ``pictures.png``. The scores are those that the module logs: what it calls
+    ``test_mIoU`` is ``mIoU`` here, ``test_IoU_road`` is ``road`` under ``IoU``; NaN is written as
+    null. The pictures (image, labels, prediction and, where the module has it, anomaly) are spread
+    evenly over the data set and show the first image of a batch.
+
+    Args:
+        num_pictures: rows of the picture grid; 0 for none.
+
+    Raises:
+        ValueError: if `num_pictures` is negative.
+    """
+
+    def __init__(self, num_pictures: int = 6) -> None:
+        if num_pictures < 0:
+            raise ValueError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
+        self.num_pictures = num_pictures
+        self._images = 0
+        self._wanted: set[int] = set()
+        self._samples: list[dict[str, NDArray[Any]]] = []
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the batches to draw."""
+        self._start(
+            trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        )
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As `on_validation_start`."""
+        self._start(trainer.num_test_batches)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep one image of the chosen batches."""
+        self._collect(outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As `on_validation_batch_end`."""
+        self._collect(outputs, batch, batch_idx, dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``val_metrics.json`` and ``val_pictures.png``."""
+        if not trainer.sanity_checking:
+            self._write(trainer, pl_module, "val_", "val_")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``metrics.json`` and ``pictures.png``, and say where."""
+        folder = self._write(trainer, pl_module, "test_", "")
+        if folder is not None:
+            rank_zero_info(f"Scores and pictures are in {folder}")
+
+    def _start(self, num_batches: Sequence[int | float]) -> None:
+        self._images, self._samples = 0, []
+        total = min(num_batches[0], 2**31) if num_batches else 0  # an iterable data set has "inf"
+        if total == 2**31:  # length unknown: the first ones
+            self._wanted = set(range(self.num_pictures))
+        else:
+            chosen = np.linspace(0, max(total - 1, 0), self.num_pictures)
+            self._wanted = set(chosen.round().astype(int).tolist())
+
+    def _collect(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        self._images += len(batch["image"])
+        if dataloader_idx or batch_idx not in self._wanted or not isinstance(outputs, Mapping):
+            return
+        sample = {"image": _picture(batch["image"][0]), "label": _array(batch["mask"][0])}
+        sample["prediction"] = _array(outputs["mask"][0])
+        if "anomaly" in outputs:
+            sample["anomaly"] = _array(outputs["anomaly"][0].float())
+        self._samples.append(sample)
+
+    def _write(
+        self, trainer: Trainer, pl_module: LightningModule, metric_prefix: str, file_prefix: str
+    ) -> Path | None:
+        # What talks to other processes comes first and runs on all of them.
+        log_dir = trainer.log_dir
+        images = trainer.strategy.reduce(
+            torch.tensor(self._images, device=pl_module.device), reduce_op="sum"
+        )
+        if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        folder = Path(log_dir)
+        scores: dict[str, Any] = {}
+        class_iou: dict[str, float | None] = {}
+        for key, value in trainer.callback_metrics.items():
+            name = key.removeprefix(metric_prefix)
+            number = value.item() if math.isfinite(value) else None
+            if name != key and name.startswith("IoU_"):
+                class_iou[name.removeprefix("IoU_")] = number
+            elif name != key:
+                scores[name] = number
+        packages = ("lightning-genseg", "lightning", "torch")
+        report = {
+            **scores,
+            "IoU": class_iou,
+            "images": int(images),
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "model": type(pl_module).__name__,
+            "data": None if trainer.datamodule is None else type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "versions": {name: version(name) for name in packages},
+        }
+        scratch = folder / ".partial"
+        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        _replace(folder / f"{file_prefix}metrics.json", text.encode(), scratch)
+        if self._samples:
+            names, palette = _classes(trainer, pl_module)
+            picture = draw_samples(self._samples, names, palette)
+            _replace(folder / f"{file_prefix}pictures.png", _encode(picture, "png"), scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        self._samples = []
+        return folder
+
+
+class PredictionWriter(Callback):
+    """Write what ``predict`` finds, image by image.
+
+    Below the output folder, for the image ``<name>``:
+    ``masks/<name>.png`` (8-bit class indices), ``overlays/<name>.jpg`` (class colours over the
+    image) and, where the module gives it, ``anomaly/<name>.png`` (heat map, each image from its own
+    1st to its 99th percentile, both written down). Then one line of JSON is added to
+    ``predictions.jsonl``: ``name``, ``image`` and ``checkpoint`` (absolute paths), ``mask``,
+    ``overlay``, ``anomaly`` (paths below the folder, or null), ``anomaly_range``, ``classes`` (share
+    of the pixels of each class that occurs) and ``seconds``.
+
+    Every file appears complete or not at all, and its line only after it: an interrupted run leaves
+    no half file, and goes on with `resume`. Of several processes each writes its own
+    ``predictions-rank<k>.jsonl``, joined at the end.
+
+    Args:
+        output_dir: folder to write to; default: ``predictions`` in the run's folder.
+        overlays: whether to write overlays.
+        anomaly_scores: whether to write the anomaly scores as well, ``anomaly/<name>.npy``, float32.
+        resume: leave out the images that `output_dir` already lists.
+        overwrite: remove what `output_dir` lists and start anew.
+        alpha: opacity of the colours in overlays.
+
+    Raises:
+        ValueError: for arguments that exclude each other; for an output folder that already holds
+            predictions, unless `resume` or `overwrite` is set; for resuming with another
+            checkpoint or other images of the same name.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path | None = None,
+        overlays: bool = True,
+        anomaly_scores: bool = False,
+        resume: bool = False,
+        overwrite: bool = False,
+        alpha: float = 0.5,
+    ) -> None:
+        if resume and overwrite:
+            raise ValueError("resume and overwrite exclude each other: set one of them.")
+        if resume and output_dir is None:
+            raise ValueError(
+                "resume needs output_dir: name the folder with the earlier predictions."
+            )
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha} but must be from 0 (image) to 1 (colours).")
+        self.output_dir = output_dir
+        self.overlays = overlays
+        self.anomaly_scores = anomaly_scores
+        self.resume = resume
+        self.overwrite = overwrite
+        self.alpha = alpha
+        self._folder = Path()
+        self._written = 0
+        self._began = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look at what is there already; Lightning has set up the datamodule before."""
+        if stage != "predict":
+            return
+        folder = self.output_dir
+        if folder is None:
+            log_dir = trainer.log_dir
+            folder = Path(trainer.default_root_dir if log_dir is None else log_dir) / "predictions"
+        self._folder = folder
+        self._written = 0
+        manifests = sorted(folder.glob("predictions*.jsonl"))
+        if manifests and not self.resume and not self.overwrite:
+            raise ValueError(
+                f"{folder} already holds predictions: set --predictions.resume true to go on, "
+                "--predictions.overwrite true to start anew, or another --predictions.output_dir."
+            )
+        lines = [line for manifest in manifests for line in read_manifest(manifest)]
+        if self.resume:
+            self._leave_out(trainer, lines)
+        # Every process has to have read the lists before one of them changes something.
+        trainer.strategy.barrier("predictions read")
+        if trainer.is_global_zero:
+            shutil.rmtree(folder / ".partial", ignore_errors=True)
+            if self.overwrite:
+                for line in lines:
+                    for path in _files(line):
+                        (folder / path).unlink(missing_ok=True)
+                for manifest in manifests:
+                    manifest.unlink()
+            folder.mkdir(parents=True, exist_ok=True)
+            self._join()
+        trainer.strategy.barrier("predictions ready")
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the files of each image, then its line."""
+        masks = _array(
+            outputs["mask"].to(torch.uint8)
+        )  # waits for the device: the time is the whole time
+        seconds = (time.perf_counter() - self._began) / len(masks)
+        names, palette = _classes(trainer, pl_module)
+        paths = batch.get("path", [None] * len(masks))
+        rank = trainer.global_rank
+        manifest = self._folder / (f"predictions-rank{rank}.jsonl" if rank else "predictions.jsonl")
+        for index, (name, path, mask) in enumerate(zip(batch["name"], paths, masks, strict=True)):
+            anomaly = _array(outputs["anomaly"][index].float()) if "anomaly" in outputs else None
+            line = {
+                "name": name,
+                "image": None if path is None else str(Path(path).absolute()),
+                "checkpoint": _checkpoint(trainer),
+                **self._write(name, batch["image"][index], mask, anomaly, palette),
+                "classes": _shares(mask, names),
+                "seconds": round(seconds, 4),
+            }
+            _append(manifest, line)
+            self._written += 1
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the lists of all processes."""
+        trainer.strategy.barrier("predictions written")
+        if trainer.is_global_zero:
+            self._join()
+            shutil.rmtree(self._folder / ".partial", ignore_errors=True)
+            rank_zero_info(f"Predictions are in {self._folder}")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Say how to go on."""
+        if self._written and trainer.predicting and trainer.is_global_zero:
+            sys.stderr.write(
+                f"genseg: {self._written} images were predicted; go on with the same command and "
+                f"--predictions.output_dir {self._folder} --predictions.resume true\n"
+            )
+
+    def _leave_out(self, trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> None:
+        dataset = getattr(trainer.datamodule, "predict_dataset", None)  # type: ignore[attr-defined]
+        if dataset is None:
+            raise ValueError(
+                "resume needs a datamodule whose predict_dataset can skip images: "
+                "pass datamodule= to Trainer.predict, or leave resume out."
+            )
+        paths = {name: str(Path(path).absolute()) for name, path in dataset.samples}
+        done = set()
+        for line in lines:
+            if line["checkpoint"] != _checkpoint(trainer):
+                raise ValueError(
+                    f"{self._folder} holds predictions of the checkpoint {line['checkpoint']}, not of "
+                    f"{_checkpoint(trainer)}: use that checkpoint, or another output_dir."
+                )
+            if line["image"] != paths.get(line["name"], line["image"]):
+                raise ValueError(
+                    f"{self._folder} holds a prediction named {line['name']} of {line['image']}, not of "
+                    f"{paths[line['name']]}: give these images another output_dir."
+                )
+            if all((self._folder / path).is_file() for path in _files(line)):
+                done.add(line["name"])
+        dataset.skip(done)
+        rank_zero_info(f"{len(done)} images are already predicted, {len(dataset)} are left.")
+
+    def _write(
+        self,
+        name: str,
+        image: Tensor,
+        mask: NDArray[np.uint8],
+        anomaly: NDArray[np.float32] | None,
+        palette: Sequence[tuple[int, int, int]],
+    ) -> dict[str, Any]:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(
+                f"the image name '{name}' leads out of the output folder: let the data set give "
+                "names relative to its own folder."
+            )
+        files: dict[str, bytes] = {f"masks/{name}.png": _encode(Image.fromarray(mask), "png")}
+        entry: dict[str, Any] = {"mask": f"masks/{name}.png", "overlay": None, "anomaly": None}
+        if self.overlays:
+            entry["overlay"] = f"overlays/{name}.jpg"
+            picture = overlay(_picture(image), mask, palette, self.alpha)
+            files[entry["overlay"]] = _encode(Image.fromarray(picture), "jpeg")
+        if anomaly is not None:
+            low, high = score_range(anomaly)
+            entry["anomaly"], entry["anomaly_range"] = f"anomaly/{name}.png", [low, high]
+            heat = Image.fromarray(heat_map(anomaly, low, high))
+            files[entry["anomaly"]] = _encode(heat, "png")
+            if self.anomaly_scores:
+                entry["anomaly_scores"] = f"anomaly/{name}.npy"
+                buffer = io.BytesIO()
+                np.save(buffer, anomaly)
+                files[entry["anomaly_scores"]] = buffer.getvalue()
+        for file, content in files.items():
+            _replace(self._folder / file, content, self._folder / ".partial")
+        return entry
+
+    def _join(self) -> None:
+        """Bring the lists into ``predictions.jsonl``, without torn lines; the last of equal names counts."""
+        main = self._folder / "predictions.jsonl"
+        others = sorted(self._folder.glob("predictions-rank*.jsonl"))
+        existing = [main] if main.exists() else []
+        lines = {line["name"]: line for file in existing + others for line in read_manifest(file)}
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
+        if existing or others:
+            _replace(main, text.encode(), self._folder / ".partial")
+        for file in others:
+            file.unlink()
+
+
+def read_manifest(path: Path) -> list[dict[str, Any]]:
+    """Read a ``predictions.jsonl``; a last line that an interruption has torn does not count.
+
+    Raises:
+        ValueError: if another line is not JSON.
+    """
+    *complete, _ = path.read_bytes().split(b"\n")
+    lines = []
+    for number, line in enumerate(complete, start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"line {number} of {path} is not JSON: remove the line, and its image is predicted again."
+            ) from error
+    return lines
+
+
+def draw_samples(
+    samples: Sequence[Mapping[str, NDArray[Any]]],
+    class_names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> Image.Image:
+    """Rows of image, labels, prediction and, where given, anomaly (one range for all rows).
+
+    Args:
+        samples: ``image`` H x W x 3 uint8, ``label`` and ``prediction`` H x W (255 = ignored), and
+            ``anomaly`` H x W.
+        class_names: C names for the legend, which shows only classes that occur.
+        palette: C colours.
+    """
+    with_anomaly = all("anomaly" in sample for sample in samples)
+    low, high = score_range(*(s["anomaly"] for s in samples)) if with_anomaly else (0.0, 1.0)
+    rows: list[list[Picture]] = []
+    present: set[int] = set()
+    for sample in samples:
+        row = [
+            sample["image"],
+            *(colorize(sample[key], palette) for key in ("label", "prediction")),
+        ]
+        if with_anomaly:
+            row.append(heat_map(sample["anomaly"], low, high))
+        rows.append(row)
+        present.update(
+            np.unique(sample["label"]).tolist(), np.unique(sample["prediction"]).tolist()
+        )
+    legend = [(name, palette[c]) for c, name in enumerate(class_names) if c in present]
+    if 255 in present:
+        legend.append(("ignored", (0, 0, 0)))
+    titles = ["image", "labels", "prediction", "anomaly"][: len(rows[0])]
+    return grid(rows, titles, legend)
+
+
+def _classes(
+    trainer: Trainer, pl_module: LightningModule
+) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Names and colours: the data's if they have any, else the module's names and VOC's colours."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    num_classes = int(pl_module.num_classes)  # type: ignore[arg-type]
+    names = getattr(data, "class_names", None) or getattr(pl_module, "class_names", None)
+    return (
+        list(names or map(str, range(num_classes))),
+        getattr(data, "palette", None) or voc_palette(num_classes),
+    )
+
+
+def _checkpoint(trainer: Trainer) -> str | None:
+    return None if trainer.ckpt_path is None else str(Path(trainer.ckpt_path).absolute())
+
+
+def _files(line: Mapping[str, Any]) -> list[str]:
+    keys = ("mask", "overlay", "anomaly", "anomaly_scores")
+    return [line[key] for key in keys if line.get(key) is not None]
+
+
+def _shares(mask: NDArray[np.uint8], names: Sequence[str]) -> dict[str, float]:
+    counts = np.bincount(mask.ravel(), minlength=len(names))
+    return {names[c]: round(float(counts[c]) / mask.size, 6) for c in np.flatnonzero(counts)}
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array
+
+
+def _picture(image: Tensor) -> Picture:
+    """Image 3 x H x W in [0, 1] to H x W x 3 uint8."""
+    return _array((image.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0))
+
+
+def _encode(image: Image.Image, format: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **({"quality": 90} if format == "jpeg" else {}))
+    return buffer.getvalue()
+
+
+def _replace(path: Path, content: bytes, scratch: Path) -> None:
+    """Write a file so that it appears complete or not at all, also if power fails."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = scratch / f"{os.getpid()}-{path.name}"
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,218 @@
+"""The command ``genseg``: a plain LightningCLI in subclass mode."""
+
+import difflib
+import inspect
+import os
+import pickle
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+# Imported as packages: this is what makes their classes known by their short names.
+from lightning_genseg import __version__, datamodules, modules
+from lightning_genseg.callbacks import PredictionWriter, Report
+
+
+class GenSegCLI(LightningCLI):
+    """Links what the data know about their classes into the model; writes scores and pictures."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Errors are raised, so that `main` can print them all in one way."""
+        return super().init_parser(exit_on_error=False, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``predict`` writes its results; keeping them in memory is no option."""
+        commands = LightningCLI.subcommands()
+        commands["predict"].add("return_predictions")
+        return commands
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that every run has; a model without a linked argument ignores it."""
+        parser.add_lightning_class_args(Report, "report")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        for name in ("num_classes", "ignore_index", "class_names"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """A test or predict run in the folder of a fit must not replace the fit's configuration."""
+        name = "config.yaml" if self.subcommand == "fit" else f"{self.subcommand}_config.yaml"
+        self.save_config_kwargs = {"config_filename": name, "overwrite": True}
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict without keeping anything: `PredictionWriter` has written it."""
+        self.trainer.predict(**kwargs, return_predictions=False)
+
+    def _parse_ckpt_path(self) -> None:
+        """Let the checkpoint's hyper-parameters win over the YAML, and say which ones did.
+
+        Lightning's own version says nothing, and knows only checkpoints that its CLI has written:
+        here one from a notebook or script does as well.
+        """
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if not path or not Path(path).is_file():
+            return  # "last", "best", a URL: the Trainer resolves it
+        try:
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+            saved = dict(checkpoint.get("hyper_parameters", {}))
+        except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not a checkpoint that can be loaded safely: give a .ckpt file that "
+                f"`genseg fit` or a Trainer has written ({str(error).splitlines()[0]})."
+            ) from error
+        saved.pop("_instantiator", None)
+        class_path = saved.pop("_class_path", config.model.class_path)
+        given = {"class_path": config.model.class_path, **config.model.init_args}
+        linked = {"num_classes", "ignore_index", "class_names"}  # the data's word is final
+        saved = {key: value for key, value in saved.items() if key not in linked}
+        for key, value in {"class_path": class_path, **saved}.items():
+            if key in given and _plain(given[key]) != _plain(value):
+                print(f"genseg: {path} sets model.{key} to {value}, not {given[key]}")  # noqa: T201
+        model = {"class_path": class_path, "init_args": saved}
+        command = self.config.subcommand
+        self.config = self.parser.parse_object({command: {"model": model}}, self.config)
+
+
+class _LastCheckpoint(Callback):
+    """Says where an interrupted training run can be taken up again."""
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
+            return
+        if not trainer.training:
+            _say("interrupted.")
+            return
+        paths = [
+            Path(path)
+            for callback in trainer.checkpoint_callbacks
+            for path in (
+                getattr(callback, "last_model_path", ""),
+                getattr(callback, "best_model_path", ""),
+            )
+            if path and Path(path).is_file()
+        ]
+        if paths:
+            newest = max(paths, key=lambda path: path.stat().st_mtime)
+            _say(f"interrupted; go on with the same command and --ckpt_path {newest}")
+        else:
+            _say("interrupted before the first checkpoint was written.")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run ``genseg`` with the command line, or with `args`.
+
+    Raises:
+        SystemExit: with code 2 after one line ``genseg: error: ...`` for whatever the user can
+            mend. Other errors keep their traceback, and so do all with ``GENSEG_DEBUG=1``.
+    """
+    try:
+        GenSegCLI(
+            modules.SegmentationModule,
+            datamodules.SegmentationDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # the modules take their optimiser as an argument
+            seed_everything_default=0,
+            trainer_defaults={"callbacks": [_LastCheckpoint()]},
+            parser_kwargs={"prog": "genseg", "description": __doc__, "version": __version__},
+            args=args,
+        )
+    except KeyboardInterrupt:  # before the Trainer runs; later it is _LastCheckpoint's
+        _say("interrupted.")
+        raise SystemExit(130) from None
+    except Exception as error:
+        message = None if os.environ.get("GENSEG_DEBUG") else _user_message(error)
+        if message is None:
+            raise
+        _fail(message)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"genseg: {message}\n")
+
+
+def _fail(message: str) -> NoReturn:
+    _say("error: " + " ".join(message.split()))
+    raise SystemExit(2) from None
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML would hold it, for comparing."""
+    return (
+        list(value)
+        if isinstance(value, tuple)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+    )
+
+
+def _user_message(error: BaseException) -> str | None:
+    """What to tell the user, or None for an error that needs its traceback."""
+    for link in _chain(error):
+        worker = re.match(r"Caught \w+ in DataLoader worker process", str(link))
+        if worker:  # torch re-raises with the traceback of the worker as text
+            frames = re.findall(r'^  File "(.+?)", line', str(link), re.MULTILINE)
+            if frames and Path(frames[-1]).is_relative_to(Path(__file__).parent):
+                return re.split(r"^\w[\w.]*: ", str(link), flags=re.MULTILINE)[-1]
+        elif isinstance(link, ValueError | OSError) and _raised_here(link):
+            return str(link)
+    if isinstance(error, ArgumentError):
+        return _condense(str(error))
+    if isinstance(error, FileNotFoundError | MisconfigurationException):
+        return str(error)
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the innermost frame is this package's: then the message was written for users."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return False
+    name = str(traceback.tb_frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0] == __package__
+
+
+def _condense(message: str) -> str:
+    """The sentence inside jsonargparse's report of everything it has tried."""
+    noise = r"\s*(Does not validate against|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
+    lines = [line for line in message.splitlines() if not re.match(noise, line)]
+    text = " ".join(line.strip().removeprefix("- ") for line in lines)
+    return text + _did_you_mean(text)
+
+
+def _did_you_mean(text: str) -> str:
+    option = re.search(r"class_path '([\w.]+)': Option '(\w+)' is not accepted", text)
+    name = re.search(r"Expected a dot import path string: (\w+)", text)
+    if option:
+        module, _, cls = option[1].rpartition(".")
+        word, known = (
+            option[2],
+            list(inspect.signature(getattr(import_module(module), cls)).parameters),
+        )
+    elif name:
+        word, known = name[1], [*modules.__all__, *datamodules.__all__]
+    else:
+        return ""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}."

@@ -1,0 +1,366 @@
+"""What every datamodule shares: stages, loaders, the check of the first batch, a loader that resumes mid-epoch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+
+from lightning_genseg.datasets.base import IGNORE, Color, ImageFolder, check_palette
+from lightning_genseg.transforms import (
+    Transform,
+    default_eval_transform,
+    default_train_transform,
+    single_thread,
+)
+
+__all__ = [
+    "Batch",
+    "CheckedLoader",
+    "EpochSampler",
+    "SegmentationDataModule",
+    "TrainLoader",
+    "check_batch",
+    "collate",
+]
+
+Batch = dict[str, Any]
+Split = Literal["train", "val", "test"]
+
+
+class SegmentationDataModule(LightningDataModule, ABC):
+    """Datamodule of images with masks; a subclass says in `make_dataset` what a split consists of.
+
+    `num_classes`, `ignore_index` (255), `class_names` and `palette` are there at once, `train_dataset`, `val_dataset`,
+    `test_dataset` and `predict_dataset` after `setup`. A batch is a dict: `image` float32 Bx3xHxW in [0, 1],
+    `mask` int64 BxHxW (not when predicting), `name` list of str. Works without a Trainer.
+
+    Args:
+        class_names: one per class.
+        palette: one RGB colour per class; default: PASCAL VOC's.
+        batch_size: of training, per process.
+        eval_batch_size: of validation, test and prediction; more than 1 needs images of one size.
+        num_workers: processes that load data.
+        crop_size: (height, width) of training images; not used when `train_transform` is given.
+        train_transform: albumentations transforms; default: `default_train_transform(crop_size)`.
+        eval_transform: likewise for validation, test and prediction; default: none, every image at its own size.
+        seed: of order and augmentation, which depend on it, the epoch and the sample, not on `num_workers`.
+        predict_root: folder of images (searched recursively), or one image, for prediction.
+
+    Raises:
+        ValueError: a wrong argument.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        palette: Sequence[Color] | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        crop_size: tuple[int, int] = (256, 256),
+        train_transform: Sequence[Transform] | None = None,
+        eval_transform: Sequence[Transform] | None = None,
+        seed: int = 0,
+        predict_root: Path | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("crop_size", min(crop_size), 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value} but must be at least {least}.")
+        self.num_classes = len(class_names)
+        self.ignore_index = IGNORE
+        self.class_names = list(class_names)
+        self.palette = check_palette(palette, self.num_classes)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.train_transform = (
+            default_train_transform(crop_size) if train_transform is None else list(train_transform)
+        )
+        self.eval_transform = (
+            default_eval_transform() if eval_transform is None else list(eval_transform)
+        )
+        self.seed = seed
+        self.predict_root = predict_root
+        self.train_dataset: Dataset[Batch] | None = None
+        self.val_dataset: Dataset[Batch] | None = None
+        self.test_dataset: Dataset[Batch] | None = None
+        self.predict_dataset: ImageFolder | None = None
+
+    @abstractmethod
+    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
+        """Build the data set of one split."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the data sets that a stage (fit, validate, test, predict; None: all) needs."""
+        if stage in ("fit", None):
+            self.train_dataset = self.make_dataset("train", self.train_transform)
+        if stage in ("fit", "validate", None):
+            self.val_dataset = self.make_dataset("val", self.eval_transform)
+        if stage in ("test", None):
+            self.test_dataset = self.make_dataset("test", self.eval_transform)
+        if stage == "predict" or (stage is None and self.predict_root is not None):
+            if self.predict_root is None:
+                raise ValueError(
+                    "there is nothing to predict: set predict_root (--data.predict_root) to a folder of images."
+                )
+            self.predict_dataset = ImageFolder(self.predict_root, self.eval_transform)
+
+    def train_dataloader(self) -> "TrainLoader":
+        """Shuffled batches; ValueError if the training set is smaller than one batch."""
+        if self.train_dataset is None:
+            self.setup("fit")
+        assert self.train_dataset is not None
+        sampler = EpochSampler(self.train_dataset, self.seed)
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"the training set has {sampler.size} images, fewer than one batch of {self.batch_size} for "
+                f"each of {sampler.num_replicas} processes: lower batch_size."
+            )
+        return TrainLoader(
+            dataset=self.train_dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=True,
+            **self._loader_options(),
+        )
+
+    def val_dataloader(self) -> "CheckedLoader":
+        """Batches of the validation set in its order."""
+        if self.val_dataset is None:
+            self.setup("validate")
+        assert self.val_dataset is not None
+        return self._eval_loader(self.val_dataset)
+
+    def test_dataloader(self) -> "CheckedLoader":
+        """Batches of the test set in its order."""
+        if self.test_dataset is None:
+            self.setup("test")
+        assert self.test_dataset is not None
+        return self._eval_loader(self.test_dataset)
+
+    def predict_dataloader(self) -> "CheckedLoader":
+        """Batches without masks of the images under `predict_root`."""
+        if self.predict_dataset is None:
+            self.setup("predict")
+        assert self.predict_dataset is not None
+        return self._eval_loader(self.predict_dataset)
+
+    def _eval_loader(self, dataset: Dataset[Batch]) -> "CheckedLoader":
+        return CheckedLoader(
+            dataset=dataset, batch_size=self.eval_batch_size, **self._loader_options()
+        )
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": collate,
+            "worker_init_fn": single_thread,
+        }
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """A permutation per epoch that yields (index, seed) pairs, split by striding over the processes.
+
+    Order and seeds are a function of (`seed`, epoch) that all processes compute alike, so that batch k of W processes
+    together holds the samples of batch k of one process with a W times larger batch. The rest that does not divide
+    evenly is dropped. A `DistributedSampler`, because Lightning replaces any other kind under DDP.
+
+    Args:
+        dataset: a sized data set.
+        seed: not negative.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
+        parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+        super().__init__(
+            dataset,
+            num_replicas=torch.distributed.get_world_size() if parallel else 1,
+            rank=torch.distributed.get_rank() if parallel else 0,
+            seed=seed,
+            drop_last=True,
+        )
+        self.size = len(dataset)  # type: ignore[arg-type]
+        self.start = 0  # samples that the next iteration leaves out, because they were seen before an interruption
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        start, self.start = self.start, 0
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(self.size)[: self.total_size]
+        seeds = generator.integers(2**63 - 1, size=self.size)
+        for index in order[self.rank :: self.num_replicas][start:].tolist():
+            yield index, int(seeds[index])
+
+
+class CheckedLoader(DataLoader[Batch]):
+    """DataLoader that checks its first batch and reports errors of worker processes as they were raised."""
+
+    _checked = False
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # A generator, so that nothing starts before the first batch is asked for.
+        batches = super().__iter__()
+        while True:
+            try:
+                batch: Batch = next(batches)
+            except StopIteration:
+                return
+            except (ValueError, FileNotFoundError) as error:
+                raise _from_worker(error) from None
+            if not self._checked:
+                check_batch(batch, getattr(self.dataset, "num_classes", None))
+                self._checked = True
+            yield batch
+
+
+class TrainLoader(CheckedLoader):
+    """Loader over an `EpochSampler` whose `state_dict` is the position of the next batch.
+
+    After `load_state_dict` the first iteration over the stored epoch goes on with the next batch. Lightning saves and
+    restores this state and sets the epoch; in a plain loop each complete iteration moves on to the next epoch.
+    """
+
+    _batch = 0  # batches of this epoch that were handed out
+    _resume: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        sampler = self.sampler
+        if not isinstance(
+            sampler, EpochSampler
+        ):  # Trainer(overfit_batches=...) puts its own one here
+            yield from super().__iter__()
+            return
+        resume, self._resume = self._resume, None
+        self._batch = resume[1] if resume is not None and resume[0] == sampler.epoch else 0
+        sampler.start = self._batch * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._batch += (
+                1  # before the yield: a checkpoint is written while the consumer holds the batch
+            )
+            yield batch
+        sampler.set_epoch(sampler.epoch + 1)
+        self._batch = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and how many of its batches were handed out."""
+        return {"epoch": getattr(self.sampler, "epoch", 0), "batch": self._batch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        if not isinstance(self.sampler, EpochSampler):
+            return
+        epoch, batch = state["epoch"], state["batch"]
+        if batch >= len(self):
+            epoch, batch = epoch + 1, 0
+        self.sampler.set_epoch(epoch)
+        self._resume = (epoch, batch)
+
+
+def _from_worker(error: ValueError | FileNotFoundError) -> ValueError | FileNotFoundError:
+    # A worker's exception arrives with its whole traceback as message; its last line is the sentence we wrote.
+    message = str(error)
+    if not message.startswith("Caught "):
+        return error
+    return type(error)(message.strip().splitlines()[-1].partition(": ")[2])
+
+
+def collate(samples: list[dict[str, Any]]) -> Batch:
+    """Stack samples into a batch; ValueError naming two files whose sizes differ."""
+    first = samples[0]
+    for sample in samples[1:]:
+        if sample["image"].shape != first["image"].shape:
+            raise ValueError(
+                f"images '{first['name']}' {_size(first['image'])} and '{sample['name']}' {_size(sample['image'])} cannot "
+                "share a batch: let the transforms end in a crop or resize of fixed size, or (evaluation) set eval_batch_size=1."
+            )
+    batch: Batch = default_collate(samples)
+    return batch
+
+
+def check_batch(batch: Batch, num_classes: int | None = None) -> None:
+    """Check that a batch is what the modules expect, and warn if all its pixels are ignored.
+
+    Args:
+        batch: see `SegmentationDataModule`; without `mask` only the images are checked.
+        num_classes: C; None: labels are not compared with it.
+
+    Raises:
+        ValueError: wrong type, shape or range, naming the file.
+    """
+    names = batch.get("name", [])
+    image = batch["image"]
+    if (
+        not isinstance(image, Tensor)
+        or image.dtype != torch.float32
+        or image.ndim != 4
+        or image.shape[1] != 3
+    ):
+        raise ValueError(
+            f"the images of the batch with {_name(names, 0)} are {_kind(image)} but must be float32 Bx3xHxW: return "
+            "an image as float32 3xHxW in [0, 1] from the data set."
+        )
+    low, high = image.amin((1, 2, 3)), image.amax((1, 2, 3))
+    for index in range(len(image)):
+        if not (low[index] >= 0 and high[index] <= 1):  # also catches NaN
+            raise ValueError(
+                f"image {_name(names, index)} holds values from {low[index]:.4g} to {high[index]:.4g} but must lie in [0, 1]: "
+                "divide by 255, and leave out Normalize, which the module does itself."
+            )
+    if "mask" not in batch:
+        return
+    mask = batch["mask"]
+    if (
+        not isinstance(mask, Tensor)
+        or mask.dtype != torch.int64
+        or mask.shape != image.shape[:1] + image.shape[2:]
+    ):
+        raise ValueError(
+            f"the masks of the batch with {_name(names, 0)} are {_kind(mask)} but must be int64 of shape "
+            f"{_shape(image.shape[:1] + image.shape[2:])}, like the images: return a mask as int64 HxW from the data set."
+        )
+    if num_classes is not None:
+        wrong = ((mask < 0) | (mask >= num_classes)) & (mask != IGNORE)
+        for index in torch.nonzero(wrong.flatten(1).any(1)).flatten().tolist():
+            values = mask[index][wrong[index]].unique().tolist()
+            raise ValueError(
+                f"mask {_name(names, index)} holds the labels {', '.join(map(str, values[:8]))} but there are {num_classes} "
+                f"classes: use 0 to {num_classes - 1} and 255 for ignore, or raise num_classes."
+            )
+    if bool((mask == IGNORE).all()):
+        rank_zero_warn(
+            f"every pixel of the first batch ({', '.join(names)}) is ignored (255), nothing is learned from it: "
+            "check the masks, the ids table and the size of the crop."
+        )
+
+
+def _name(names: Sequence[str], index: int) -> str:
+    return f"'{names[index]}'" if index < len(names) else f"number {index} of the batch"
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} of shape {_shape(value.shape)}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _size(image: Tensor) -> str:
+    return f"({image.shape[-2]}x{image.shape[-1]})"

@@ -1,0 +1,56 @@
+"""CamVid for Lightning."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_genseg.datamodules.base import SegmentationDataModule, Split
+from lightning_genseg.datasets.camvid import CamVid
+from lightning_genseg.transforms import Transform
+
+__all__ = ["CamVidDataModule"]
+
+
+class CamVidDataModule(SegmentationDataModule):
+    """CamVid (`datasets.CamVid`: layout, sources, where to get it).
+
+    Args:
+        root: folder with train, trainannot, val, valannot, test, testannot; not needed for prediction.
+        batch_size: see `SegmentationDataModule`, like all that follow.
+        eval_batch_size: see there.
+        num_workers: see there.
+        crop_size: see there.
+        train_transform: see there.
+        eval_transform: see there.
+        seed: see there.
+        predict_root: see there.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        crop_size: tuple[int, int] = (256, 320),
+        train_transform: list[Transform] | None = None,
+        eval_transform: list[Transform] | None = None,
+        seed: int = 0,
+        predict_root: Path | None = None,
+    ) -> None:
+        super().__init__(
+            class_names=CamVid.CLASS_NAMES,
+            palette=CamVid.PALETTE,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            crop_size=crop_size,
+            train_transform=train_transform,
+            eval_transform=eval_transform,
+            seed=seed,
+            predict_root=predict_root,
+        )
+        self.root = root
+
+    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> CamVid:
+        """Build one of CamVid's three splits."""
+        return CamVid(self.root, split, transform)

@@ -1,0 +1,163 @@
+"""Anybody's own images and masks for Lightning."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lightning_genseg.datamodules.base import SegmentationDataModule, Split
+from lightning_genseg.datasets.base import label_table
+from lightning_genseg.datasets.folder import Folder, match_masks, read_names
+from lightning_genseg.transforms import Transform
+
+__all__ = ["FolderDataModule"]
+
+
+class FolderDataModule(SegmentationDataModule):
+    """Your own data: `root/images` and `root/masks` with files of the same names, also in sub-folders.
+
+    A mask holds one class number per pixel (grey or palette image), 255 = ignore. Which images are for training,
+    validation and test is said by lists (one name per line: the path below `images`, with or without suffix); without
+    `train_list` and `val_list` a share of the images is drawn for validation, the same at every call. Without
+    `test_list` the validation set is the test set.
+
+    Args:
+        root: folder that holds `images` and `masks`; not needed for prediction.
+        num_classes: C; may be left out when `class_names` are given.
+        class_names: one per class; default: class_0, class_1 ...
+        palette: one RGB colour per class; default: PASCAL VOC's.
+        images: folder of the images below `root`.
+        masks: folder of the masks below `root`.
+        ids: value in the mask files -> class (or 255), for files that do not hold 0..C-1; other values are an error.
+        train_list: file of names, from the working folder or below `root`.
+        val_list: likewise.
+        test_list: likewise.
+        val_fraction: share of the images drawn for validation without lists, in (0, 1).
+        split_seed: of that draw; apart from `seed`, so that runs with other seeds are scored on the same images.
+        batch_size: see `SegmentationDataModule`, like all that follow.
+        eval_batch_size: see there.
+        num_workers: see there.
+        crop_size: see there.
+        train_transform: see there.
+        eval_transform: see there.
+        seed: see there.
+        predict_root: see there.
+
+    Raises:
+        ValueError: wrong arguments; in `setup`: names that do not match, lists that overlap.
+        FileNotFoundError: in `setup`: a folder or list does not exist.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        palette: list[tuple[int, int, int]] | None = None,
+        images: str = "images",
+        masks: str = "masks",
+        ids: dict[int, int] | None = None,
+        train_list: Path | None = None,
+        val_list: Path | None = None,
+        test_list: Path | None = None,
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        crop_size: tuple[int, int] = (256, 256),
+        train_transform: list[Transform] | None = None,
+        eval_transform: list[Transform] | None = None,
+        seed: int = 0,
+        predict_root: Path | None = None,
+    ) -> None:
+        if class_names is None:
+            if num_classes is None:
+                raise ValueError(
+                    "the number of classes is not known: give num_classes or class_names."
+                )
+            class_names = [f"class_{index}" for index in range(num_classes)]
+        if num_classes is not None and num_classes != len(class_names):
+            raise ValueError(
+                f"num_classes is {num_classes} but class_names has {len(class_names)} names: correct one of them."
+            )
+        if (train_list is None) != (val_list is None):
+            raise ValueError(
+                "train_list and val_list belong together: give both, or neither to draw a validation set."
+            )
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction is {val_fraction} but must lie between 0 and 1.")
+        label_table(ids, len(class_names))  # a wrong table is reported before anything is read
+        super().__init__(
+            class_names=class_names,
+            palette=palette,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            crop_size=crop_size,
+            train_transform=train_transform,
+            eval_transform=eval_transform,
+            seed=seed,
+            predict_root=predict_root,
+        )
+        self.root = Path(root)
+        self.images = images
+        self.masks = masks
+        self.ids = ids
+        self.lists: dict[Split, Path | None] = {
+            "train": train_list,
+            "val": val_list,
+            "test": test_list,
+        }
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self._names: dict[Split, list[str]] | None = None
+
+    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Folder:
+        """Build the part of the images that belongs to a split."""
+        self._names = self._names or self._split()
+        return Folder(
+            self.root,
+            self.class_names,
+            self.images,
+            self.masks,
+            self._names[split],
+            self.palette,
+            self.ids,
+            transform,
+        )
+
+    def _split(self) -> dict[Split, list[str]]:
+        names = {
+            split: read_names(self._find(path))
+            for split, path in self.lists.items()
+            if path is not None
+        }
+        splits = list(names)
+        for index, first in enumerate(splits):
+            for second in splits[index + 1 :]:
+                both = sorted(set(names[first]) & set(names[second]))
+                if both:
+                    raise ValueError(
+                        f"{first}_list and {second}_list share {len(both)} images ({', '.join(both[:3])}), which spoils the "
+                        "scores: take them out of one list."
+                    )
+        if "train" not in names:
+            test = set(names.get("test", []))
+            pairs = match_masks(self.root / self.images, self.root / self.masks)
+            rest = [pair.name for pair in pairs if pair.name not in test]
+            count = max(1, round(self.val_fraction * len(rest)))
+            if len(rest) <= count:
+                raise ValueError(
+                    f"'{self.root / self.images}' has {len(rest)} images for training and validation, too few to put "
+                    f"{count} aside: add images or lower val_fraction."
+                )
+            held = set(
+                np.random.default_rng(self.split_seed).permutation(len(rest))[:count].tolist()
+            )
+            names["train"] = [name for index, name in enumerate(rest) if index not in held]
+            names["val"] = [name for index, name in enumerate(rest) if index in held]
+        return {**names, "test": names.get("test", names["val"])}
+
+    def _find(self, path: Path) -> Path:
+        return path if Path(path).is_file() else self.root / path

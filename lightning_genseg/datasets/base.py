@@ -1,0 +1,323 @@
+"""Reading samples: images, masks, and what to say when something is wrong with them."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+
+from lightning_genseg.transforms import Transform, apply, compose
+
+__all__ = [
+    "IGNORE",
+    "ImageFolder",
+    "Sample",
+    "SegmentationDataset",
+    "find_images",
+    "read_image",
+    "read_mask",
+]
+
+IGNORE = 255
+Color = tuple[int, int, int]
+
+
+class Sample(NamedTuple):
+    """Where one sample lies; `name` is unique in its data set."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+class SegmentationDataset(Dataset[dict[str, Any]]):
+    """Images with masks; a sample is `image` float32 3xHxW in [0, 1], `mask` int64 HxW (255 = ignore), `name`.
+
+    An index is an int, or a pair (int, seed): the seed decides the augmentation, so that it does not depend on the
+    worker that happens to read the sample.
+
+    Args:
+        samples: where the files lie.
+        class_names: one per class, at most 255.
+        palette: one RGB colour per class; default: the colours of PASCAL VOC.
+        ids: value in the mask files -> class (or 255); None: the files hold classes. 255 always means ignore.
+        transform: albumentations transforms.
+
+    Raises:
+        ValueError: no sample, wrong lengths or a wrong table; on reading: an unreadable file, sizes that differ, a
+            label that is not in the table.
+        FileNotFoundError: on reading: a file does not exist.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        class_names: Sequence[str],
+        palette: Sequence[Color] | None = None,
+        ids: Mapping[int, int] | None = None,
+        transform: Sequence[Transform] | None = None,
+    ) -> None:
+        if not samples:
+            raise ValueError("the data set has no samples: give it at least one image.")
+        self.samples = list(samples)
+        self.class_names = list(class_names)
+        self.palette = check_palette(palette, len(self.class_names))
+        self.transform = compose(transform)
+        self._table = label_table(ids, len(self.class_names))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        position, seed = index if isinstance(index, tuple) else (index, index)
+        sample = self.samples[position]
+        image = read_image(sample.image)
+        raw = read_mask(sample.mask)
+        if raw.shape != image.shape[:2]:
+            raise ValueError(
+                f"mask '{sample.mask}' is {raw.shape[0]}x{raw.shape[1]} but image '{sample.image}' is "
+                f"{image.shape[0]}x{image.shape[1]} (height x width, after EXIF rotation): give both the same size."
+            )
+        mask = map_labels(raw, self._table, sample.mask)
+        tensor, labels = apply(self.transform, image, mask, seed, sample.name)
+        return {"image": tensor, "mask": labels, "name": sample.name}
+
+
+class ImageFolder(Dataset[dict[str, Any]]):
+    """Images to predict: every image under a folder, or one file; a sample is `image`, `name`, `path` (str).
+
+    `name` is the path relative to `root` without its suffix; where two files share it (a.jpg, a.png) the suffix
+    stays: `a_jpg`, `a_png`.
+
+    Args:
+        root: folder, searched recursively, or an image file.
+        transform: albumentations transforms.
+
+    Raises:
+        FileNotFoundError: `root` does not exist.
+        ValueError: no image in it; on reading: an unreadable file.
+    """
+
+    def __init__(self, root: Path | str, transform: Sequence[Transform] | None = None) -> None:
+        root = Path(root)
+        paths = [root] if root.is_file() else find_images(root)
+        base = root.parent if root.is_file() else root
+        self.transform = compose(transform)
+        self.samples = list(zip(unique_names(paths, base), paths, strict=True))
+
+    def skip(self, names: set[str]) -> None:
+        """Leave out the images of these names, for instance those already predicted."""
+        self.samples = [sample for sample in self.samples if sample[0] not in names]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name, path = self.samples[index]
+        image, _ = apply(self.transform, read_image(path), None, index, name)
+        return {"image": image, "name": name, "path": str(path)}
+
+
+def find_images(root: Path) -> list[Path]:
+    """All files under a folder that PIL can read by their suffix, sorted; hidden files and folders are left out.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: no image in it.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"folder '{root}' does not exist: check the path.")
+    suffixes = readable_suffixes()
+    paths = sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and path.is_file()
+    )
+    if not paths:
+        raise ValueError(
+            f"no image in folder '{root}': put images (png, jpg, tif ...) there or give another folder."
+        )
+    return paths
+
+
+@cache
+def readable_suffixes() -> set[str]:
+    """Lower-case suffixes (with dot) of the image formats that PIL reads."""
+    # PIL also registers documents and films (.pdf, .mpg, .hdf ...), some of which it can only write or not decode.
+    return {
+        suffix
+        for suffix, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
+    }
+
+
+def unique_names(paths: Sequence[Path], root: Path) -> list[str]:
+    """Path relative to `root` without suffix, with `_suffix` appended where two files would share it."""
+    plain = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    count: dict[str, int] = {}
+    for name in plain:
+        count[name] = count.get(name, 0) + 1
+    names: list[str] = []
+    taken = {name for name in plain if count[name] == 1}
+    for name, path in zip(plain, paths, strict=True):
+        if count[name] > 1:
+            name = f"{name}_{path.suffix[1:]}"
+            while name in taken:  # a.png and a.jpg beside a file that is itself called a_png.bmp
+                name += "_"
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image file of any format as HxWx3 uint8, turned as its EXIF orientation says.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable, or pixels of more than 16 bits.
+    """
+    image = _open(path, "image")
+    if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"image '{path}' has 32-bit pixels, whose range is not known: save it with 8 bits a channel."
+        )
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def read_mask(path: Path) -> NDArray[np.integer[Any]]:
+    """Read a mask file as HxW integers: grey values of 1 to 32 bits, or the indices of a palette image.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable, or a colour or floating-point image.
+    """
+    mask = _open(path, "mask")
+    if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
+        raise ValueError(
+            f"mask '{path}' is a {mask.mode} image but must hold one class number per pixel (grey or palette PNG, "
+            "255 = ignore): convert its colours to class numbers first."
+        )
+    array = np.array(mask)
+    return array.astype(np.uint8) if array.dtype == bool else array
+
+
+def _open(path: Path, kind: str) -> Image.Image:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{kind} '{path}' does not exist: restore it or take it out of the data set."
+        )
+    try:
+        with Image.open(path) as file:
+            file.load()
+            return file if kind == "mask" else ImageOps.exif_transpose(file)
+    except (
+        Exception
+    ) as error:  # PIL raises a dozen types on broken files: OSError, SyntaxError, struct.error ...
+        raise ValueError(
+            f"{kind} '{path}' cannot be read ({' '.join(str(error).split())}): replace it or take it out of the data set."
+        ) from error
+
+
+_UNKNOWN = 256  # in a label table: no class has this raw value
+
+
+def label_table(ids: Mapping[int, int] | None, num_classes: int) -> NDArray[np.uint16]:
+    """Lookup table raw value -> class, 255 or 'unknown' (256), with at least 256 entries.
+
+    Raises:
+        ValueError: the table is empty, has keys that no mask can hold, or leads to something that is not a class.
+    """
+    if not 0 < num_classes <= IGNORE:
+        raise ValueError(
+            f"num_classes is {num_classes} but must be 1 to 255, because 255 means ignore."
+        )
+    pairs = {value: value for value in range(num_classes)} if ids is None else dict(ids)
+    if not pairs:
+        raise ValueError(
+            "ids is empty: list every value that occurs in the masks, or leave ids out."
+        )
+    if min(pairs) < 0 or max(pairs) > 2**24:
+        raise ValueError(
+            f"ids has the keys {min(pairs)} to {max(pairs)} but masks hold values from 0 to {2**24}."
+        )
+    wrong = sorted(
+        value for value in pairs.values() if not (0 <= value < num_classes or value == IGNORE)
+    )
+    if wrong:
+        raise ValueError(
+            f"ids leads to {wrong[:5]} but there are {num_classes} classes: use 0 to {num_classes - 1}, or 255 for ignore."
+        )
+    if pairs.get(IGNORE, IGNORE) != IGNORE:
+        raise ValueError(
+            f"ids maps 255 to {pairs[IGNORE]} but 255 always means ignore: renumber that class in the masks."
+        )
+    table = np.full(max(256, max(pairs) + 1), _UNKNOWN, np.uint16)
+    table[list(pairs)] = list(pairs.values())
+    table[IGNORE] = IGNORE
+    return table
+
+
+def map_labels(
+    raw: NDArray[np.integer[Any]], table: NDArray[np.uint16], path: Path
+) -> NDArray[np.uint8]:
+    """Turn raw mask values into classes; ValueError naming the file and the values that are not in the table."""
+    inside = raw if raw.dtype == np.uint8 else np.clip(raw, 0, len(table) - 1)
+    classes = table[inside]
+    unknown = classes == _UNKNOWN
+    if inside is not raw:
+        unknown |= inside != raw
+    if unknown.any():
+        values = np.unique(raw[unknown]).tolist()
+        shown = ", ".join(map(str, values[:8])) + (" ..." if len(values) > 8 else "")
+        known = np.flatnonzero(table < IGNORE).tolist()
+        listed = (
+            f"{known[0]} to {known[-1]}"
+            if known and known == list(range(known[0], known[-1] + 1))
+            else str(known)
+        )
+        raise ValueError(
+            f"mask '{path}' holds the values {shown}, which are no classes (known: {listed}, and 255 for ignore): "
+            "correct num_classes, or list these values in ids (raw value: class, or 255)."
+        )
+    return classes.astype(np.uint8)
+
+
+def check_palette(palette: Sequence[Color] | None, num_classes: int) -> list[Color]:
+    """Return the palette, by default PASCAL VOC's; ValueError if it has not one colour 0..255 per class."""
+    if palette is None:
+        return voc_palette(num_classes)
+    if len(palette) != num_classes:
+        raise ValueError(
+            f"the palette has {len(palette)} colours but there are {num_classes} classes: give one per class."
+        )
+    colors = [tuple(color) for color in palette]
+    if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in colors):
+        raise ValueError("the palette must hold (red, green, blue) with values from 0 to 255.")
+    return [(color[0], color[1], color[2]) for color in colors]
+
+
+def voc_palette(num_classes: int) -> list[Color]:
+    """Colours of PASCAL VOC for any number of classes: the bits of the class number spread over red, green, blue."""
+    palette = []
+    for index in range(num_classes):
+        color = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                color[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+        palette.append((color[0], color[1], color[2]))
+    return palette

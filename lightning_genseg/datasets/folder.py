@@ -1,0 +1,129 @@
+"""Anybody's own data: a folder of images and a folder of masks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning_genseg.datasets.base import (
+    Color,
+    Sample,
+    SegmentationDataset,
+    find_images,
+    readable_suffixes,
+)
+from lightning_genseg.transforms import Transform
+
+__all__ = ["Folder", "match_masks", "read_names"]
+
+
+class Folder(SegmentationDataset):
+    """Images and masks of the same names (relative path without suffix) in two folders under `root`.
+
+    Args:
+        root: folder that holds both.
+        class_names: one per class.
+        images: folder of the images, of any format.
+        masks: folder of the masks, one class number per pixel.
+        names: which samples, in this order; default: all, sorted.
+        palette: see `SegmentationDataset`.
+        ids: see `SegmentationDataset`.
+        transform: albumentations transforms.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: no image, names that do not match; on reading as in `SegmentationDataset`.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        class_names: Sequence[str],
+        images: str = "images",
+        masks: str = "masks",
+        names: Sequence[str] | None = None,
+        palette: Sequence[Color] | None = None,
+        ids: Mapping[int, int] | None = None,
+        transform: Sequence[Transform] | None = None,
+    ) -> None:
+        samples = match_masks(Path(root) / images, Path(root) / masks, names)
+        super().__init__(samples, class_names, palette, ids, transform)
+
+
+def match_masks(images: Path, masks: Path, names: Sequence[str] | None = None) -> list[Sample]:
+    """Pair the images of a folder with the masks of another by relative path without suffix, sorted or as in `names`.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: no image; a name without image or mask, or with two of them; without `names` also a mask too many.
+    """
+    image_of, mask_of = _by_name(images), _by_name(masks)
+    wanted = sorted(image_of) if names is None else list(names)
+    _complain(
+        [name for name in wanted if name not in image_of], "names of the list have no image", images
+    )
+    _complain(
+        [name for name in wanted if name not in mask_of],
+        "images have no mask of the same name",
+        masks,
+    )
+    if names is None:
+        _complain(
+            [name for name in sorted(mask_of) if name not in image_of],
+            "masks have no image of the same name",
+            images,
+        )
+    return [Sample(name, image_of[name], mask_of[name]) for name in wanted]
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for path in find_images(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in paths:
+            raise ValueError(
+                f"'{paths[name]}' and '{path}' share the name '{name}': rename or remove one of them."
+            )
+        paths[name] = path
+    return paths
+
+
+def _complain(names: Sequence[str], what: str, folder: Path) -> None:
+    if names:
+        shown = ", ".join(f"'{name}'" for name in names[:3]) + (" ..." if len(names) > 3 else "")
+        raise ValueError(
+            f"{len(names)} {what} in '{folder}' ({shown}): images and masks must have the same path below their folder "
+            "except for the suffix."
+        )
+
+
+def read_names(path: Path) -> list[str]:
+    """Read a split list: one name per line, with or without the suffix of an image; blank lines are skipped.
+
+    Raises:
+        FileNotFoundError: no such list.
+        ValueError: it is empty or holds a name twice.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"list '{path}' does not exist: check the path.")
+    names = [
+        _stem(line.strip())
+        for line in path.read_text(encoding="utf-8-sig").splitlines()
+        if line.strip()
+    ]
+    if not names:
+        raise ValueError(f"list '{path}' is empty: write one image name per line.")
+    twice = (
+        sorted({name for name in names if names.count(name) > 1})
+        if len(set(names)) < len(names)
+        else []
+    )
+    if twice:
+        raise ValueError(
+            f"list '{path}' holds {len(twice)} names twice, for instance '{twice[0]}': remove the repetition."
+        )
+    return names
+
+
+def _stem(name: str) -> str:
+    # Only an image's suffix is cut: in `frame.0001` the part after the dot belongs to the name.
+    path = Path(name)
+    return (path.with_suffix("") if path.suffix.lower() in readable_suffixes() else path).as_posix()

@@ -1,0 +1,39 @@
+"""The shared mathematics: Gaussian mixtures, EM, Sinkhorn, memories. Plain torch."""
+
+from lightning_genseg.mixtures.em import Assignment, e_step, fit, m_step, own_class, soft_moments
+from lightning_genseg.mixtures.gaussian import (
+    Covariance,
+    GaussianMixture,
+    Mixture,
+    diagonal_log_density,
+    full_log_density,
+    full_precision,
+)
+from lightning_genseg.mixtures.memory import (
+    DecayedMoments,
+    FeatureRing,
+    Moments,
+    spread_evenly,
+)
+from lightning_genseg.mixtures.sinkhorn import Processes, sinkhorn
+
+__all__ = [
+    "Assignment",
+    "Covariance",
+    "DecayedMoments",
+    "FeatureRing",
+    "GaussianMixture",
+    "Mixture",
+    "Moments",
+    "Processes",
+    "diagonal_log_density",
+    "e_step",
+    "fit",
+    "full_log_density",
+    "full_precision",
+    "m_step",
+    "own_class",
+    "sinkhorn",
+    "soft_moments",
+    "spread_evenly",
+]

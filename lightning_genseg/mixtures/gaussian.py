@@ -1,0 +1,200 @@
+"""Gaussian log-densities by matrix products, and class mixtures in fixed-shape tensors."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Covariance = Literal["diagonal", "full"]
+Mixture = Literal["max", "logsumexp"]
+
+_LOG_2PI = math.log(2.0 * math.pi)
+# A full covariance needs every pixel's whitened offset from every component; this bounds that tensor.
+_MAX_WHITENED_ELEMENTS = 2**24
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return `x` in float64 if it is, else in float32: features are unit norm, half loses them."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def diagonal_log_density(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    r"""Log-density of every pixel under every diagonal Gaussian, by two matrix products.
+
+    GMMSeg, Eq. 4: :math:`-\frac12 \sum_d [\log 2\pi\sigma_d^2 + (x_d - \mu_d)^2 / \sigma_d^2]`, with the
+    square expanded, so that no `N x K x D` tensor exists. Runs in float32 under autocast.
+
+    Args:
+        x: features, N x D.
+        means: ... x D, any leading shape.
+        variances: as `means`, positive.
+
+    Returns:
+        N x ... log-densities (nats).
+
+    Example:
+        >>> diagonal_log_density(torch.zeros(1, 2), torch.zeros(3, 2), torch.ones(3, 2)).shape
+        torch.Size([1, 3])
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, means, variances = full_precision(x), full_precision(means), full_precision(variances)
+        shape, dim = means.shape[:-1], means.shape[-1]
+        means, precisions = means.reshape(-1, dim), variances.reshape(-1, dim).reciprocal()
+        # The expansion subtracts large numbers when the data are far from the origin: centre first.
+        centre = means.detach().mean(0)
+        x, means = x - centre, means - centre
+        scaled = means * precisions
+        constant = -0.5 * (
+            (means * scaled).sum(-1) - precisions.log().sum(-1) + dim * _LOG_2PI
+        )
+        density = torch.addmm(constant, x, scaled.T) - 0.5 * (x * x) @ precisions.T
+        return density.reshape(x.shape[0], *shape)
+
+
+def full_log_density(x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
+    """Log-density of every pixel under every full-covariance Gaussian (meant for D <= 64).
+
+    Whitens with the Cholesky factors, for a bounded number of pixels at a time.
+
+    Args:
+        x: features, N x D.
+        means: ... x D.
+        covariances: ... x D x D, positive definite.
+
+    Returns:
+        N x ... log-densities (nats).
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, means, covariances = (full_precision(t) for t in (x, means, covariances))
+        shape, dim = means.shape[:-1], means.shape[-1]
+        means, covariances = means.reshape(-1, dim), covariances.reshape(-1, dim, dim)
+        factors = torch.linalg.cholesky(covariances)
+        identity = torch.eye(dim, dtype=factors.dtype, device=factors.device).expand_as(factors)
+        whiteners = torch.linalg.solve_triangular(factors, identity, upper=False)  # K x D x D
+        offsets = torch.einsum("kij,kj->ki", whiteners, means)
+        log_det = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        pixels = max(1, _MAX_WHITENED_ELEMENTS // offsets.numel())
+        squared = [
+            (torch.einsum("kij,nj->nki", whiteners, part) - offsets).square().sum(-1)
+            for part in x.split(pixels)
+        ]
+        density = -0.5 * (torch.cat(squared) + dim * _LOG_2PI) - log_det
+        return density.reshape(x.shape[0], *shape)
+
+
+class GaussianMixture(nn.Module):
+    """One Gaussian mixture per class, all classes in tensors of one fixed shape.
+
+    GMMSeg (Liang et al., NeurIPS 2022), Eq. 4. The parameters are buffers that EM writes in place;
+    `trainable=True` makes them `nn.Parameter` instead (the paper's discriminative GMM, Table 4).
+
+    Args:
+        num_classes: C.
+        components: M, components per class.
+        dim: D, embedding size.
+        covariance: `diagonal` (variances C x M x D) or `full` (covariances C x M x D x D).
+        unit_means: L2-normalise the means before every use, for L2-normalised features.
+        trainable: parameters by gradient; `diagonal` only.
+        variance_floor: no variance is used below it (EM adds its own; gradients need this one).
+
+    Example:
+        >>> mixture = GaussianMixture(num_classes=3, components=2, dim=4)
+        >>> mixture.log_density(torch.zeros(5, 4)).shape
+        torch.Size([5, 3])
+    """
+
+    means: Tensor
+    log_variances: Tensor
+    covariances: Tensor
+    log_weights: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        components: int,
+        dim: int,
+        covariance: Covariance = "diagonal",
+        unit_means: bool = False,
+        trainable: bool = False,
+        variance_floor: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("components", components), ("dim", dim)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; a mixture needs at least 1.")
+        if covariance == "full" and trainable:
+            raise ValueError(
+                "covariance='full' cannot be trained by gradient; use covariance='diagonal'."
+            )
+        self.num_classes, self.components, self.dim = num_classes, components, dim
+        self.covariance, self.unit_means = covariance, unit_means
+        self.variance_floor = variance_floor
+        shape = (num_classes, components, dim)
+        state = {"means": F.normalize(torch.randn(shape), dim=-1)}
+        if covariance == "full":
+            state["covariances"] = torch.eye(dim).repeat(num_classes, components, 1, 1)
+        else:
+            state["log_variances"] = torch.zeros(shape)
+        for name, value in state.items():
+            if trainable:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+        self.register_buffer("log_weights", torch.full(shape[:2], -math.log(components)))
+
+    @property
+    def centres(self) -> Tensor:
+        """The means as used: C x M x D, unit norm when `unit_means`."""
+        return F.normalize(self.means, dim=-1) if self.unit_means else self.means
+
+    @property
+    def variances(self) -> Tensor:
+        """Variance per dimension: C x M x D (of a full covariance, its diagonal)."""
+        if self.covariance == "full":
+            return self.covariances.diagonal(dim1=-2, dim2=-1)
+        return self.log_variances.exp().clamp_min(self.variance_floor)
+
+    def component_log_density(self, x: Tensor) -> Tensor:
+        """N x D features to N x C x M log N(x; mean, covariance), without the weights."""
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"The mixture lives in {self.dim} dimensions and takes N x {self.dim} features; "
+                f"got {tuple(x.shape)}."
+            )
+        if self.covariance == "full":
+            return full_log_density(x, self.centres, self.covariances)
+        return diagonal_log_density(x, self.centres, self.variances)
+
+    def combine(self, component_log_density: Tensor, mixture: Mixture = "max") -> Tensor:
+        """Component log-densities (N x C x M) to class log-densities (N x C).
+
+        `max` is the paper's winner-take-all (Section 3.3), `logsumexp` the mixture of Eq. 4.
+        """
+        weighted = component_log_density + self.log_weights
+        return weighted.amax(-1) if mixture == "max" else weighted.logsumexp(-1)
+
+    def log_density(self, x: Tensor, mixture: Mixture = "max") -> Tensor:
+        """Class log-densities log p(x|c) of N x D features: N x C."""
+        return self.combine(self.component_log_density(x), mixture)
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `count` features from every class: C x count x D."""
+        chosen = torch.multinomial(
+            self.log_weights.exp(), count, replacement=True, generator=generator
+        )
+        rows = torch.arange(self.num_classes, device=chosen.device)[:, None]
+        noise = torch.randn(
+            (*chosen.shape, self.dim),
+            generator=generator,
+            dtype=self.means.dtype,
+            device=self.means.device,
+        )
+        if self.covariance == "full":
+            factors = torch.linalg.cholesky(self.covariances)[rows, chosen]
+            noise = torch.einsum("cnij,cnj->cni", factors, noise)
+        else:
+            noise = noise * self.variances[rows, chosen].sqrt()
+        return self.centres[rows, chosen] + noise

@@ -1,0 +1,287 @@
+"""What EM remembers of past batches: moments of the last features of every component.
+
+A memory is training state, not part of the model: it is no `nn.Module`, appears in no `state_dict` of
+one, is not broadcast by DDP, and follows the device of the features that it is given.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_genseg.mixtures.sinkhorn import Processes
+
+# An outer product per feature is D x D; this bounds how many are held at once.
+_MAX_OUTER_ELEMENTS = 2**24
+
+
+class Moments(NamedTuple):
+    """Weight, sum and sum of squares of the features of each of G groups.
+
+    `counts` G; `first` G x D; `second` G x D, or G x D x D for full covariances.
+    """
+
+    counts: Tensor
+    first: Tensor
+    second: Tensor
+
+    @classmethod
+    def zeros(cls, groups: int, dim: int, full: bool, device: torch.device) -> "Moments":
+        """Nothing seen yet, in float64 where the device has it: sums are added to for hours."""
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        shape = (groups, dim, dim) if full else (groups, dim)
+        return cls(
+            torch.zeros(groups, dtype=dtype, device=device),
+            torch.zeros(groups, dim, dtype=dtype, device=device),
+            torch.zeros(shape, dtype=dtype, device=device),
+        )
+
+    def __add__(self, other: "Moments") -> "Moments":  # type: ignore[override]
+        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def add_(self, features: Tensor, groups: Tensor, weights: Tensor) -> None:
+        """Add P x D features with weights P (negative takes away) to their groups, in place."""
+        x = features.to(self.first.dtype)
+        weights = weights.to(x.dtype)
+        weighted = x * weights[:, None]
+        self.counts.index_add_(0, groups, weights)
+        self.first.index_add_(0, groups, weighted)
+        if self.second.ndim == 2:
+            self.second.index_add_(0, groups, weighted * x)
+            return
+        rows = max(1, _MAX_OUTER_ELEMENTS // x.shape[1] ** 2)
+        for part, part_weighted, index in zip(
+            x.split(rows), weighted.split(rows), groups.split(rows), strict=True
+        ):
+            self.second.index_add_(0, index, part_weighted[:, :, None] * part[:, None, :])
+
+
+def count_groups(groups: Tensor, num_groups: int) -> Tensor:
+    """How many entries each group has (int64); unlike `bincount` it never waits for the GPU."""
+    ones = torch.ones_like(groups)
+    return torch.zeros(num_groups, dtype=torch.long, device=groups.device).index_add_(
+        0, groups, ones
+    )
+
+
+def ranks_in_group(groups: Tensor, num_groups: int) -> Tensor:
+    """Position of each entry among the earlier entries of its own group: 0, 1, 2, ..."""
+    order = groups.argsort(stable=True)
+    counts = count_groups(groups, num_groups)
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(groups), device=groups.device)
+    ranks = torch.empty_like(place)
+    ranks[order] = place - starts[groups[order]]
+    return ranks
+
+
+def spread_evenly(
+    groups: Tensor, num_groups: int, most: int, processes: Processes | None = None
+) -> Tensor:
+    """Choose at most `most` entries of every group, spread evenly over its entries: booleans, P.
+
+    With several processes the group's entries are those of all, in the order of the processes, so that
+    together they choose what one process would. Group `num_groups` and above is never chosen.
+    """
+    counts = count_groups(groups, num_groups + 1)
+    before, total = torch.zeros_like(counts), counts
+    if processes is not None:
+        everyone = processes.gather(counts)
+        before, total = everyone[: processes.rank].sum(0), everyone.sum(0)
+    place = ranks_in_group(groups, num_groups + 1) + before[groups]
+    size = total[groups]
+    # Place p of n is chosen where p * most / n passes a whole number.
+    chosen = (place + 1) * most // size > place * most // size
+    return (chosen | (size <= most)) & (groups < num_groups)
+
+
+def total_over(processes: Processes | None, tensor: Tensor) -> Tensor:
+    """Sum of a tensor over the processes."""
+    return tensor if processes is None else processes.gather(tensor).sum(0)
+
+
+@torch.no_grad()
+def batch_moments(
+    features: Tensor,
+    groups: Tensor,
+    num_groups: int,
+    full: bool,
+    processes: Processes | None = None,
+) -> Moments:
+    """Moments of a batch of P x D features; of several processes only moments are exchanged."""
+    batch = Moments.zeros(num_groups + 1, features.shape[1], full, features.device)
+    batch.add_(features, groups, torch.ones_like(groups))
+    return Moments(*(total_over(processes, tensor[:num_groups]) for tensor in batch))
+
+
+def gather_features(
+    features: Tensor, groups: Tensor, num_groups: int, processes: Processes | None = None
+) -> tuple[Tensor, Tensor]:
+    """The features that belong to a group, of all processes, in the order of the processes.
+
+    Only they travel. On one GPU nothing is dropped, since the CPU would have to wait for their number.
+    """
+    if processes is None and features.device.type != "cpu":
+        return features, groups
+    kept = (groups < num_groups).nonzero().squeeze(1)
+    features, groups = features[kept], groups[kept]
+    if processes is None:
+        return features, groups
+    lengths = processes.gather(torch.tensor(len(kept), device=features.device))
+    padding = int(lengths.max()) - len(kept)
+    features = processes.gather(F.pad(features, (0, 0, 0, padding))).flatten(0, 1)
+    groups = processes.gather(F.pad(groups, (0, padding), value=num_groups)).flatten(0, 1)
+    return features, groups
+
+
+class FeatureRing:
+    """The last `size` features of every group, first in, first out, with running moments.
+
+    GMMSeg, Section 3.3 ("external memory"). EM needs sums over the ring only, so an update costs the
+    number of new features, not the size of the ring. Only the filled part counts (the authors' code
+    starts from random unit vectors instead).
+
+    Args:
+        groups: G, here classes x components.
+        dim: D.
+        size: K, features per group; the storage takes G x K x D elements, 7 GB for 171 classes.
+        full: keep second moments as D x D matrices, for full covariances.
+        dtype: of the stored features; moments are those of the rounded features, exactly.
+    """
+
+    def __init__(
+        self,
+        groups: int,
+        dim: int,
+        size: int = 32_000,
+        full: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"memory_size is {size}; the memory must hold at least 1 feature.")
+        self.groups, self.dim, self.size, self.full, self.dtype = groups, dim, size, full, dtype
+        self._allocate(torch.device("cpu"))
+
+    def _allocate(self, device: torch.device) -> None:
+        # The last row of each tensor takes what belongs to no group, so that shapes stay fixed.
+        self.features = torch.zeros(
+            self.groups * self.size + 1, self.dim, dtype=self.dtype, device=device
+        )
+        self.entered = torch.zeros(self.groups + 1, dtype=torch.long, device=device)
+        self._moments = Moments.zeros(self.groups + 1, self.dim, self.full, device)
+
+    @torch.no_grad()
+    def push(self, features: Tensor, groups: Tensor) -> None:
+        """Let P x D features enter, oldest first; `groups` P in 0..G-1, G to leave one out."""
+        self.to(features.device)
+        new = features.to(self.dtype)
+        incoming = count_groups(groups, self.groups + 1)
+        rank = ranks_in_group(groups, self.groups + 1)
+        # Of more newcomers than the ring holds, the first would be overwritten at once.
+        kept = (groups < self.groups) & (rank >= incoming[groups] - self.size)
+        slot = (self.entered[groups] + rank) % self.size
+        occupied = kept & (slot < self.entered[groups])
+        place = torch.where(kept, groups * self.size + slot, self.groups * self.size)
+        old = self.features[place]
+        self._moments.add_(old, groups, -occupied.to(torch.float32))
+        self._moments.add_(new, groups, kept.to(torch.float32))
+        self.features[place] = new
+        self.entered += incoming
+
+    def moments(self) -> Moments:
+        """Moments of what the ring holds now."""
+        return Moments(*(tensor[: self.groups] for tensor in self._moments))
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device; nothing happens where it is there already."""
+        if self.features.device != device:
+            self.features = self.features.to(device)
+            self.entered = self.entered.to(device)
+            self._moments = Moments(*(tensor.to(device) for tensor in self._moments))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, for a checkpoint; only the filled part of the ring."""
+        filled = min(self.size, int(self.entered[: self.groups].max()))
+        stored = self.features[:-1].view(self.groups, self.size, self.dim)[:, :filled]
+        return {"features": stored.clone(), "entered": self.entered.clone(), **self._moments_dict()}
+
+    def _moments_dict(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._moments._asdict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`; a ring of another shape is refused."""
+        stored = state["features"]
+        _check_shape("the ring", (self.groups, self.dim), (stored.shape[0], stored.shape[2]))
+        if stored.shape[1] > self.size:
+            raise ValueError(
+                f"The checkpoint's memory holds {stored.shape[1]} features per component and this "
+                f"one {self.size}; set memory_size as in the checkpoint."
+            )
+        self._allocate(self.features.device)
+        view = self.features[:-1].view(self.groups, self.size, self.dim)
+        view[:, : stored.shape[1]] = stored.to(view)
+        self.entered.copy_(state["entered"])
+        for name, value in self._moments._asdict().items():
+            value.copy_(state[name])
+
+
+class DecayedMoments:
+    """Moments that forget exponentially, with an effective length of `size` features.
+
+    A memory without stored features: megabytes where the ring takes gigabytes. A group that gets n new
+    features first keeps (1 - 1/size)**n of its weight, so that its count settles near `size`.
+    Ours; neither in the paper nor in the authors' code.
+
+    Args:
+        groups: G, here classes x components.
+        dim: D.
+        size: K, effective number of features.
+        full: keep second moments as D x D matrices, for full covariances.
+    """
+
+    def __init__(self, groups: int, dim: int, size: int = 32_000, full: bool = False) -> None:
+        if size < 1:
+            raise ValueError(f"memory_size is {size}; the memory must hold at least 1 feature.")
+        self.groups, self.dim, self.size, self.full = groups, dim, size, full
+        self._moments = Moments.zeros(groups, dim, full, torch.device("cpu"))
+
+    def push(self, features: Tensor, groups: Tensor) -> None:
+        """Let P x D features enter; `groups` P in 0..G-1, G to leave one out."""
+        self.absorb(batch_moments(features, groups, self.groups, self.full))
+
+    @torch.no_grad()
+    def absorb(self, batch: Moments) -> None:
+        """Forget a little, then add the moments of a batch."""
+        self.to(batch.counts.device)
+        keep = (1.0 - 1.0 / self.size) ** batch.counts
+        for mine, new in zip(self._moments, batch, strict=True):
+            mine.mul_(keep.view(-1, *[1] * (mine.ndim - 1))).add_(new)
+
+    def moments(self) -> Moments:
+        """The decayed moments now."""
+        return self._moments
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device; nothing happens where it is there already."""
+        if self._moments.counts.device != device:
+            self._moments = Moments(*(tensor.to(device) for tensor in self._moments))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, for a checkpoint."""
+        return {name: value.clone() for name, value in self._moments._asdict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`; moments of another shape are refused."""
+        _check_shape("the moments", tuple(self._moments.first.shape), tuple(state["first"].shape))
+        for name, value in self._moments._asdict().items():
+            value.copy_(state[name])
+
+
+def _check_shape(what: str, mine: tuple[int, ...], theirs: tuple[int, ...]) -> None:
+    if mine != theirs:
+        raise ValueError(
+            f"In the checkpoint {what} of the mixture's memory has shape {theirs}, here {mine}; "
+            "set memory, components and embedding_dim as in the checkpoint."
+        )

@@ -1,0 +1,7 @@
+"""LightningModules: one paper, one file."""
+
+from lightning_genseg.modules.base import SegmentationModule
+from lightning_genseg.modules.gmmseg import GMMSeg
+from lightning_genseg.modules.softmax import SoftmaxSegmenter
+
+__all__ = ["GMMSeg", "SegmentationModule", "SoftmaxSegmenter"]

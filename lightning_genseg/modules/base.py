@@ -1,0 +1,283 @@
+"""What every method shares: normalisation, steps, metrics, optimisers, prediction of any image."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import PolynomialLR, ReduceLROnPlateau
+
+from lightning_genseg.inference import InferenceOptions, check_options, infer, softmax
+from lightning_genseg.metrics import named_scores, segmentation_metrics
+from lightning_genseg.networks.features import PixelFeatures
+from lightning_genseg.networks.losses import pixel_cross_entropy
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class SegmentationModule(LightningModule, ABC):
+    """Base of all methods. A subclass writes `forward` and `compute_loss`; both work without a Trainer.
+
+    The module normalises images itself, so that a checkpoint is enough to predict.
+
+    Args:
+        num_classes: C.
+        ignore_index: label that does not count, in losses, EM and scores.
+        class_names: C names for logs and reports; their numbers when left out.
+        mean: of the encoder's training images, RGB in [0, 1].
+        std: likewise.
+        inference: sliding window, scales and mirror images at validation, test and prediction.
+        optimizer: makes the optimiser from parameter groups; AdamW with lr 1e-4 when left out.
+        lr_scheduler: makes the schedule, stepped every iteration; polynomial decay with power 0.9
+            to the end of the run when left out.
+        head_lr_factor: learning rate of everything but the encoder, as a multiple of the encoder's.
+        decay_norms: whether weight decay also applies to vectors (norms and biases).
+    """
+
+    mean: Tensor
+    std: Tensor
+    features: nn.Module
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = 255,
+        class_names: list[str] | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        inference: InferenceOptions | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        head_lr_factor: float = 1.0,
+        decay_norms: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}; segmentation needs at least 2.")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(
+                f"class_names has {len(class_names)} entries and num_classes is {num_classes}; "
+                "give one name per class, in the order of the class indices."
+            )
+        check_options(inference)
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.class_names, self.inference = class_names, inference
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.head_lr_factor, self.decay_norms = head_lr_factor, decay_norms
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.val_metrics = segmentation_metrics(num_classes, ignore_index)
+        self.test_metrics = self.val_metrics.clone()
+
+    # --- to be written by a method -----------------------------------------------------------
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> Tensor:
+        """Class scores B x C x H x W of images B x 3 x H x W in [0, 1], any size."""
+
+    @abstractmethod
+    def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`loss` to be minimised, its parts `loss_*` to be logged, and what EM needs afterwards.
+
+        Args:
+            batch: `image` B x 3 x H x W in [0, 1] and `mask` B x H x W int64.
+        """
+
+    def maps(self, image: Tensor) -> dict[str, Tensor]:
+        """Everything predicted per pixel: `scores` B x C x H x W; some methods add `anomaly`."""
+        return {"scores": self(image)}
+
+    # --- shared pieces -----------------------------------------------------------------------
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Images in [0, 1] to what the encoder was trained on."""
+        return (image - self.mean) / self.std
+
+    def extract(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Feature map of `self.features` for images in [0, 1], and its auxiliary scores if it has any."""
+        image = self.normalize(image)
+        if isinstance(self.features, PixelFeatures):
+            return self.features.extract(image)
+        return self.features(image), None
+
+    def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
+        """Upsample maps of the feature resolution bilinearly to the size of `image`, in float32."""
+        height, width = image.shape[-2:]
+        if isinstance(self.features, PixelFeatures):
+            # Its last row and column may reach beyond the image, which it pads.
+            scale = float(self.features.stride)
+            return F.interpolate(scores.float(), scale_factor=scale, mode="bilinear")[
+                ..., :height, :width
+            ]
+        return F.interpolate(scores.float(), (height, width), mode="bilinear")
+
+    def add_auxiliary_loss(
+        self, losses: dict[str, Tensor], auxiliary: Tensor | None, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Add the cross-entropy of the network's own coarse scores (OCRNet), at its weight."""
+        if auxiliary is None:
+            return losses
+        assert isinstance(self.features, PixelFeatures)
+        extra = pixel_cross_entropy(self.to_image(auxiliary, mask), mask, self.ignore_index)
+        return {**losses, "loss": losses["loss"] + self.features.auxiliary_weight * extra, "loss_auxiliary": extra}
+
+    def predict_maps(self, image: Tensor) -> dict[str, Tensor]:
+        """`maps` by the sliding window, scales and mirror images of `inference`."""
+        return infer(self.maps, image, self.inference, {"scores": softmax})
+
+    @torch.no_grad()
+    def predict_image(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Predict one picture.
+
+        Args:
+            image: H x W x 3, uint8 RGB.
+
+        Returns:
+            `mask` H x W int64, `scores` C x H x W float32 and, where the method has it, `anomaly`
+            H x W float32 (higher is stranger).
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                "predict_image takes an RGB picture, H x W x 3 of uint8; "
+                f"got {image.shape} of {image.dtype}."
+            )
+        training = self.training
+        self.eval()
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
+        maps = self.predict_maps(tensor.permute(2, 0, 1)[None].float() / 255)
+        self.train(training)
+        result = {"mask": maps["scores"].argmax(1), **maps}
+        return {
+            name: (value[0, 0] if name == "anomaly" else value[0]).cpu().numpy()
+            for name, value in result.items()
+        }
+
+    # --- steps -------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Loss of a batch; everything in it that begins with `loss` is logged."""
+        losses = self.compute_loss(batch)
+        self._check_finite(losses["loss"], batch, batch_idx)
+        for name, value in losses.items():
+            if name.startswith("loss"):
+                self.log(
+                    f"train_{name}", value, prog_bar=name == "loss", batch_size=len(batch["image"])
+                )
+        return losses
+
+    def _check_finite(self, loss: Tensor, batch: dict[str, Any], batch_idx: int) -> None:
+        # Looking at the value makes the CPU wait for the GPU; there, now and then is enough.
+        every = 1 if loss.device.type == "cpu" else self.trainer.log_every_n_steps or 1
+        if batch_idx % every == 0 and not torch.isfinite(loss):
+            raise ValueError(
+                f"The loss is {loss.item()} at step {self.global_step} "
+                f"(images {', '.join(batch['name'])}); lower the learning rate, clip gradients "
+                "(trainer.gradient_clip_val) or train with trainer.precision 32 or bf16-mixed."
+            )
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Predict, score against `mask`; the predictions are returned for callbacks."""
+        return self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """As `validation_step`."""
+        return self._evaluate(batch, self.test_metrics)
+
+    def _evaluate(
+        self, batch: dict[str, Any], metrics: Callable[..., Any]
+    ) -> dict[str, Tensor]:
+        maps = self.predict_maps(batch["image"])
+        size = batch["mask"].shape[-2:]
+        if maps["scores"].shape[-2:] != size:
+            maps = {name: F.interpolate(x, size, mode="bilinear") for name, x in maps.items()}
+        prediction = _prediction(maps)
+        metrics.update(prediction["mask"], batch["mask"])  # type: ignore[attr-defined]
+        return prediction
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """`mask` B x H x W int64, `name`, and `anomaly` B x H x W where the method has it."""
+        return {**_prediction(self.predict_maps(batch["image"])), "name": batch["name"]}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val_mIoU`, `val_pixel_accuracy` and `val_IoU_<class>`."""
+        self._log_scores("val", self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test_mIoU`, `test_pixel_accuracy` and `test_IoU_<class>`."""
+        self._log_scores("test", self.test_metrics)
+
+    def _log_scores(self, prefix: str, metrics: Any) -> None:
+        scores = named_scores(metrics.compute(), self.class_names)
+        metrics.reset()
+        for name, value in scores.items():
+            self.log(f"{prefix}_{name}", value, prog_bar=name == "mIoU", rank_zero_only=True)
+
+    # --- optimisation and checkpoints --------------------------------------------------------
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters by (encoder or head) and by (decayed or not); empty ones left out."""
+        encoder = getattr(self.features, "encoder", self.features)
+        inside = {id(p) for p in encoder.parameters()}
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                decayed = self.decay_norms or parameter.ndim > 1
+                groups.setdefault((id(parameter) in inside, decayed), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "name": f"{'encoder' if encoder else 'head'}{'' if decayed else '_no_decay'}",
+                **({} if decayed else {"weight_decay": 0.0}),
+            }
+            for (encoder, decayed), parameters in groups.items()
+        ]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The given optimiser and schedule, or the defaults of the class docstring."""
+        groups = self.parameter_groups()
+        if self.optimizer is None:
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.01)
+        else:
+            optimizer = self.optimizer(groups)
+        for group in optimizer.param_groups:
+            if group["name"].startswith("head"):
+                group["lr"] = group["lr"] * self.head_lr_factor
+        if self.lr_scheduler is None:
+            steps = int(self.trainer.estimated_stepping_batches)
+            return [optimizer], [
+                {"scheduler": PolynomialLR(optimizer, steps, power=0.9), "interval": "step"}
+            ]
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return [optimizer], [{"scheduler": scheduler, "monitor": "val_mIoU"}]
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Forget where weights came from: a checkpoint holds them, nothing else is read to load it."""
+        for name in ("encoder_weights", "extractor"):
+            if name in checkpoint.get("hyper_parameters", {}):
+                checkpoint["hyper_parameters"][name] = None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained on another number of classes."""
+        theirs = checkpoint.get("hyper_parameters", {}).get("num_classes", self.num_classes)
+        if theirs != self.num_classes:
+            raise ValueError(
+                f"The checkpoint was trained on {theirs} classes and the data have "
+                f"{self.num_classes}; use the data's num_classes it was trained with, or train anew."
+            )
+
+
+def _prediction(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prediction = {"mask": maps["scores"].argmax(1)}
+    if "anomaly" in maps:
+        prediction["anomaly"] = maps["anomaly"][:, 0]
+    return prediction

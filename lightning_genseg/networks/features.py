@@ -1,0 +1,481 @@
+"""Pixel features: a segmentation network without its classifier."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segmentation_models_pytorch.encoders import encoders as smp_encoders
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_genseg.inference import pad_to_multiple
+from lightning_genseg.networks.fcn import FCNDecoder
+from lightning_genseg.networks.ocrnet import OCRDecoder
+
+_SMP_DECODERS: dict[str, Any] = {
+    "unet": smp.Unet,
+    "unetplusplus": smp.UnetPlusPlus,
+    "manet": smp.MAnet,
+    "linknet": smp.Linknet,
+    "fpn": smp.FPN,
+    "pspnet": smp.PSPNet,
+    "pan": smp.PAN,
+    "deeplabv3": smp.DeepLabV3,
+    "deeplabv3plus": smp.DeepLabV3Plus,
+    "upernet": smp.UPerNet,
+    "segformer": smp.Segformer,
+}
+_OWN_DECODERS: dict[str, Any] = {"fcn": FCNDecoder, "ocrnet": OCRDecoder}
+DECODERS = (*_SMP_DECODERS, *_OWN_DECODERS)
+
+# What this class decides itself, so that `options` may not.
+_FIXED_OPTIONS = {
+    "self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation",
+    "upsampling", "aux_params", "encoder_channels", "num_classes",
+}  # fmt: skip
+
+# These pool the image to one pixel and batch-normalise it: one image has no batch statistics.
+_NEEDS_TWO_IMAGES = {"deeplabv3", "deeplabv3plus", "upernet", "pan"}
+
+# What published backbones carry beyond the stages a segmentation network uses.
+_CLASSIFIER_KEYS = (
+    "fc.", "_fc.", "classifier.", "head.", "last_linear.", "linear.", "norm.", "conv_head.", "bn2.",
+    "incre_modules.", "downsamp_modules.", "final_layer.",
+)  # fmt: skip
+
+
+class PixelFeatures(nn.Module):
+    """Encoder and decoder of a segmentation network, without the classifier on top.
+
+    Built from segmentation-models-pytorch (smp), or from the FCN and OCRNet decoders of this package.
+    Images of any size are padded at the right and the bottom with zeros, which is the mean colour
+    of a normalised image, and the features are cropped back.
+
+    Args:
+        encoder: name of an smp encoder, or ``tu-`` and the name of a timm model.
+        decoder: one of ``unet, unetplusplus, manet, linknet, fpn, pspnet, pan, deeplabv3,
+            deeplabv3plus, upernet, segformer, fcn, ocrnet``.
+        encoder_weights: ``"imagenet"`` downloads; a path to a state dict or checkpoint; or None.
+        num_classes: number of classes C; only ``ocrnet`` needs it.
+        options: further arguments of the smp model or of the decoder, and for ``tu-`` encoders of
+            timm, such as ``{"decoder_channels": 128}`` or ``{"img_size": 512}``.
+
+    Attributes:
+        out_channels: channels F of the features.
+        stride: image pixels per feature pixel, 4, or more for decoders that stay coarser
+            (``deeplabv3``, ``pspnet`` and ``fcn``: 8). Decoders finer than 4 are average-pooled
+            to 4, so that a mixture never runs at image resolution.
+        auxiliary_weight: loss weight of the auxiliary scores: 0.4 for ``ocrnet``, otherwise 0.
+
+    Raises:
+        ValueError: a name, an option or a combination that does not work, or weights that do not fit.
+        FileNotFoundError: the file of the weights is missing.
+        ConnectionError: the weights cannot be downloaded.
+    """
+
+    def __init__(
+        self,
+        encoder: str,
+        decoder: str,
+        encoder_weights: str | Path | None = None,
+        num_classes: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_encoder_name(encoder)
+        if decoder not in DECODERS:
+            raise ValueError(
+                f"decoder {decoder!r} is unknown{_did_you_mean(decoder, DECODERS)}; "
+                f"the decoders are {', '.join(DECODERS)}."
+            )
+        if decoder == "ocrnet" and num_classes is None:
+            raise ValueError("decoder 'ocrnet' predicts coarse classes: give it num_classes.")
+        options = dict(options or {})
+        _check_options(encoder, decoder, options)
+        self.name = f"{decoder} on {encoder}"
+        self.encoder, self.decoder = _build(encoder, decoder, num_classes, options)
+        self.auxiliary_weight = 0.4 if decoder == "ocrnet" else 0.0
+        self._multiple = int(self.encoder.output_stride)  # type: ignore[arg-type]
+        # PAN halves its coarsest map three times.
+        self._minimum = 8 * self._multiple if decoder == "pan" else self._multiple
+        self._batch_pools = decoder in _NEEDS_TWO_IMAGES
+        self._image_size = _fixed_image_size(self.encoder)
+        self._pool = 1
+        self.out_channels, self.stride = self._measure()
+        if self.stride < 4:
+            self._pool, self.stride = 4 // self.stride, 4
+        if encoder_weights is not None:
+            timm_options = {k: v for k, v in options.items() if k not in _accepted_options(decoder)}
+            _load_encoder(self.encoder, encoder, encoder_weights, timm_options)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features (B x F x ceil(H/stride) x ceil(W/stride)) of normalised images (B x 3 x H x W)."""
+        return self.extract(image)[0]
+
+    def extract(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features as `forward`, and the auxiliary class scores (B x C x h x w) of ``ocrnet``."""
+        height, width = image.shape[-2:]
+        if self.training and self._batch_pools and image.shape[0] == 1:
+            self._refuse_one_image()
+        padded = pad_to_multiple(image, self._multiple, self._minimum)
+        if self._image_size is not None and tuple(padded.shape[-2:]) != self._image_size:
+            raise ValueError(
+                f"{self.name} takes images of exactly {self._image_size[0]} x {self._image_size[1]} "
+                f"pixels and got {height} x {width}: set the option img_size to the size you train "
+                "on, or strict_img_size to false for any size."
+            )
+        output = self.decoder(self.encoder(padded))
+        features, auxiliary = output if isinstance(output, tuple) else (output, None)
+        if self._pool > 1:
+            features = F.avg_pool2d(features, self._pool)
+        rows, columns = -(-height // self.stride), -(-width // self.stride)
+        if auxiliary is not None:
+            auxiliary = auxiliary[..., :rows, :columns]
+        return features[..., :rows, :columns], auxiliary
+
+    @torch.no_grad()
+    def _measure(self) -> tuple[int, int]:
+        """Channels and stride of the decoder, from one small blank image."""
+        size = self._image_size or (max(64, self._minimum),) * 2
+        image = torch.zeros(1, 3, *size, device=next(self.parameters()).device)
+        self.eval()
+        try:
+            output = self.decoder(self.encoder(image))
+        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+            raise ValueError(f"{self.name} does not work: {_first_line(error)}.") from error
+        finally:
+            self.train()
+        features = output[0] if isinstance(output, tuple) else output
+        return features.shape[1], size[0] // features.shape[2]
+
+    def _refuse_one_image(self) -> None:
+        if any(m.training for m in self.decoder.modules() if isinstance(m, nn.BatchNorm2d)):
+            raise ValueError(
+                f"{self.name} batch-normalises a globally pooled pixel and cannot train on one image: "
+                "use a batch size of at least 2 and drop the last incomplete batch."
+            )
+
+
+def feature_channels(features: nn.Module) -> int:
+    """Number of channels F that a feature extractor gives: B x 3 x H x W -> B x F x h x w.
+
+    Reads the integer attribute ``out_channels``; without it, runs one blank image of 64 x 64.
+
+    Raises:
+        ValueError: the module does not take such an image, or does not return such features.
+    """
+    channels = getattr(features, "out_channels", None)
+    if isinstance(channels, int):
+        return channels
+    name = type(features).__name__
+    remedy = "give the module an integer attribute out_channels"
+    parameter = next(features.parameters(), torch.empty(0))
+    image = torch.zeros(1, 3, 64, 64, device=parameter.device, dtype=parameter.dtype)
+    modes = {module: module.training for module in features.modules()}
+    features.eval()
+    try:
+        with torch.no_grad():
+            output = features(image)
+    except Exception as error:
+        raise ValueError(
+            f"features {name} failed on a 1 x 3 x 64 x 64 image ({_first_line(error)}): "
+            f"make it accept one, or {remedy}."
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[0] != 1:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"features {name} must map B x 3 x H x W to one tensor B x F x h x w, but a "
+            f"1 x 3 x 64 x 64 image gave {got}."
+        )
+    return int(output.shape[1])
+
+
+def load_weights(
+    module: nn.Module, path: str | Path, prefix: str | None = None, ignore: Sequence[str] = ()
+) -> None:
+    """Load a state dict from a file into a module; every tensor must fit.
+
+    The file may be a state dict, a checkpoint that holds one under ``state_dict`` or ``model``, or
+    a ``.safetensors`` file. It is read with ``weights_only=True``: no code in it runs.
+
+    Args:
+        module: receives the weights.
+        path: the file.
+        prefix: what the wanted keys begin with, such as ``"features."``; other keys are left alone.
+            None finds the prefix that fits best, such as ``"features.encoder."`` or none.
+        ignore: beginnings of keys that the file may have and the module may lack.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint, or something does not fit.
+    """
+    path = Path(path)
+    names = (repr(str(path)), type(module).__name__)
+    _fit_state(module, _read_state_dict(path), names, prefix, ignore)
+
+
+def _fit_state(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    names: tuple[str, str],
+    prefix: str | None,
+    ignore: Sequence[str],
+) -> None:
+    """Load `state` strictly; `names` say for messages what is loaded and into what."""
+    source, target = names
+    expected = module.state_dict()
+    # timm wraps its stages: `stages.0.x` in the file is `model.stages_0.x` in an smp encoder.
+    ours = {_plain(key): key for key in expected}
+    if prefix is None:
+        prefix = _best_prefix(state, ours)
+    elif not any(key.startswith(prefix) for key in state):
+        tops = sorted({key.split(".")[0] for key in state})
+        raise ValueError(
+            f"{source} has no key that begins with {prefix!r}: its keys begin with "
+            f"{', '.join(tops[:5])}."
+        )
+    fitting: dict[str, Tensor] = {}
+    unexpected, misshaped = [], []
+    for key, tensor in state.items():
+        if not key.startswith(prefix):
+            continue
+        key = key.removeprefix(prefix)
+        name = key if key in expected else ours.get(_plain(key))
+        if name is None:
+            if not key.startswith(tuple(ignore)):
+                unexpected.append(key)
+        elif tensor.shape != expected[name].shape:
+            misshaped.append(
+                f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+            )
+            fitting[name] = expected[name]
+        else:
+            fitting[name] = tensor
+    # Files older than PyTorch 0.4 count no batches; the counter matters only without a momentum.
+    missing = [k for k in expected if k not in fitting and not k.endswith("num_batches_tracked")]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for what, keys in (
+            ("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped),
+        )
+        if keys
+    ]  # fmt: skip
+    if problems:
+        raise ValueError(
+            f"{source} does not fit {target}: of its {len(expected)} tensors "
+            f"{'; '.join(problems)}; give weights of the same architecture."
+        )
+    module.load_state_dict({**expected, **fitting})
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights file {str(path)!r}.")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        SafetensorError,
+    ) as e:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a checkpoint: it is damaged, or no file of plain "
+            "tensors written by torch.save or safetensors."
+        ) from e
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        content = {}
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(
+            f"{str(path)!r} holds no state dict: give a file of named tensors, or a checkpoint with "
+            "the key 'state_dict'."
+        )
+    return state
+
+
+def _plain(key: str) -> str:
+    return key.removeprefix("model.").replace("_", ".")
+
+
+def _best_prefix(state: Mapping[str, Tensor], ours: Mapping[str, str]) -> str:
+    """The prefix in `state` under which most keys of a module are found; the shortest of equals."""
+    counts = {"": 0}
+    for key in state:
+        parts = key.split(".")
+        for cut in range(len(parts)):
+            if _plain(".".join(parts[cut:])) in ours:
+                prefix = "".join(f"{part}." for part in parts[:cut])
+                counts[prefix] = counts.get(prefix, 0) + 1
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
+
+
+def _check_encoder_name(encoder: str) -> None:
+    if encoder.startswith("tu-"):
+        if timm.is_model(encoder.removeprefix("tu-")):
+            return
+    elif encoder in smp_encoders:
+        return
+    elif timm.is_model(encoder):
+        raise ValueError(f"encoder {encoder!r} is a timm model: write 'tu-{encoder}'.")
+    known = [*smp_encoders, *(f"tu-{name}" for name in timm.list_models())]
+    raise ValueError(
+        f"encoder {encoder!r} is unknown{_did_you_mean(encoder, known)}; give the name of an smp "
+        "encoder, or 'tu-' and the name of a timm model."
+    )
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f": did you mean {' or '.join(close)}?" if close else ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def _accepted_options(decoder: str) -> list[str]:
+    if decoder in _SMP_DECODERS:
+        parameters = inspect.signature(_SMP_DECODERS[decoder].__init__).parameters
+        return sorted(set(parameters) - _FIXED_OPTIONS)
+    parameters = inspect.signature(_OWN_DECODERS[decoder].__init__).parameters
+    return sorted((set(parameters) | {"encoder_depth", "encoder_output_stride"}) - _FIXED_OPTIONS)
+
+
+def _check_options(encoder: str, decoder: str, options: Mapping[str, Any]) -> None:
+    accepted = _accepted_options(decoder)
+    for key in options:
+        # timm models have options of their own; a wrong one is caught when they are built.
+        if key in _FIXED_OPTIONS or (key not in accepted and not encoder.startswith("tu-")):
+            raise ValueError(_unknown_option(key, encoder, decoder))
+
+
+def _unknown_option(key: str, encoder: str, decoder: str) -> str:
+    accepted = _accepted_options(decoder)
+    return (
+        f"option {key!r} is not one of {decoder} on {encoder}{_did_you_mean(key, accepted)}; "
+        f"its options are {', '.join(accepted)}."
+    )
+
+
+def _build(
+    encoder: str, decoder: str, num_classes: int | None, options: dict[str, Any]
+) -> tuple[nn.Module, nn.Module]:
+    try:
+        if decoder in _SMP_DECODERS:
+            model = _SMP_DECODERS[decoder](encoder, encoder_weights=None, **options)
+            return model.encoder, model.decoder
+        own = set(inspect.signature(_OWN_DECODERS[decoder].__init__).parameters)
+        backbone = {key: value for key, value in options.items() if key not in own}
+        network = get_encoder(
+            encoder,
+            weights=None,
+            depth=backbone.pop("encoder_depth", 5),
+            output_stride=backbone.pop("encoder_output_stride", 8 if decoder == "fcn" else 32),
+            **backbone,
+        )
+        arguments = {key: value for key, value in options.items() if key in own}
+        if decoder == "ocrnet":
+            arguments["num_classes"] = num_classes
+        return network, _OWN_DECODERS[decoder](network.out_channels, **arguments)
+    except TypeError as error:
+        named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if named and named[1] in options:
+            raise ValueError(_unknown_option(named[1], encoder, decoder)) from error
+        raise ValueError(_cannot_build(encoder, decoder, error)) from error
+    except Exception as error:
+        raise ValueError(_cannot_build(encoder, decoder, error)) from error
+
+
+def _cannot_build(encoder: str, decoder: str, error: Exception) -> str:
+    reason = _first_line(error)
+    if decoder in ("deeplabv3", "deeplabv3plus", "fcn", "pan") and re.search(
+        "dilat|output.?stride", str(error), re.IGNORECASE
+    ):
+        return (
+            f"decoder {decoder!r} needs an encoder whose strides can be replaced by dilation, and "
+            f"{encoder!r} cannot ({reason}): choose a ResNet or MobileNet, or another decoder"
+            f"{', or set the option encoder_output_stride to 32' if decoder == 'fcn' else ''}."
+        )
+    return (
+        f"{decoder} on {encoder} cannot be built ({reason}): choose another encoder, decoder or "
+        "options."
+    )
+
+
+def _fixed_image_size(encoder: nn.Module) -> tuple[int, int] | None:
+    """The only image size a timm transformer accepts, if it is strict about one."""
+    for module in encoder.modules():
+        if getattr(module, "strict_img_size", False) and getattr(module, "img_size", None):
+            height, width = cast(tuple[int, int], module.img_size)
+            return height, width
+    return None
+
+
+def _load_encoder(
+    module: nn.Module, encoder: str, weights: str | Path, timm_options: Mapping[str, Any]
+) -> None:
+    if encoder.startswith("tu-"):
+        name = encoder.removeprefix("tu-")
+        published = ["imagenet"] if timm.models.is_model_pretrained(name) else []
+    else:
+        published = list(smp_encoders[encoder]["pretrained_settings"])
+    if str(weights) in published:
+        _download(module, encoder, str(weights), timm_options)
+    elif str(weights) == "imagenet":
+        raise ValueError(
+            f"encoder {encoder!r} has no published 'imagenet' weights: give encoder_weights a path "
+            "or null."
+        )
+    elif not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"encoder_weights {str(weights)!r} is not a file: give 'imagenet', the path of a state "
+            "dict, or null."
+        )
+    else:
+        state = _read_state_dict(Path(weights))
+        _fit_state(module, state, (repr(str(weights)), encoder), None, _CLASSIFIER_KEYS)
+
+
+def _download(
+    module: nn.Module, encoder: str, weights: str, timm_options: Mapping[str, Any]
+) -> None:
+    try:
+        source = get_encoder(
+            encoder,
+            weights=True if encoder.startswith("tu-") else weights,
+            depth=module._depth,
+            output_stride=module._output_stride,
+            **timm_options,
+        )
+    except Exception as error:  # the hub clients raise types of several libraries
+        raise ConnectionError(
+            f"encoder_weights {weights!r} of {encoder!r} could not be downloaded "
+            f"({_first_line(error)}): give encoder_weights a path, or null for random weights."
+        ) from error
+    module.load_state_dict(source.state_dict())

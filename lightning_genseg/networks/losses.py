@@ -1,0 +1,16 @@
+"""Losses over pixels."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pixel_cross_entropy(scores: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
+    """Mean cross-entropy over the labelled pixels; 0, not NaN, where every pixel is ignored.
+
+    Args:
+        scores: B x C x H x W (or N x C); taken to float32.
+        mask: B x H x W (or N), int64.
+        ignore_index: label that does not count.
+    """
+    total = F.cross_entropy(scores.float(), mask, ignore_index=ignore_index, reduction="sum")
+    return total / (mask != ignore_index).sum().clamp_min(1)

@@ -1,0 +1,184 @@
+"""Pictures of images, masks and scores; numpy uint8 arrays in and out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Palette = Sequence[tuple[int, int, int]]
+Picture = NDArray[np.uint8]
+
+_TEXT = (40, 40, 40)
+
+
+def colorize(mask: NDArray[np.integer[Any]], palette: Palette, ignore_index: int = 255) -> Picture:
+    """Draw a mask in the colours of its classes.
+
+    Args:
+        mask: H x W class indices; ignored pixels become black.
+        palette: one (red, green, blue) per class, 0 to 255.
+        ignore_index: label that is no class.
+
+    Returns:
+        H x W x 3.
+
+    Raises:
+        ValueError: if a label has no colour.
+    """
+    ignored = mask == ignore_index
+    classes = np.where(ignored, 0, mask)
+    if classes.size and not 0 <= classes.min() <= classes.max() < len(palette):
+        raise ValueError(
+            f"the mask holds labels from {classes.min()} to {classes.max()} but the palette has "
+            f"{len(palette)} colours: give one colour per class."
+        )
+    colors: Picture = np.asarray(palette, dtype=np.uint8)[classes]
+    colors[ignored] = 0
+    return colors
+
+
+def overlay(
+    image: Picture,
+    mask: NDArray[np.integer[Any]],
+    palette: Palette,
+    alpha: float = 0.5,
+    ignore_index: int = 255,
+) -> Picture:
+    """Lay the colours of a mask over its image; ignored pixels show the image alone.
+
+    Args:
+        image: H x W x 3.
+        mask: H x W class indices.
+        palette: one (red, green, blue) per class, 0 to 255.
+        alpha: 0 shows only the image, 1 only the colours.
+        ignore_index: label that is no class.
+
+    Returns:
+        H x W x 3.
+
+    Raises:
+        ValueError: if the sizes differ, or a label has no colour.
+    """
+    if image.shape[:2] != mask.shape:
+        raise ValueError(
+            f"the image is {image.shape[:2]} but the mask {mask.shape} (height, width): "
+            "resize one of them first."
+        )
+    weight = np.where(mask == ignore_index, 0.0, alpha).astype(np.float32)[..., None]
+    colors = colorize(mask, palette, ignore_index)
+    return np.rint(image * (1 - weight) + colors * weight).astype(np.uint8)
+
+
+def score_range(*scores: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """First and 99th percentile of the finite scores: a range that a few outliers cannot stretch."""
+    values = np.concatenate([score[np.isfinite(score)] for score in scores])
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.percentile(values, [1, 99])
+    return float(low), float(high)
+
+
+def heat_map(
+    score: NDArray[np.floating[Any]],
+    low: float | None = None,
+    high: float | None = None,
+    color_map: str = "inferno",
+) -> Picture:
+    """Draw scores from dark (`low`) to bright (`high`).
+
+    Args:
+        score: H x W; what is not finite is drawn grey.
+        low: score of the darkest colour; default: see `score_range`.
+        high: score of the brightest colour; likewise.
+        color_map: a perceptually uniform colour map of matplotlib, by name.
+
+    Returns:
+        H x W x 3.
+    """
+    score = score.astype(np.float32)
+    default = score_range(score)
+    low = default[0] if low is None else low
+    high = default[1] if high is None else high
+    finite = np.isfinite(score)
+    span = high - low if high > low else 1.0
+    unit = np.clip((np.where(finite, score, low) - low) / span, 0, 1)
+    colors: Picture = matplotlib.colormaps[color_map](unit, bytes=True)[..., :3].copy()
+    colors[~finite] = 128
+    return colors
+
+
+def grid(
+    rows: Sequence[Sequence[Picture]],
+    titles: Sequence[str] | None = None,
+    legend: Sequence[tuple[str, tuple[int, int, int]]] | None = None,
+    cell_width: int = 320,
+    gap: int = 4,
+) -> Image.Image:
+    """Arrange pictures in rows and columns on white.
+
+    Args:
+        rows: pictures, H x W x 3, of any size; a row is as high as its first picture asks for.
+        titles: one for each column.
+        legend: names and their colours, drawn below.
+        cell_width: width of every column in pixels.
+        gap: between pictures, in pixels.
+
+    Returns:
+        A PIL image, which a notebook shows and `save` writes.
+
+    Raises:
+        ValueError: if there is no picture.
+    """
+    if not rows or not rows[0]:
+        raise ValueError("there is no picture to arrange: give at least one row with one picture.")
+    columns = max(map(len, rows))
+    heights = [max(1, round(cell_width * row[0].shape[0] / row[0].shape[1])) for row in rows]
+    font = ImageFont.load_default(max(10, cell_width // 20))
+    line = round(font.size * 1.7)
+    width = columns * cell_width + (columns + 1) * gap
+    top = line if titles else gap
+    entries = _wrap(legend or [], font, line, width - 2 * gap)
+    bottom = (entries[-1][1] + line + gap) if entries else 0
+    canvas = Image.new("RGB", (width, top + sum(heights) + gap * len(rows) + bottom), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(titles or []):
+        center = gap + column * (cell_width + gap) + cell_width // 2
+        draw.text((center, top // 2), title, _TEXT, font, anchor="mm")
+    y = top
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            cell = Image.fromarray(picture)
+            # Enlarged pixels stay sharp squares, so that a mask is seen as it is.
+            enlarged = cell.width < cell_width
+            method = Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX
+            cell = cell.resize((cell_width, height), method)
+            canvas.paste(cell, (gap + column * (cell_width + gap), y))
+        y += height + gap
+    for left, down, name, color in entries:
+        middle = y + down + line // 2
+        half = font.size // 2
+        box = (gap + left, middle - half, gap + left + 2 * half, middle + half)
+        draw.rectangle(box, tuple(color), _TEXT)
+        draw.text((box[2] + half, middle), name, _TEXT, font, anchor="lm")
+    return canvas
+
+
+def _wrap(
+    legend: Sequence[tuple[str, tuple[int, int, int]]],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    line: int,
+    width: int,
+) -> list[tuple[int, int, str, tuple[int, int, int]]]:
+    """Left and upper edge of each legend entry, in lines no wider than the pictures."""
+    entries = []
+    left = down = 0
+    for name, color in legend:
+        needed = 2 * line + round(font.getlength(name))
+        if left and left + needed > width:
+            left, down = 0, down + line
+        entries.append((left, down, name, color))
+        left += needed
+    return entries

@@ -1,0 +1,45 @@
+"""Fixtures and settings that every test shares."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Read when the libraries are imported, therefore set before: no test talks to the network.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder with real images, weights and specs; tests that need it are skipped without it."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("GENSEG_SHARED", default))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no shared data in {folder} (set GENSEG_SHARED)")
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small tensors run faster on one thread, and sums come out in one order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _empty_hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A weight cached in the home folder must not make a test pass here and fail elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test starts from the same random state, whatever ran before it."""
+    seed_everything(0, workers=True, verbose=False)
