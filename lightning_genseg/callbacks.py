@@ -8,10 +8,10 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from lightning_genseg import __version__
 from lightning_genseg.datasets.base import voc_palette
 from lightning_genseg.visualize import Picture, colorize, grid, heat_map, overlay, score_range
 
@@ -32,7 +33,7 @@ class ChannelsLast(Callback):
         # Only convolutions: a four-dimensional buffer of a mixture is no image.
         for module in pl_module.modules():
             if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                module.to(memory_format=torch.channels_last)
 
 
 class Report(Callback):
@@ -143,7 +144,6 @@ class Report(Callback):
                 class_iou[name.removeprefix("IoU_")] = number
             elif name != key:
                 scores[name] = number
-        packages = ("lightning-genseg", "lightning", "torch")
         report = {
             **scores,
             "IoU": class_iou,
@@ -153,7 +153,11 @@ class Report(Callback):
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             "model": type(pl_module).__name__,
             "data": None if trainer.datamodule is None else type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
-            "versions": {name: version(name) for name in packages},
+            "versions": {
+                "lightning_genseg": __version__,
+                "lightning": lightning.__version__,
+                "torch": str(torch.__version__),
+            },
         }
         scratch = folder / ".partial"
         text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -221,6 +225,7 @@ class PredictionWriter(Callback):
         self.alpha = alpha
         self._folder = Path()
         self._written = 0
+        self._checkpoints: set[str | None] = set()  # of the predictions that are there already
         self._began = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -233,6 +238,7 @@ class PredictionWriter(Callback):
             folder = Path(trainer.default_root_dir if log_dir is None else log_dir) / "predictions"
         self._folder = folder
         self._written = 0
+        self._checkpoints = set()
         manifests = sorted(folder.glob("predictions*.jsonl"))
         if manifests and not self.resume and not self.overwrite:
             raise ValueError(
@@ -255,6 +261,15 @@ class PredictionWriter(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             self._join()
         trainer.strategy.barrier("predictions ready")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to mix the predictions of two checkpoints; `setup` does not know the path yet."""
+        others = self._checkpoints - {_checkpoint(trainer)}
+        if others:
+            raise ValueError(
+                f"{self._folder} holds predictions of the checkpoint {others.pop()}, not of "
+                f"{_checkpoint(trainer)}: use that checkpoint, or another output_dir."
+            )
 
     def on_predict_batch_start(
         self,
@@ -326,11 +341,7 @@ class PredictionWriter(Callback):
         paths = {name: str(Path(path).absolute()) for name, path in dataset.samples}
         done = set()
         for line in lines:
-            if line["checkpoint"] != _checkpoint(trainer):
-                raise ValueError(
-                    f"{self._folder} holds predictions of the checkpoint {line['checkpoint']}, not of "
-                    f"{_checkpoint(trainer)}: use that checkpoint, or another output_dir."
-                )
+            self._checkpoints.add(line["checkpoint"])
             if line["image"] != paths.get(line["name"], line["image"]):
                 raise ValueError(
                     f"{self._folder} holds a prediction named {line['name']} of {line['image']}, not of "
@@ -464,7 +475,9 @@ def _files(line: Mapping[str, Any]) -> list[str]:
 
 def _shares(mask: NDArray[np.uint8], names: Sequence[str]) -> dict[str, float]:
     counts = np.bincount(mask.ravel(), minlength=len(names))
-    return {names[c]: round(float(counts[c]) / mask.size, 6) for c in np.flatnonzero(counts)}
+    return {
+        names[c]: round(float(counts[c]) / mask.size, 6) for c in np.flatnonzero(counts).tolist()
+    }
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

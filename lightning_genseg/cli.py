@@ -77,7 +77,7 @@ class GenSegCLI(LightningCLI):
         saved = {key: value for key, value in saved.items() if key not in linked}
         for key, value in {"class_path": class_path, **saved}.items():
             if key in given and _plain(given[key]) != _plain(value):
-                print(f"genseg: {path} sets model.{key} to {value}, not {given[key]}")  # noqa: T201
+                print(f"genseg: {path} sets model.{key} to {value}, not {given[key]}")
         model = {"class_path": class_path, "init_args": saved}
         command = self.config.subcommand
         self.config = self.parser.parse_object({command: {"model": model}}, self.config)
@@ -126,7 +126,11 @@ def main(args: list[str] | None = None) -> None:
             auto_configure_optimizers=False,  # the modules take their optimiser as an argument
             seed_everything_default=0,
             trainer_defaults={"callbacks": [_LastCheckpoint()]},
-            parser_kwargs={"prog": "genseg", "description": __doc__, "version": __version__},
+            parser_kwargs={
+                "prog": "genseg",
+                "description": "Generative semantic segmentation: train, test and predict.",
+                "version": __version__,
+            },
             args=args,
         )
     except KeyboardInterrupt:  # before the Trainer runs; later it is _LastCheckpoint's
@@ -162,12 +166,7 @@ def _plain(value: Any) -> Any:
 def _user_message(error: BaseException) -> str | None:
     """What to tell the user, or None for an error that needs its traceback."""
     for link in _chain(error):
-        worker = re.match(r"Caught \w+ in DataLoader worker process", str(link))
-        if worker:  # torch re-raises with the traceback of the worker as text
-            frames = re.findall(r'^  File "(.+?)", line', str(link), re.MULTILINE)
-            if frames and Path(frames[-1]).is_relative_to(Path(__file__).parent):
-                return re.split(r"^\w[\w.]*: ", str(link), flags=re.MULTILINE)[-1]
-        elif isinstance(link, ValueError | OSError) and _raised_here(link):
+        if isinstance(link, ValueError | OSError) and _raised_here(link):
             return str(link)
     if isinstance(error, ArgumentError):
         return _condense(str(error))

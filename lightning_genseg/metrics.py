@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 
@@ -42,7 +42,7 @@ def segmentation_metrics(num_classes: int, ignore_index: int = 255) -> MetricCol
     """
     # validate_args costs a torch.unique over every pixel of every batch; the datamodule checks
     # the labels, and the predictions are an argmax over C scores.
-    metrics = {
+    metrics: dict[str, Metric | MetricCollection] = {
         "mIoU": MulticlassJaccardIndex(
             num_classes, average="macro", ignore_index=ignore_index, validate_args=False
         ),

@@ -2,23 +2,23 @@
 
 import os
 import random
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 
 # albumentations asks a server for its newest version whenever it is imported; training must not need a network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import albumentations as A  # noqa: E402
-import cv2  # noqa: E402
-from albumentations.augmentations.crops.transforms import BaseCrop, CropSizeError  # noqa: E402
-from albumentations.core.transforms_interface import BaseTransformInitSchema  # noqa: E402
-from pydantic import Field  # noqa: E402
+import albumentations as A
+import cv2
+from albumentations.augmentations.crops.transforms import BaseCrop, CropSizeError
+from albumentations.core.transforms_interface import BaseTransformInitSchema
+from pydantic import Field
 
 __all__ = [
     "RandomCropLimitedClass",
@@ -29,11 +29,11 @@ __all__ = [
     "default_train_transform",
 ]
 
-Transform = A.BasicTransform | A.BaseCompose
+Transform: TypeAlias = A.BasicTransform | A.BaseCompose
 """One albumentations transform; in YAML a `class_path` (the short name is enough) and its `init_args`."""
 
 
-class RandomCropLimitedClass(BaseCrop):
+class RandomCropLimitedClass(BaseCrop):  # type: ignore[misc]
     """Random crop in which no class covers more than a given share of the labelled pixels.
 
     Draws up to `tries` positions and keeps the first that qualifies, otherwise the last: `cat_max_ratio` of
@@ -48,7 +48,7 @@ class RandomCropLimitedClass(BaseCrop):
         p: probability of cropping.
     """
 
-    class InitSchema(BaseTransformInitSchema):
+    class InitSchema(BaseTransformInitSchema):  # type: ignore[misc]
         """Ranges of the arguments, checked by albumentations."""
 
         height: int = Field(ge=1)
@@ -94,9 +94,7 @@ class RandomCropLimitedClass(BaseCrop):
 
     def _is_mixed(self, mask: NDArray[np.integer[Any]]) -> bool:
         counts = np.bincount(mask[mask != self.ignore_index])
-        return np.count_nonzero(counts) > 1 and bool(
-            counts.max() <= self.max_class_share * counts.sum()
-        )
+        return bool((counts > 0).sum() > 1 and counts.max() <= self.max_class_share * counts.sum())
 
 
 def default_train_transform(
@@ -146,9 +144,10 @@ def compose(transforms: Sequence[Transform] | None) -> A.Compose:
     """Chain transforms; warns about one that would pad masks with class 0 instead of 255 (ignore)."""
     for transform in transforms or ():
         if _pads_with_a_class(transform):
-            rank_zero_warn(
-                f"{type(transform).__name__} pads masks with {transform.fill_mask}, which is a class: "  # type: ignore[union-attr]
-                "give it fill_mask=255 if the border is to be ignored."
+            warnings.warn(
+                f"{type(transform).__name__} pads masks with {transform.fill_mask}, which is a class: "
+                "give it fill_mask=255 if the border is to be ignored.",
+                stacklevel=3,
             )
     return A.Compose(list(transforms or ()))
 

@@ -136,8 +136,9 @@ def grid(
         raise ValueError("there is no picture to arrange: give at least one row with one picture.")
     columns = max(map(len, rows))
     heights = [max(1, round(cell_width * row[0].shape[0] / row[0].shape[1])) for row in rows]
-    font = ImageFont.load_default(max(10, cell_width // 20))
-    line = round(font.size * 1.7)
+    size = max(10, cell_width // 20)
+    font = ImageFont.load_default(size)
+    line = round(size * 1.7)
     width = columns * cell_width + (columns + 1) * gap
     top = line if titles else gap
     entries = _wrap(legend or [], font, line, width - 2 * gap)
@@ -159,7 +160,7 @@ def grid(
         y += height + gap
     for left, down, name, color in entries:
         middle = y + down + line // 2
-        half = font.size // 2
+        half = size // 2
         box = (gap + left, middle - half, gap + left + 2 * half, middle + half)
         draw.rectangle(box, tuple(color), _TEXT)
         draw.text((box[2] + half, middle), name, _TEXT, font, anchor="lm")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
@@ -199,6 +199,7 @@ class EpochSampler(DistributedSampler[Any]):
         self.start = 0  # samples that the next iteration leaves out, because they were seen before an interruption
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Pairs of this process in this epoch."""
         start, self.start = self.start, 0
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(self.size)[: self.total_size]
@@ -213,6 +214,7 @@ class CheckedLoader(DataLoader[Batch]):
     _checked = False
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches; ValueError or FileNotFoundError with one sentence if a sample is wrong."""
         # A generator, so that nothing starts before the first batch is asked for.
         batches = super().__iter__()
         while True:
@@ -238,7 +240,8 @@ class TrainLoader(CheckedLoader):
     _batch = 0  # batches of this epoch that were handed out
     _resume: tuple[int, int] | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches of the sampler's epoch, from the position that was loaded."""
         sampler = self.sampler
         if not isinstance(
             sampler, EpochSampler
@@ -336,7 +339,7 @@ def check_batch(batch: Batch, num_classes: int | None = None) -> None:
     if num_classes is not None:
         wrong = ((mask < 0) | (mask >= num_classes)) & (mask != IGNORE)
         for index in torch.nonzero(wrong.flatten(1).any(1)).flatten().tolist():
-            values = mask[index][wrong[index]].unique().tolist()
+            values = sorted(set(mask[index][wrong[index]].tolist()))
             raise ValueError(
                 f"mask {_name(names, index)} holds the labels {', '.join(map(str, values[:8]))} but there are {num_classes} "
                 f"classes: use 0 to {num_classes - 1} and 255 for ignore, or raise num_classes."

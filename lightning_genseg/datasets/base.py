@@ -75,9 +75,11 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return len(self.class_names)
 
     def __len__(self) -> int:
+        """Number of samples."""
         return len(self.samples)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """Read and transform one sample."""
         position, seed = index if isinstance(index, tuple) else (index, index)
         sample = self.samples[position]
         image = read_image(sample.image)
@@ -119,9 +121,11 @@ class ImageFolder(Dataset[dict[str, Any]]):
         self.samples = [sample for sample in self.samples if sample[0] not in names]
 
     def __len__(self) -> int:
+        """Number of samples."""
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read and transform one image."""
         name, path = self.samples[index]
         image, _ = apply(self.transform, read_image(path), None, index, name)
         return {"image": image, "name": name, "path": str(path)}
@@ -294,7 +298,8 @@ def map_labels(
             f"mask '{path}' holds the values {shown}, which are no classes (known: {listed}, and 255 for ignore): "
             "correct num_classes, or list these values in ids (raw value: class, or 255)."
         )
-    return classes.astype(np.uint8)
+    labels: NDArray[np.uint8] = classes.astype(np.uint8)
+    return labels
 
 
 def check_palette(palette: Sequence[Color] | None, num_classes: int) -> list[Color]:

@@ -82,9 +82,11 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
         return len(self.class_names)
 
     def __len__(self) -> int:
+        """Number of scenes."""
         return self.length
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """Draw and transform one scene."""
         position, seed = index if isinstance(index, tuple) else (index, index)
         if not 0 <= position < self.length:
             raise IndexError(f"scene {position} of {self.length}")
@@ -177,6 +179,9 @@ class _Scene:
         return shade
 
 
+_Painter = Callable[[_Scene, float, float, float], None]  # scene, x, foot, size
+
+
 def _draw(
     rng: _Rng, shape: tuple[int, int], held_out: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -189,18 +194,15 @@ def _draw(
     _ground(scene, horizon)
     _buildings(scene, horizon)
     # Everything that stands on the ground, far to near: `depth` 0 is the horizon, 1 the lower edge.
-    draw: list[tuple[float, Callable[[_Scene, float, float, float], None]]] = []
-    for kind, low, high in ((_tree, 1, 4), (_vehicle, 1, 3), (_person, 1, 4)):
-        draw += [(rng.uniform(0.05, 0.8), kind) for _ in range(rng.integers(low, high + 1))]
-    unknown = [
-        (rng.uniform(0.15, 0.7), _stranger) for _ in range(rng.integers(1, 3) if held_out else 0)
-    ]
-    for depth, kind in sorted(draw + unknown, key=lambda item: item[0]):
-        x, foot, size = (
-            rng.uniform(0.02, 0.98) * width,
-            horizon + (height - horizon) * depth,
-            height * (0.12 + 0.55 * depth),
-        )
+    counts: list[tuple[_Painter, int, int]] = [(_tree, 1, 4), (_vehicle, 1, 3), (_person, 1, 4)]
+    things: list[tuple[float, _Painter]] = []
+    for kind, low, high in counts:
+        things += [(rng.uniform(0.05, 0.8), kind) for _ in range(rng.integers(low, high + 1))]
+    if held_out:
+        things += [(rng.uniform(0.15, 0.7), _stranger) for _ in range(rng.integers(1, 3))]
+    for depth, kind in sorted(things, key=lambda thing: thing[0]):
+        x, foot = rng.uniform(0.02, 0.98) * width, horizon + (height - horizon) * depth
+        size = height * (0.12 + 0.55 * depth)
         part = scene.window(x - 0.8 * size, foot - 2.2 * size, x + 0.8 * size, foot + 0.2 * size)
         before = part.image.copy()
         kind(part, x, foot, size)
@@ -475,4 +477,5 @@ def _smooth(rng: _Rng, size: tuple[int, ...], tall: int, wide: int) -> NDArray[n
     fy, fx = fy * fy * (3 - 2 * fy), fx * fx * (3 - 2 * fx)
     upper = grid[row][:, column] * (1 - fx) + grid[row][:, column + 1] * fx
     lower = grid[row + 1][:, column] * (1 - fx) + grid[row + 1][:, column + 1] * fx
-    return (1.3 * (upper * (1 - fy) + lower * fy)).astype(np.float32)
+    noise: NDArray[np.float32] = (1.3 * (upper * (1 - fy) + lower * fy)).astype(np.float32)
+    return noise

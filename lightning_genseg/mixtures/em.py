@@ -206,8 +206,8 @@ def fit(
 
     Example:
         >>> x = torch.cat([torch.randn(50, 2) - 5, torch.randn(50, 2) + 5])
-        >>> fit(x, components=2).log_weights.exp().round(decimals=1)
-        tensor([[0.5000, 0.5000]])
+        >>> fit(x, components=2).log_weights.exp().round(decimals=1).tolist()
+        [[0.5, 0.5]]
     """
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(f"fit takes N x D features with N > 0; got {tuple(x.shape)}.")

@@ -212,9 +212,14 @@ class FeatureRing:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`; a ring of another shape is refused."""
-        stored = state["features"]
+        stored = state.get("features")
+        if stored is None:
+            raise ValueError("The checkpoint's memory is no ring; set memory as in the checkpoint.")
         _check_shape("the ring", (self.groups, self.dim), (stored.shape[0], stored.shape[2]))
-        if stored.shape[1] > self.size:
+        _check_shape("the moments", self._moments.second.shape, state["second"].shape)
+        # A ring that has gone round has its oldest feature anywhere: no other size can go on with it.
+        wrapped = int(state["entered"][: self.groups].max()) > stored.shape[1]
+        if stored.shape[1] > self.size or (wrapped and stored.shape[1] < self.size):
             raise ValueError(
                 f"The checkpoint's memory holds {stored.shape[1]} features per component and this "
                 f"one {self.size}; set memory_size as in the checkpoint."
@@ -274,14 +279,16 @@ class DecayedMoments:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`; moments of another shape are refused."""
-        _check_shape("the moments", tuple(self._moments.first.shape), tuple(state["first"].shape))
+        if "features" in state:
+            raise ValueError("The checkpoint's memory is a ring; set memory as in the checkpoint.")
+        _check_shape("the moments", self._moments.second.shape, state["second"].shape)
         for name, value in self._moments._asdict().items():
             value.copy_(state[name])
 
 
 def _check_shape(what: str, mine: tuple[int, ...], theirs: tuple[int, ...]) -> None:
-    if mine != theirs:
+    if tuple(mine) != tuple(theirs):
         raise ValueError(
-            f"In the checkpoint {what} of the mixture's memory has shape {theirs}, here {mine}; "
-            "set memory, components and embedding_dim as in the checkpoint."
+            f"In the checkpoint {what} of the mixture's memory has shape {tuple(theirs)}, here "
+            f"{tuple(mine)}; set components, embedding_dim and covariance as in the checkpoint."
         )

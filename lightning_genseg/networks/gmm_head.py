@@ -250,7 +250,7 @@ class GMMHead(nn.Module):
         if self.memory is None:
             raise ValueError("train_mixture='gradient' learns by gradient; there is no EM to run.")
         x = rearrange(embedding, "b d h w -> (b h w) d").float()
-        x = x.nan_to_num()  # their labels are ignored, but 0 * NaN would still be NaN
+        x = x.nan_to_num(0, 0, 0)  # their labels are ignored, but 0 * NaN would still be NaN
         labels = self.labels(mask, embedding)
         present = total_over(processes, self._label_counts(labels)) > 0
         for loop in range(1 if remember_only else self.em_loops):

@@ -1,0 +1,312 @@
+"""What every method must pass: subclass `ModuleContract` as `Test<Method>` and write `make`."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_genseg.datamodules.base import collate
+from lightning_genseg.datasets import SyntheticScenes
+from lightning_genseg.modules import SegmentationModule
+from lightning_genseg.networks import features as networks
+
+NUM_CLASSES = len(SyntheticScenes.CLASS_NAMES)
+# A real network of half a million parameters that needs no download.
+TINY = {
+    "num_classes": NUM_CLASSES,
+    "encoder": "tu-test_resnet",
+    "decoder": "segformer",
+    "network_options": {"decoder_segmentation_channels": 32},
+}
+
+
+@cache
+def scenes(count: int = 32) -> list[dict[str, Any]]:
+    """Toy street scenes of 48 x 64 pixels."""
+    dataset = SyntheticScenes(count, (48, 64), seed=0)
+    return [dataset[i] for i in range(count)]
+
+
+def batch_of(start: int = 0, count: int = 2) -> dict[str, Any]:
+    return collate(scenes()[start : start + count])
+
+
+def loader(count: int = 4, batch_size: int = 2) -> DataLoader[Any]:
+    return DataLoader(scenes()[:count], batch_size=batch_size, collate_fn=collate)
+
+
+def trainer(folder: Path, **arguments: Any) -> Trainer:
+    """A Trainer that does what it is told and nothing else."""
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "max_epochs": 1,
+    }
+    return Trainer(accelerator="cpu", default_root_dir=folder, **{**quiet, **arguments})
+
+
+def finish_step(model: nn.Module, losses: dict[str, Tensor], batch: dict[str, Any]) -> None:
+    """What a plain loop does after the optimiser's step."""
+    if hasattr(model, "update_mixture") and getattr(model, "train_mixture", "em") != "gradient":
+        model.update_mixture(losses["embedding"], batch["mask"])
+
+
+def train_by_hand(
+    model: SegmentationModule, steps: int, lr: float = 5e-3, batch_size: int = 4
+) -> list[float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    losses = []
+    for step in range(steps):
+        batch = batch_of(step * batch_size % len(scenes()), batch_size)
+        result = model.compute_loss(batch)
+        optimizer.zero_grad()
+        result["loss"].backward()
+        optimizer.step()
+        finish_step(model, result, batch)
+        losses.append(result["loss"].item())
+    return losses
+
+
+@torch.no_grad()
+def scores(model: SegmentationModule) -> dict[str, float]:
+    everything = collate(scenes())
+    model.eval()
+    metrics = model.val_metrics.clone()
+    metrics.update(model(everything["image"]).argmax(1), everything["mask"])
+    return {key: value.item() for key, value in metrics.compute().items() if value.ndim == 0}
+
+
+class PlainFeatures(nn.Module):
+    """Somebody's own network: no `out_channels`, no `encoder`, stride 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.body(image)
+
+
+class Foreign(LightningModule):
+    """A LightningModule that knows nothing of ours and has one of our methods inside."""
+
+    def __init__(self, inner: SegmentationModule) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        losses = self.inner.compute_loss(batch)
+        self.log("my_loss", losses["loss"])
+        return losses
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        finish_step(self.inner, outputs, batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.inner.parameters(), lr=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+class ModuleContract:
+    """The tests. `learning` are arguments under which 20 steps are enough to learn something."""
+
+    learning: dict[str, Any] = {}
+
+    def make(self, **arguments: Any) -> SegmentationModule:
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("size", [(48, 64), (33, 47), (20, 90)])
+    def test_scores_have_the_size_of_the_image(self, size):
+        model = self.make().eval()
+        image = torch.rand(2, 3, *size)
+        assert model(image).shape == (2, NUM_CLASSES, *size)
+        for name, value in model.maps(image).items():
+            assert value.shape == (2, NUM_CLASSES if name == "scores" else 1, *size)
+            assert value.isfinite().all()
+
+    def test_backward_reaches_every_trainable_parameter(self):
+        model = self.make()
+        losses = model.compute_loss(batch_of())
+        losses["loss"].backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+        assert any(p.grad.abs().sum() > 0 for p in model.features.parameters())
+
+    def test_odd_sizes_train(self):
+        model = self.make()
+        batch = {"image": torch.rand(2, 3, 37, 51), "mask": torch.randint(NUM_CLASSES, (2, 37, 51))}
+        losses = model.compute_loss(batch)
+        losses["loss"].backward()
+        finish_step(model, losses, batch)
+        assert losses["loss"].isfinite()
+
+    def test_a_batch_without_a_single_label(self):
+        model = self.make()
+        batch = {**batch_of(), "mask": torch.full((2, 48, 64), 255)}
+        losses = model.compute_loss(batch)
+        losses["loss"].backward()
+        finish_step(model, losses, batch)
+        assert losses["loss"] == 0
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        assert model(batch["image"]).isfinite().all()
+
+    def test_ignored_pixels_do_not_count(self):
+        model = self.make().eval()
+        batch = batch_of()
+        half = {**batch, "mask": batch["mask"].clone()}
+        half["mask"][:, :, 32:] = 255
+        other = {**half, "mask": half["mask"].clone()}
+        assert model.compute_loss(half)["loss"] != model.compute_loss(batch)["loss"]
+        other["mask"][half["mask"] == 255] = model.ignore_index
+        assert torch.equal(model.compute_loss(half)["loss"], model.compute_loss(other)["loss"])
+
+    def test_training_is_the_same_under_the_same_seed(self):
+        runs = []
+        for _ in range(2):
+            seed_everything(3, verbose=False)
+            runs.append(train_by_hand(self.make(), 3))
+        assert runs[0] == runs[1]
+        seed_everything(4, verbose=False)
+        assert train_by_hand(self.make(), 3) != runs[0]
+
+    def test_fit_log_save_and_load(self, tmp_path):
+        model = self.make(class_names=[f"class {i}" for i in range(NUM_CLASSES)])
+        run = trainer(tmp_path)
+        run.fit(model, loader(), loader(2))
+        assert run.global_step == 2
+        logged = run.callback_metrics
+        assert {"train_loss", "val_mIoU", "val_pixel_accuracy", "val_IoU_class_0"} <= set(logged)
+        assert 0 <= logged["val_mIoU"] <= 1
+        path = tmp_path / "model.ckpt"
+        run.save_checkpoint(path)
+
+        checkpoint = torch.load(path, weights_only=True)
+        arguments = type(model).__init__.__annotations__
+        assert set(checkpoint["hyper_parameters"]) <= set(arguments) - {"return"}
+        loaded = type(model).load_from_checkpoint(path).eval()
+        image = torch.rand(1, 3, 40, 50)
+        before, after = model.eval().maps(image), loaded.maps(image)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert loaded.class_names == model.class_names
+
+        fresh = self.make(class_names=model.class_names)
+        trainer(tmp_path).validate(fresh, loader(2), ckpt_path=path, verbose=False)
+        assert torch.equal(fresh.eval()(image), before["scores"])
+
+    def test_test_and_predict(self, tmp_path):
+        model, run = self.make(), trainer(tmp_path)
+        result = run.test(model, loader(2), verbose=False)[0]
+        assert {"test_mIoU", "test_pixel_accuracy", "test_IoU_0"} <= set(result)
+        predictions = run.predict(model, loader(2))
+        assert predictions is not None
+        prediction = predictions[0]
+        assert prediction["mask"].shape == (2, 48, 64)
+        assert prediction["mask"].dtype == torch.int64
+        assert prediction["name"] == batch_of()["name"]
+        if "anomaly" in prediction:
+            assert prediction["anomaly"].shape == (2, 48, 64)
+
+    def test_predict_image(self):
+        model = self.make()
+        picture = np.random.default_rng(0).integers(256, size=(30, 41, 3), dtype=np.uint8)
+        result = model.predict_image(picture)
+        assert model.training
+        assert result["mask"].shape == (30, 41)
+        assert result["mask"].dtype == np.int64
+        assert result["scores"].shape == (NUM_CLASSES, 30, 41)
+        image = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+        with torch.no_grad():
+            torch.testing.assert_close(
+                torch.from_numpy(result["scores"]), model.eval()(image)[0], rtol=1e-4, atol=1e-4
+            )
+        for wrong in (picture[..., 0], picture.astype(np.float32)):
+            with pytest.raises(ValueError, match=r"H x W x 3 of uint8; got"):
+                model.predict_image(wrong)
+
+    def test_predict_image_keeps_what_is_frozen(self):
+        model = self.make()
+        model.features.eval()
+        model.predict_image(np.zeros((20, 20, 3), np.uint8))
+        assert model.training
+        assert not model.features.training
+
+    def test_inference_options(self):
+        image = torch.rand(1, 3, 48, 80)
+        model = self.make().eval()
+        with torch.no_grad():
+            plain = model.predict_maps(image)
+            model.inference = {"window": (32, 32), "stride": (16, 16)}
+            windows = model.predict_maps(image)
+            model.inference = {"scales": [0.5, 1.0, 1.5], "flip": True}
+            scales = model.predict_maps(image)
+        assert set(plain) == set(windows) == set(scales)
+        for name in plain:
+            assert plain[name].shape == windows[name].shape == scales[name].shape
+            assert not torch.equal(plain[name], windows[name])
+        total = scales["scores"].sum(1)
+        torch.testing.assert_close(total, torch.ones_like(total))
+        with pytest.raises(ValueError, match="did you mean window"):
+            self.make(inference={"windows": (32, 32)})
+
+    def test_inside_a_foreign_module(self, tmp_path):
+        inner = self.make()
+        before = {name: value.clone() for name, value in inner.state_dict().items()}
+        run = trainer(tmp_path)
+        run.fit(Foreign(inner), loader())
+        assert run.callback_metrics["my_loss"].isfinite()
+        after = inner.state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert any(name.startswith("features.") for name in changed)
+        if hasattr(inner, "update_mixture"):
+            assert {"head.mixture.means", "head.mixture.log_variances"} <= changed
+
+    def test_own_network(self, tmp_path):
+        model = self.make(features=PlainFeatures())
+        run = trainer(tmp_path)
+        run.fit(model, loader())
+        run.save_checkpoint(tmp_path / "own.ckpt")
+        assert "features" not in torch.load(tmp_path / "own.ckpt", weights_only=True)
+        loaded = type(model).load_from_checkpoint(tmp_path / "own.ckpt", features=PlainFeatures())
+        image = torch.rand(1, 3, 33, 41)
+        assert torch.equal(loaded.eval()(image), model.eval()(image))
+
+    def test_number_of_classes(self, tmp_path):
+        model, run = self.make(), trainer(tmp_path)
+        run.strategy.connect(model)
+        run.save_checkpoint(tmp_path / "six.ckpt")
+        sentence = "trained on 6 classes and .* 4; "
+        with pytest.raises(ValueError, match=sentence):
+            trainer(tmp_path).validate(
+                self.make(num_classes=4), loader(2), ckpt_path=tmp_path / "six.ckpt"
+            )
+        with pytest.raises(ValueError, match=sentence):
+            type(model).load_from_checkpoint(tmp_path / "six.ckpt", num_classes=4)
+
+    def test_wrong_arguments(self):
+        with pytest.raises(ValueError, match="num_classes is 1; segmentation needs at least 2"):
+            self.make(num_classes=1)
+        with pytest.raises(ValueError, match="class_names has 2 entries and num_classes is 6"):
+            self.make(class_names=["road", "sky"])
+
+    def test_it_learns(self):
+        model = self.make(**self.learning)
+        chance = scores(model)["mIoU"]
+        losses = train_by_hand(model, 20)
+        assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+        assert chance < 0.15
+        assert scores(model)["mIoU"] > 0.3
+
+
+__all__ = ["NUM_CLASSES", "TINY", "ModuleContract", "networks"]

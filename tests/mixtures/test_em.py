@@ -1,0 +1,313 @@
+"""E- and M-steps against closed forms, and `fit` against scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.mixture import GaussianMixture as SklearnMixture
+
+from lightning_genseg.mixtures import GaussianMixture, Moments, e_step, fit, m_step, soft_moments
+
+
+def moments_of(x, groups, num_groups, full=False):
+    """Moments by plain loops."""
+    moments = Moments.zeros(num_groups, x.shape[1], full, x.device)
+    for g in range(num_groups):
+        own = x[groups == g].double()
+        moments.counts[g] = len(own)
+        moments.first[g] = own.sum(0)
+        moments.second[g] = own.T @ own if full else own.square().sum(0)
+    return moments
+
+
+def blobs(counts=(120, 80), dim=3, spread=6.0, dtype=torch.float64):
+    parts = [
+        torch.randn(n, dim, dtype=dtype) @ torch.randn(dim, dim, dtype=dtype)
+        + spread * torch.randn(dim, dtype=dtype)
+        for n in counts
+    ]
+    return torch.cat(parts)
+
+
+# --- E-step ----------------------------------------------------------------------------------
+
+
+def test_em_is_the_softmax_over_the_own_components():
+    mixture = GaussianMixture(3, 4, 2)
+    mixture.log_weights.copy_(torch.randn(3, 4).log_softmax(1))
+    x, labels = torch.randn(20, 2), torch.randint(3, (20,))
+    log_q = e_step(mixture, mixture.component_log_density(x), labels, "em")
+    for row, label, q in zip(x, labels, log_q, strict=True):
+        logp = torch.distributions.Independent(
+            torch.distributions.Normal(mixture.means[label], torch.ones(4, 2)), 1
+        ).log_prob(row)
+        torch.testing.assert_close(q.exp(), (logp + mixture.log_weights[label]).softmax(0))
+
+
+@pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
+def test_e_step_leaves_ignored_pixels_out(assignment):
+    mixture = GaussianMixture(3, 2, 2)
+    x, labels = torch.randn(20, 2), torch.randint(3, (20,))
+    labels[::3] = 255
+    density = mixture.component_log_density(x)
+    valid = labels != 255
+    log_q = e_step(mixture, density, labels, assignment)
+    alone = e_step(mixture, density[valid], labels[valid], assignment)
+    torch.testing.assert_close(log_q[valid], alone)
+
+
+def test_em_uses_the_weights_and_sinkhorn_equal_shares():
+    mixture = GaussianMixture(1, 2, 1)
+    mixture.means.zero_()
+    mixture.log_weights.copy_(torch.tensor([[0.9, 0.1]]).log())
+    density = mixture.component_log_density(torch.randn(10, 1))
+    labels = torch.zeros(10, dtype=torch.long)
+    q = e_step(mixture, density, labels, "em").exp()
+    torch.testing.assert_close(q, torch.tensor([[0.9, 0.1]]).expand(10, 2))
+    q = e_step(mixture, density, labels, "sinkhorn").exp()
+    torch.testing.assert_close(q, torch.full((10, 2), 0.5))
+
+
+# --- M-step ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_m_step_is_the_weighted_mean_and_covariance(covariance):
+    mixture = GaussianMixture(2, 2, 3, covariance).double()
+    x, groups = torch.randn(80, 3, dtype=torch.float64), torch.randint(4, (80,))
+    m_step(mixture, moments_of(x, groups, 4, covariance == "full"), variance_floor=0.02)
+    for g in range(4):
+        own = x[groups == g]
+        c, m = divmod(g, 2)
+        torch.testing.assert_close(mixture.means[c, m], own.mean(0))
+        expected = torch.from_numpy(np.cov(own.numpy().T, bias=True)) + 0.02 * torch.eye(3)
+        if covariance == "full":
+            torch.testing.assert_close(mixture.covariances[c, m], expected)
+        else:
+            torch.testing.assert_close(mixture.variances[c, m], expected.diagonal())
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_unit_means_and_deviations_from_them(covariance):
+    # GMMSeg's M-step: mean = normalised sum, covariance around that mean, floor 1e-2.
+    mixture = GaussianMixture(1, 1, 3, covariance, unit_means=True).double()
+    x = F.normalize(torch.randn(50, 3, dtype=torch.float64) + 1, dim=1)
+    m_step(mixture, moments_of(x, torch.zeros(50), 1, covariance == "full"))
+    mean = F.normalize(x.sum(0), dim=0)
+    torch.testing.assert_close(mixture.means[0, 0], mean)
+    deviations = x - mean
+    expected = deviations.T @ deviations / 50 + 1e-2 * torch.eye(3)
+    if covariance == "full":
+        torch.testing.assert_close(mixture.covariances[0, 0], expected)
+    else:
+        torch.testing.assert_close(mixture.variances[0, 0], expected.diagonal())
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_momentum_mixes_old_and_new(covariance):
+    mixture = GaussianMixture(2, 2, 3, covariance).double()
+    old_means, old_variances = mixture.means.clone(), mixture.variances.clone()
+    fresh = GaussianMixture(2, 2, 3, covariance).double()
+    moments = moments_of(
+        torch.randn(80, 3), torch.arange(80) % 4, 4, full=covariance == "full"
+    )
+    m_step(fresh, moments)
+    share = torch.tensor([[0.0, 0.5], [0.9, 1.0]])
+    m_step(mixture, moments, mean_momentum=share, variance_momentum=0.75)
+    expected = share[..., None] * old_means + (1 - share[..., None]) * fresh.means
+    torch.testing.assert_close(mixture.means, expected)
+    torch.testing.assert_close(mixture.variances, 0.75 * old_variances + 0.25 * fresh.variances)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_an_empty_component_and_an_absent_class_are_untouched(covariance):
+    mixture = GaussianMixture(3, 2, 2, covariance)
+    before = {name: value.clone() for name, value in mixture.state_dict().items()}
+    # Groups 0, 2, 4, 5 have features; class 2 (groups 4, 5) is not present.
+    groups = torch.tensor([0, 0, 0, 2, 2, 4, 5, 5])
+    m_step(
+        mixture,
+        moments_of(torch.randn(8, 2), groups, 6, covariance == "full"),
+        present=torch.tensor([True, True, False]),
+        weights=torch.rand(3, 2) + 0.1,
+    )
+    shape = "covariances" if covariance == "full" else "log_variances"
+    for name in ("means", shape):
+        now = getattr(mixture, name)
+        for c, m in ((0, 1), (1, 1), (2, 0), (2, 1)):
+            torch.testing.assert_close(now[c, m], before[name][c, m], rtol=0, atol=0)
+        for c, m in ((0, 0), (1, 0)):
+            assert not torch.equal(now[c, m], before[name][c, m])
+    torch.testing.assert_close(mixture.log_weights[2], before["log_weights"][2], rtol=0, atol=0)
+    torch.testing.assert_close(mixture.log_weights.exp().sum(1), torch.ones(3))
+
+
+def test_parameters_are_written_in_place():
+    mixture = GaussianMixture(2, 2, 3)
+    places = {name: value.data_ptr() for name, value in mixture.named_buffers()}
+    m_step(
+        mixture, moments_of(torch.randn(40, 3), torch.arange(40) % 4, 4), weights=torch.ones(2, 2)
+    )
+    assert places == {name: value.data_ptr() for name, value in mixture.named_buffers()}
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_identical_pixels_leave_the_floor(covariance):
+    mixture = GaussianMixture(1, 1, 4, covariance, unit_means=True)
+    x = F.normalize(torch.randn(4), dim=0).expand(100, 4)
+    m_step(mixture, moments_of(x, torch.zeros(100), 1, covariance == "full"))
+    torch.testing.assert_close(mixture.variances, torch.full((1, 1, 4), 1e-2))
+    assert mixture.log_density(x).isfinite().all()
+
+
+def test_em_refuses_a_mixture_that_learns_by_gradient():
+    mixture = GaussianMixture(1, 1, 2, trainable=True)
+    with pytest.raises(ValueError, match="EM would undo it"):
+        m_step(mixture, Moments.zeros(1, 2, False, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_soft_moments_are_weighted_sums(full, monkeypatch):
+    monkeypatch.setattr("lightning_genseg.mixtures.em._MAX_TABLE_ELEMENTS", 100)  # several parts
+    x, labels = torch.randn(60, 3), torch.randint(4, (60,))
+    labels[labels == 3] = 255
+    log_q = torch.randn(60, 2).log_softmax(1)
+    moments = soft_moments(x, log_q, labels, 3, full)
+    q, x = log_q.exp().double(), x.double()
+    for c in range(3):
+        for m in range(2):
+            weight = q[:, m] * (labels == c)
+            g = 2 * c + m
+            torch.testing.assert_close(moments.counts[g], weight.sum())
+            torch.testing.assert_close(moments.first[g], weight @ x)
+            outer = (weight[:, None] * x).T @ x
+            torch.testing.assert_close(moments.second[g], outer if full else outer.diagonal())
+
+
+# --- fit -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("covariance", "theirs"), [("diagonal", "diag"), ("full", "full")])
+def test_fit_equals_scikit_learn(covariance, theirs):
+    x = torch.cat([blobs(), blobs((90,))])
+    means = x[[0, 130, 250]]
+    matrix = np.cov(x.numpy().T, bias=True) + 1e-6 * np.eye(3)
+    precision = 1 / matrix.diagonal() if covariance == "diagonal" else np.linalg.inv(matrix)
+    reference = SklearnMixture(
+        3,
+        covariance_type=theirs,
+        means_init=means.numpy(),
+        weights_init=np.full(3, 1 / 3),
+        precisions_init=np.broadcast_to(precision, (3, *precision.shape)),
+        reg_covar=1e-6,
+        tol=1e-5,
+        max_iter=500,
+    ).fit(x.numpy())
+    assert reference.converged_
+    assert reference.n_iter_ > 5
+    ours = fit(
+        x, None, 1, 3, covariance, means=means[None], tolerance=1e-5, iterations=500
+    )
+    expected = torch.from_numpy(reference.covariances_)
+    now = ours.covariances[0] if covariance == "full" else ours.variances[0]
+    torch.testing.assert_close(ours.means[0], torch.from_numpy(reference.means_))
+    torch.testing.assert_close(now, expected)
+    torch.testing.assert_close(ours.log_weights[0].exp(), torch.from_numpy(reference.weights_))
+    likelihood = ours.log_density(x, "logsumexp").mean().item()
+    assert likelihood == pytest.approx(reference.score(x.numpy()), abs=1e-8)
+    assert likelihood == pytest.approx(reference.lower_bound_, abs=1e-4)
+
+
+def test_fit_treats_every_class_alone():
+    x, labels = blobs((100, 100, 100)), torch.arange(300) % 3
+    labels[:10] = 255
+    means = torch.stack([x[labels == c][:2] for c in range(3)])
+    together = fit(x, labels, 3, 2, means=means, tolerance=0, iterations=20)
+    for c in range(3):
+        alone = fit(x[labels == c], None, 1, 2, means=means[[c]], tolerance=0, iterations=20)
+        torch.testing.assert_close(together.means[c], alone.means[0])
+        torch.testing.assert_close(together.log_variances[c], alone.log_variances[0])
+        torch.testing.assert_close(together.log_weights[c], alone.log_weights[0])
+
+
+def test_fit_does_not_depend_on_the_size_of_its_parts(monkeypatch):
+    x, labels = blobs(), torch.arange(200) % 2
+    whole = fit(x, labels, 2, 2).state_dict()
+    monkeypatch.setattr("lightning_genseg.mixtures.em._MAX_TABLE_ELEMENTS", 64)
+    parts = fit(x, labels, 2, 2).state_dict()
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name])
+
+
+@pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
+def test_fit_finds_separate_groups(assignment):
+    centres = 20 * torch.eye(4).repeat(2, 1)[:6].view(2, 3, 4) * torch.tensor([1.0, -1.0]).view(
+        2, 1, 1
+    )
+    x = (centres[:, :, None] + torch.randn(2, 3, 50, 4)).flatten(0, 2)
+    labels = torch.arange(2).repeat_interleave(150)
+    mixture = fit(x, labels, 2, 3, assignment=assignment)
+    for c in range(2):
+        distance = torch.cdist(centres[c].double(), mixture.means[c])
+        assert (distance.amin(0) < 1).all()
+        assert distance.argmin(0).unique().numel() == 3
+    torch.testing.assert_close(mixture.variances, torch.ones(2, 3, 4).double(), rtol=0, atol=0.7)
+    assert (mixture.log_density(x).argmax(1) == labels).all()
+
+
+def test_fit_is_deterministic_in_its_seed():
+    x = torch.randn(100, 2)
+    first, same, other = (fit(x, components=4, seed=s, iterations=2) for s in (1, 1, 2))
+    assert torch.equal(first.means, same.means)
+    assert not torch.allclose(first.means, other.means)
+
+
+def test_fit_of_classes_with_no_one_and_few_pixels():
+    x = torch.randn(5, 3)
+    labels = torch.tensor([0, 1, 1, 255, 7])
+    mixture = fit(x, labels, 4, 5, variance_floor=1e-2)
+    for value in mixture.state_dict().values():
+        assert value.isfinite().all()
+    torch.testing.assert_close(mixture.means[0], x[:1].double().expand(5, 3))
+    # Absent: still the unit Gaussians it started with, and equal weights.
+    torch.testing.assert_close(mixture.variances[2:], torch.ones(2, 5, 3).double())
+    torch.testing.assert_close(mixture.log_weights[2:].exp(), torch.full((2, 5), 0.2).double())
+    assert mixture.log_density(x).isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [1, 512])
+@pytest.mark.parametrize("unit_means", [False, True])
+def test_fit_of_extreme_sizes(dim, unit_means):
+    x = torch.randn(60, dim)
+    x = F.normalize(x, dim=1) if unit_means else x
+    mixture = fit(x, components=2, variance_floor=1e-2, unit_means=unit_means)
+    assert mixture.log_density(x).isfinite().all()
+    assert (mixture.variances >= 1e-2).all()
+
+
+def test_fit_of_identical_pixels():
+    mixture = fit(torch.ones(20, 3), components=3)
+    torch.testing.assert_close(mixture.means, torch.ones(1, 3, 3).double())
+    assert mixture.log_density(torch.ones(1, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_fit_refuses_features_that_are_not_finite(value):
+    x = torch.randn(10, 2)
+    x[3, 1] = value
+    with pytest.raises(ValueError, match="1 of 10 features are NaN or infinite; remove them"):
+        fit(x)
+
+
+@pytest.mark.parametrize(
+    ("x", "labels", "message"),
+    [
+        (torch.zeros(0, 2), None, "takes N x D features with N > 0"),
+        (torch.zeros(2, 3, 4), None, "takes N x D features"),
+        (torch.zeros(4, 2), torch.zeros(3), "a label per feature; got 4 and"),
+        (torch.zeros(4, 2), torch.full((4,), 255), "there is nothing to fit"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_use(x, labels, message):
+    with pytest.raises(ValueError, match=message):
+        fit(x, labels, 2)

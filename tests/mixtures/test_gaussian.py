@@ -1,0 +1,183 @@
+"""Densities against torch.distributions, scipy and float64."""
+
+import math
+
+import pytest
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from torch.distributions import Independent, MultivariateNormal, Normal
+
+from lightning_genseg.mixtures import GaussianMixture, diagonal_log_density, full_log_density
+
+
+def covariances(shape, dim):
+    root = torch.randn(*shape, dim, dim)
+    return root @ root.mT / dim + 0.1 * torch.eye(dim)
+
+
+def test_diagonal_equals_torch_distributions():
+    x, means, variances = torch.randn(7, 5), torch.randn(3, 2, 5), torch.rand(3, 2, 5) + 0.1
+    expected = Independent(Normal(means, variances.sqrt()), 1).log_prob(x[:, None, None])
+    torch.testing.assert_close(diagonal_log_density(x, means, variances), expected)
+
+
+def test_full_equals_scipy():
+    x, means, matrices = torch.randn(7, 5), torch.randn(3, 2, 5), covariances((3, 2), 5)
+    density = full_log_density(x, means, matrices)
+    assert density.shape == (7, 3, 2)
+    for c in range(3):
+        for m in range(2):
+            reference = scipy.stats.multivariate_normal(means[c, m].numpy(), matrices[c, m].numpy())
+            expected = torch.from_numpy(reference.logpdf(x.numpy())).float()
+            torch.testing.assert_close(density[:, c, m], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_full_is_the_same_in_parts(monkeypatch):
+    x, means, matrices = torch.randn(7, 5), torch.randn(6, 5), covariances((6,), 5)
+    whole = full_log_density(x, means, matrices)
+    monkeypatch.setattr("lightning_genseg.mixtures.gaussian._MAX_WHITENED_ELEMENTS", 60)
+    torch.testing.assert_close(full_log_density(x, means, matrices), whole)
+
+
+@pytest.mark.parametrize("dim", [1, 64, 512])
+def test_float32_is_close_to_float64_for_unit_features(dim):
+    # The head's case: unit norm (for D=1: any sign), variances down to the floor.
+    x = F.normalize(torch.randn(200, dim), dim=1)
+    means = F.normalize(torch.randn(10, dim), dim=1)
+    variances = torch.rand(10, dim) * 0.05 + 1e-2
+    single = diagonal_log_density(x, means, variances)
+    double = diagonal_log_density(x.double(), means.double(), variances.double())
+    assert single.dtype == torch.float32
+    assert double.dtype == torch.float64
+    expected = Independent(Normal(means.double(), variances.double().sqrt()), 1).log_prob(
+        x.double()[:, None]
+    )
+    torch.testing.assert_close(double, expected)
+    assert (single - double).abs().max() < 1e-3  # of log-densities of up to a thousand nats
+
+
+def test_float32_far_from_the_origin():
+    # Without centring the expanded square would lose all digits here: 0.5 * 1e6 / 0.1.
+    offset = 1000.0
+    x, means = torch.randn(100, 8) + offset, torch.randn(6, 8) + offset
+    variances = torch.rand(6, 8) + 0.1
+    expected = Independent(Normal(means.double(), variances.double().sqrt()), 1).log_prob(
+        x.double()[:, None]
+    )
+    density = diagonal_log_density(x, means, variances).double()
+    torch.testing.assert_close(density, expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_autocast_does_not_reach_the_density(dtype, covariance):
+    mixture = GaussianMixture(3, 2, 8, covariance)
+    x = torch.randn(5, 8)
+    with torch.autocast("cpu", dtype):
+        density = mixture.log_density(x)
+        half = mixture.log_density(x.to(dtype))
+    assert density.dtype == half.dtype == torch.float32
+    torch.testing.assert_close(density, mixture.log_density(x), rtol=0, atol=0)
+    torch.testing.assert_close(half, mixture.log_density(x.to(dtype).float()), rtol=0, atol=0)
+
+
+def test_gradients_are_right():
+    x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    means = torch.randn(2, 3, dtype=torch.double, requires_grad=True)
+    variances = (torch.rand(2, 3, dtype=torch.double) + 0.5).requires_grad_()
+    assert torch.autograd.gradcheck(diagonal_log_density, (x, means, variances))
+
+
+def test_class_density_is_the_mixture():
+    mixture = GaussianMixture(3, 2, 4)
+    mixture.log_weights.copy_(torch.tensor([[0.3, 0.7]] * 3).log())
+    x = torch.randn(5, 4)
+    components = Independent(Normal(mixture.means, torch.ones(3, 2, 4)), 1).log_prob(
+        x[:, None, None]
+    )
+    probabilities = components.exp() * torch.tensor([0.3, 0.7])
+    torch.testing.assert_close(mixture.log_density(x, "logsumexp"), probabilities.sum(2).log())
+    torch.testing.assert_close(mixture.log_density(x, "max"), probabilities.amax(2).log())
+
+
+def test_density_integrates_to_one():
+    mixture = GaussianMixture(2, 3, 1)
+    mixture.log_variances.copy_(torch.rand(2, 3, 1) - 1)
+    x = torch.linspace(-10, 10, 4001)
+    mass = mixture.log_density(x[:, None], "logsumexp").exp().sum(0) * (x[1] - x[0])
+    torch.testing.assert_close(mass, torch.ones(2), rtol=0, atol=1e-4)
+
+
+def test_unit_means_are_normalised_at_use():
+    mixture = GaussianMixture(2, 2, 4, unit_means=True)
+    x = torch.randn(5, 4)
+    before = mixture.log_density(x)
+    mixture.means.mul_(7)
+    torch.testing.assert_close(mixture.centres.norm(dim=-1), torch.ones(2, 2))
+    torch.testing.assert_close(mixture.log_density(x), before)
+
+
+def test_uses_no_variance_below_the_floor():
+    mixture = GaussianMixture(1, 1, 2, trainable=True, variance_floor=0.01)
+    with torch.no_grad():
+        mixture.log_variances.fill_(-100)
+    torch.testing.assert_close(mixture.variances, torch.full((1, 1, 2), 0.01))
+    assert math.isfinite(mixture.log_density(torch.ones(1, 2)).item())
+
+
+def test_parameters_are_buffers_unless_trainable():
+    assert not list(GaussianMixture(3, 2, 4).parameters())
+    names = dict(GaussianMixture(3, 2, 4, trainable=True).named_parameters())
+    assert set(names) == {"means", "log_variances"}
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_samples_have_the_mixtures_moments(covariance):
+    mixture = GaussianMixture(2, 2, 3, covariance)
+    mixture.log_weights.copy_(torch.tensor([[0.25, 0.75]] * 2).log())
+    if covariance == "full":
+        mixture.covariances.copy_(covariances((2, 2), 3))
+        within = mixture.covariances
+    else:
+        mixture.log_variances.copy_(torch.rand(2, 2, 3))
+        within = mixture.variances.diag_embed()
+    weights, means = mixture.log_weights.exp(), mixture.means
+    mean = torch.einsum("cm,cmd->cd", weights, means)
+    second = torch.einsum(
+        "cm,cmij->cij", weights, within + means[..., :, None] * means[..., None, :]
+    )
+    draws = mixture.sample(200_000, torch.Generator().manual_seed(1))
+    assert draws.shape == (2, 200_000, 3)
+    torch.testing.assert_close(draws.mean(1), mean, rtol=0, atol=0.02)
+    products = draws.mT @ draws / 200_000
+    torch.testing.assert_close(products, second, rtol=0, atol=0.05)
+
+
+def test_full_equals_multivariate_normal_through_the_mixture():
+    mixture = GaussianMixture(2, 2, 3, "full")
+    mixture.covariances.copy_(covariances((2, 2), 3))
+    x = torch.randn(6, 3)
+    expected = MultivariateNormal(mixture.means, mixture.covariances).log_prob(x[:, None, None])
+    torch.testing.assert_close(mixture.component_log_density(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        mixture.variances, mixture.covariances.diagonal(dim1=-2, dim2=-1), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("name", ["num_classes", "components", "dim"])
+def test_refuses_an_empty_mixture(name):
+    sizes = {"num_classes": 2, "components": 2, "dim": 2, name: 0}
+    with pytest.raises(ValueError, match=f"{name} is 0; a mixture needs at least 1"):
+        GaussianMixture(**sizes)
+
+
+def test_refuses_full_by_gradient():
+    with pytest.raises(ValueError, match="use covariance='diagonal'"):
+        GaussianMixture(2, 2, 2, "full", trainable=True)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5,), (2, 5, 4)])
+def test_refuses_features_of_another_shape(shape):
+    with pytest.raises(ValueError, match="takes N x 4 features; got"):
+        GaussianMixture(2, 2, 4).log_density(torch.zeros(shape))

@@ -1,0 +1,252 @@
+"""Memories against deques, closed forms and one process."""
+
+from collections import deque
+
+import pytest
+import torch
+
+from lightning_genseg.mixtures import DecayedMoments, FeatureRing, spread_evenly
+from lightning_genseg.mixtures.memory import (
+    batch_moments,
+    count_groups,
+    gather_features,
+    ranks_in_group,
+)
+from tests.mixtures.processes import run_processes
+
+FULL = pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
+
+
+def check_moments(moments, contents, tolerance=1e-9):
+    """Compare running moments with those of lists of features, one list a group."""
+    for g, own in enumerate(contents):
+        x = torch.stack(list(own)).double() if len(own) else moments.first.new_zeros(0, 3)
+        second = x.T @ x if moments.second.ndim == 3 else x.square().sum(0)
+        torch.testing.assert_close(moments.counts[g].item(), float(len(own)))
+        torch.testing.assert_close(moments.first[g], x.sum(0), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(moments.second[g], second, rtol=tolerance, atol=tolerance)
+
+
+def contents_of(ring):
+    stored = ring.features[:-1].view(ring.groups, ring.size, ring.dim)
+    filled = ring.entered[: ring.groups].clamp_max(ring.size)
+    return [stored[g, : filled[g]] for g in range(ring.groups)]
+
+
+@FULL
+def test_ring_equals_a_deque_per_group(full):
+    ring = FeatureRing(4, 3, size=7, full=full)
+    queues = [deque(maxlen=7) for _ in range(4)]
+    for step in range(60):
+        # From nothing to three times what the ring holds; group 3 never, group 4 is nobody's.
+        count = int(torch.randint(0, 30, ()))
+        x, groups = torch.randn(count, 3), torch.randint(5, (count,))
+        groups[groups == 3] = 2 if step % 2 else 4
+        ring.push(x, groups)
+        for row, group in zip(x, groups.tolist(), strict=True):
+            if group < 4:
+                queues[group].append(row)
+        check_moments(ring.moments(), queues)
+        for g, stored in enumerate(contents_of(ring)):
+            mine, theirs = stored.tolist(), [row.tolist() for row in queues[g]]
+            assert sorted(mine) == sorted(theirs)
+    assert ring.entered[3] == 0
+    assert ring.moments().counts[3] == 0
+
+
+def test_ring_drops_the_oldest_first():
+    ring = FeatureRing(1, 1, size=3)
+    for value in range(5):
+        ring.push(torch.tensor([[float(value)]]), torch.tensor([0]))
+    assert sorted(contents_of(ring)[0].flatten().tolist()) == [2, 3, 4]
+    # Of more newcomers than slots, the last stay.
+    ring.push(torch.arange(10.0)[:, None], torch.zeros(10, dtype=torch.long))
+    assert sorted(contents_of(ring)[0].flatten().tolist()) == [7, 8, 9]
+    assert ring.moments().first.item() == 24
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ring_in_half_precision_has_the_moments_of_what_it_stores(dtype):
+    ring = FeatureRing(2, 3, size=20, dtype=dtype)
+    for _ in range(30):
+        ring.push(torch.randn(9, 3), torch.randint(2, (9,)))
+    assert ring.features.dtype == dtype
+    check_moments(ring.moments(), contents_of(ring))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ring_does_not_drift_in_ten_thousand_updates(dtype):
+    ring = FeatureRing(6, 3, size=50, dtype=dtype)
+    x, groups = torch.randn(10_000, 8, 3), torch.randint(7, (10_000, 8))
+    for features, index in zip(x, groups, strict=True):
+        ring.push(features, index)
+    assert (ring.entered[:6] > 50 * 100).all()
+    check_moments(ring.moments(), contents_of(ring), tolerance=1e-9)
+
+
+def test_ring_does_not_grow():
+    ring = FeatureRing(3, 2, size=5)
+    sizes = [(t.shape, t.data_ptr()) for t in (ring.features, ring.entered, *ring._moments)]
+    for _ in range(10):
+        ring.push(torch.randn(40, 2), torch.randint(4, (40,)))
+    assert sizes == [(t.shape, t.data_ptr()) for t in (ring.features, ring.entered, *ring._moments)]
+
+
+def test_a_ring_of_one_slot():
+    ring = FeatureRing(2, 2, size=1)
+    ring.push(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 0]))
+    assert ring.moments().first.tolist() == [[3.0, 4.0], [0.0, 0.0]]
+
+
+@FULL
+def test_decay_follows_its_closed_form(full):
+    memory = DecayedMoments(3, 3, size=10, full=full)
+    batches = [(torch.randn(n, 3), torch.randint(4, (n,))) for n in (5, 0, 12, 30, 1)]
+    for x, groups in batches:
+        memory.push(x, groups)
+    # A feature of batch b weighs 0.9 ** (own group's features in later batches).
+    for g in range(3):
+        later, count, first, second = 0, 0.0, torch.zeros(3).double(), torch.zeros(3, 3).double()
+        for x, groups in reversed(batches):
+            own, weight = x[groups == g].double(), 0.9**later
+            count += weight * len(own)
+            first += weight * own.sum(0)
+            second += weight * own.T @ own
+            later += len(own)
+        moments = memory.moments()
+        torch.testing.assert_close(moments.counts[g].item(), count)
+        torch.testing.assert_close(moments.first[g], first)
+        torch.testing.assert_close(moments.second[g], second if full else second.diagonal())
+
+
+def test_decay_settles_at_its_effective_length():
+    memory = DecayedMoments(2, 1, size=100)
+    for step in range(2000):
+        memory.push(torch.full((2, 1), float(step)), torch.zeros(2, dtype=torch.long))
+    counts, first, _ = memory.moments()
+    assert counts[0].item() == pytest.approx(100, rel=0.02)
+    assert (first[0] / counts[0]).item() == pytest.approx(2000 - 50, rel=0.01)  # mean age: size
+    assert counts[1] == 0
+
+
+@pytest.mark.parametrize("kind", [FeatureRing, DecayedMoments])
+@FULL
+def test_a_loaded_memory_goes_on_as_the_same(kind, full):
+    steps = [(torch.randn(9, 3), torch.randint(4, (9,))) for _ in range(12)]
+    straight, first, second = (kind(3, 3, 8, full) for _ in range(3))
+    for x, groups in steps:
+        straight.push(x, groups)
+    for x, groups in steps[:6]:
+        first.push(x, groups)
+    state = first.state_dict()
+    first.push(torch.randn(9, 3), torch.randint(4, (9,)))  # must not reach into the saved state
+    second.load_state_dict(state)
+    for x, groups in steps[6:]:
+        second.push(x, groups)
+    for mine, theirs in zip(second.moments(), straight.moments(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_ring_saves_only_its_filled_part():
+    ring = FeatureRing(3, 2, size=1000)
+    ring.push(torch.randn(10, 2), torch.zeros(10, dtype=torch.long))
+    state = ring.state_dict()
+    assert state["features"].shape == (3, 10, 2)
+    # Not having gone round, a ring may be continued in a larger one.
+    larger = FeatureRing(3, 2, size=2000)
+    larger.load_state_dict(state)
+    torch.testing.assert_close(larger.moments().first, ring.moments().first)
+
+
+def test_memories_refuse_the_state_of_another_shape():
+    ring, decay = FeatureRing(3, 2, size=4), DecayedMoments(3, 2, size=4)
+    ring.push(torch.randn(9, 2), torch.zeros(9, dtype=torch.long))
+    with pytest.raises(ValueError, match="set memory_size as in the checkpoint"):
+        FeatureRing(3, 2, size=3).load_state_dict(ring.state_dict())
+    with pytest.raises(ValueError, match="set memory_size as in the checkpoint"):
+        FeatureRing(3, 2, size=5).load_state_dict(ring.state_dict())  # it has gone round
+    with pytest.raises(ValueError, match="set components, embedding_dim and covariance as in"):
+        FeatureRing(4, 2, size=4).load_state_dict(ring.state_dict())
+    with pytest.raises(ValueError, match="set components, embedding_dim and covariance as in"):
+        FeatureRing(3, 2, 4, full=True).load_state_dict(ring.state_dict())
+    with pytest.raises(ValueError, match="set components, embedding_dim and covariance as in"):
+        DecayedMoments(3, 4, 4).load_state_dict(decay.state_dict())
+    with pytest.raises(ValueError, match="memory is a ring; set memory as in the checkpoint"):
+        decay.load_state_dict(ring.state_dict())
+    with pytest.raises(ValueError, match="memory is no ring; set memory as in the checkpoint"):
+        ring.load_state_dict(decay.state_dict())
+
+
+@pytest.mark.parametrize("kind", [FeatureRing, DecayedMoments])
+def test_memories_hold_at_least_one_feature(kind):
+    with pytest.raises(ValueError, match="memory_size is 0; the memory must hold at least 1"):
+        kind(3, 2, 0)
+
+
+# --- groups, samples, processes --------------------------------------------------------------
+
+
+def test_counts_and_ranks():
+    groups = torch.tensor([2, 0, 2, 2, 1, 0])
+    assert count_groups(groups, 4).tolist() == [2, 1, 3, 0]
+    assert ranks_in_group(groups, 4).tolist() == [0, 0, 1, 2, 0, 1]
+    nobody = torch.zeros(0, dtype=torch.long)
+    assert count_groups(nobody, 2).tolist() == [0, 0]
+    assert ranks_in_group(nobody, 2).tolist() == []
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, 100])
+def test_samples_are_spread_evenly(most):
+    sizes = [0, 1, 3, 7, 8, 50, 1000]
+    groups = torch.cat([torch.full((n,), g) for g, n in enumerate(sizes)])
+    groups = groups[torch.randperm(len(groups))]
+    chosen = spread_evenly(groups, 6, most)  # group 6 is nobody's
+    for g, size in enumerate(sizes):
+        own = chosen[groups == g]
+        if g == 6:
+            assert not own.any()
+            continue
+        assert own.sum() == min(size, most)
+        if size > most:
+            gaps = own.nonzero().flatten().diff()
+            assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+            assert own.nonzero()[0] < -(-size // most)  # and from one end to the other
+            assert own.nonzero()[-1] >= size - -(-size // most)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_choose_together_what_one_would(count):
+    groups = torch.randint(6, (200,))
+    groups[100:] = groups[100:].clamp_min(1)  # group 0 is in the first process only
+    whole = spread_evenly(groups, 5, 9)
+    parts = run_processes(
+        lambda p: spread_evenly(groups.tensor_split(count)[p.rank], 5, 9, p), count
+    )
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_processes_gather_their_features_in_order():
+    x, groups = torch.randn(30, 2), torch.randint(4, (30,))
+    groups[:10] = 3  # nobody's: the first process sends nothing
+    parts = run_processes(
+        lambda p: gather_features(x.split(10)[p.rank], groups.split(10)[p.rank], 3, p), 3
+    )
+    features, index = gather_features(x, groups, 3)
+    for theirs, their_index in parts:
+        kept = their_index < 3
+        torch.testing.assert_close(theirs[kept], features, rtol=0, atol=0)
+        torch.testing.assert_close(their_index[kept], index)
+        assert len(theirs) <= 30  # padding up to the longest part: not whole feature maps
+
+
+@FULL
+def test_moments_of_processes_add_up(full):
+    x, groups = torch.randn(30, 3), torch.randint(4, (30,))
+    whole = batch_moments(x, groups, 3, full)
+    check_moments(whole, [x[groups == g] for g in range(3)])
+    parts = run_processes(
+        lambda p: batch_moments(x.split(15)[p.rank], groups.split(15)[p.rank], 3, full, p), 2
+    )
+    for part in parts:
+        for mine, theirs in zip(part, whole, strict=True):
+            torch.testing.assert_close(mine, theirs)

@@ -1,0 +1,9 @@
+from typing import Any
+
+from lightning_genseg.modules import SoftmaxSegmenter
+from tests.contract import TINY, ModuleContract
+
+
+class TestSoftmaxSegmenter(ModuleContract):
+    def make(self, **arguments: Any) -> SoftmaxSegmenter:
+        return SoftmaxSegmenter(**{**TINY, **arguments})

@@ -1,0 +1,222 @@
+"""Augmentations: determinism, padding, the limited crop, YAML, error messages."""
+
+import pickle
+import warnings
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from lightning_genseg.transforms import (
+    RandomCropLimitedClass,
+    Transform,
+    apply,
+    compose,
+    default_eval_transform,
+    default_train_transform,
+)
+
+
+def scene(height=60, width=80, seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 2 :] = 1
+    mask[:, width // 2 :] += 2
+    return image, mask
+
+
+def test_no_transform_only_converts():
+    image, mask = scene()
+    tensor, labels = apply(compose(default_eval_transform()), image, mask, 0)
+    assert tensor.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert tensor.is_contiguous()
+    assert torch.equal((tensor * 255).round().byte(), torch.from_numpy(image).permute(2, 0, 1))
+    assert torch.equal(labels, torch.from_numpy(mask).long())
+
+
+def test_resize_keeps_labels():
+    tensor, labels = apply(compose(default_eval_transform((30, 41))), *scene(), 0)
+    assert tensor.shape == (3, 30, 41)
+    assert set(labels.unique().tolist()) <= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("size", [(20, 30), (60, 80), (200, 100)], ids=str)
+def test_default_train_transform(size):
+    pipeline = compose(default_train_transform((64, 48)))
+    labels_seen = set()
+    for seed in range(20):
+        tensor, labels = apply(pipeline, *scene(*size), seed)
+        assert tensor.shape == (3, 64, 48)
+        assert labels.shape == (64, 48)
+        assert tensor.min() >= 0
+        assert tensor.max() <= 1
+        labels_seen |= set(labels.unique().tolist())
+    # Nothing but the classes and the padding: a mask is never interpolated or padded with a class.
+    assert labels_seen <= {0, 1, 2, 3, 255}
+    assert (255 in labels_seen) == (size != (200, 100))
+
+
+def test_padding_is_ignored_and_black():
+    pipeline = compose(default_train_transform((64, 64), scale=(1, 1), color_jitter=0))
+    image, mask = np.full((16, 16, 3), 200, np.uint8), np.ones((16, 16), np.uint8)
+    tensor, labels = apply(pipeline, image, mask, 3)
+    assert torch.equal(labels == 255, tensor[0] == 0)
+    assert (labels == 1).sum() == 16 * 16
+
+
+def test_scale_range():
+    image = np.zeros((100, 100, 3), np.uint8)
+    pipeline = compose(default_train_transform((100, 100))[:1])
+    sides = [apply(pipeline, image, None, seed)[0].shape[1] for seed in range(200)]
+    assert 50 <= min(sides) < 60
+    assert 190 < max(sides) <= 200
+
+
+def test_same_seed_same_sample_whatever_came_before():
+    image, mask = scene()
+    pipeline = compose(default_train_transform((32, 32)))
+    first = apply(pipeline, image, mask, 7)
+    other = apply(pipeline, image, mask, 8)
+    again = apply(pipeline, image, mask, 7)
+    fresh = apply(pickle.loads(pickle.dumps(pipeline)), image, mask, 7)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert torch.equal(first[0], fresh[0])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_transforms_of_one_sample_draw_independently():
+    """With one seed for each transform these two flips would always agree."""
+    pipeline = compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0, 0] = 255
+    corners = {int(apply(pipeline, image, None, seed)[0][0].argmax()) for seed in range(40)}
+    assert corners == {0, 1, 2, 3}
+
+
+def test_nested_transforms_are_seeded():
+    pipeline = compose([A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1)])
+    image, _ = scene()
+    results = [apply(pipeline, image, None, 5)[0] for _ in range(5)]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_limited_crop_avoids_one_class():
+    """Class 1 is a stripe of 20 in 200 columns: free crops mostly miss it, limited ones mostly find it."""
+    mask = np.zeros((40, 200), np.uint8)
+    mask[:, 90:110] = 1
+    image = np.zeros((40, 200, 3), np.uint8)
+
+    def hits(crop):
+        pipeline = compose([crop])
+        largest = []
+        for seed in range(60):
+            _, labels = apply(pipeline, image, mask, seed)
+            largest.append(labels.flatten().bincount().max().item() / labels.numel())
+        return np.mean(np.array(largest) <= 0.75)
+
+    assert hits(RandomCropLimitedClass(40, 40, 0.75, tries=50)) > 0.95
+    assert hits(A.RandomCrop(40, 40)) < 0.5
+
+
+def test_limited_crop_does_not_count_ignored_pixels():
+    mask = np.full((10, 10), 255, np.uint8)
+    mask[0, :4] = [0, 0, 0, 1]
+    crop = RandomCropLimitedClass(10, 10, 0.75)
+    assert crop._is_mixed(mask)
+    mask[0, 4] = 0
+    assert not crop._is_mixed(mask)
+    assert not crop._is_mixed(np.full((10, 10), 255, np.uint8))
+    assert not crop._is_mixed(np.zeros((10, 10), np.uint8))
+
+
+def test_limited_crop_without_mask_and_with_ignored_mask():
+    pipeline = compose([RandomCropLimitedClass(8, 8)])
+    image, _ = scene()
+    assert apply(pipeline, image, None, 0)[0].shape == (3, 8, 8)
+    _, labels = apply(pipeline, image, np.full(image.shape[:2], 255, np.uint8), 0)
+    assert (labels == 255).all()
+
+
+@pytest.mark.parametrize("bad", [{"height": 0}, {"max_class_share": 0.0}, {"tries": 0}], ids=str)
+def test_limited_crop_refuses(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        RandomCropLimitedClass(**{"height": 8, "width": 8, **bad})
+
+
+@pytest.mark.parametrize("crop", [A.RandomCrop(100, 100), RandomCropLimitedClass(100, 100)])
+def test_crop_larger_than_image(crop):
+    with pytest.raises(ValueError, match=r"larger than image 'street/7' \(60x80 .*PadIfNeeded"):
+        apply(compose([crop]), *scene(), 0, "street/7")
+
+
+def test_tensor_transform_is_refused():
+    with pytest.raises(ValueError, match="remove ToTensorV2"):
+        apply(compose([A.ToTensorV2()]), *scene(), 0, "a")
+
+
+def test_padding_with_a_class_is_warned_about():
+    with pytest.warns(UserWarning, match="PadIfNeeded pads masks with 0"):
+        compose([A.PadIfNeeded(64, 64, border_mode=0)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compose([A.PadIfNeeded(64, 64, border_mode=0, fill_mask=255), A.RandomCrop(8, 8)])
+        compose([A.PadIfNeeded(64, 64, border_mode=4), A.CoarseDropout()])
+
+
+YAML = """
+transforms:
+- class_path: RandomScale
+  init_args: {scale_limit: [-0.5, 1.0]}
+- class_path: PadIfNeeded
+  init_args: {min_height: 32, min_width: 32, border_mode: 0, fill: 0, fill_mask: 255}
+- class_path: RandomCropLimitedClass
+  init_args: {height: 32, width: 32, max_class_share: 0.5}
+- class_path: OneOf
+  init_args:
+    transforms:
+    - class_path: HorizontalFlip
+    - class_path: ColorJitter
+      init_args: {brightness: [0.8, 1.2], contrast: 0.1, saturation: 0.1, hue: 0.1}
+"""
+
+
+def parser():
+    result = ArgumentParser(exit_on_error=False)
+    result.add_argument("--transforms", type=list[Transform] | None, default=None)
+    return result
+
+
+def test_yaml_with_short_names():
+    config = parser().parse_string(YAML)
+    transforms = parser().instantiate(config).transforms
+    assert [type(transform).__name__ for transform in transforms] == [
+        "RandomScale",
+        "PadIfNeeded",
+        "RandomCropLimitedClass",
+        "OneOf",
+    ]
+    assert transforms[2].max_class_share == 0.5
+    again = parser().instantiate(parser().parse_string(parser().dump(config))).transforms
+    assert repr(again) == repr(transforms)
+    assert apply(compose(transforms), *scene(), 0)[0].shape == (3, 32, 32)
+
+
+def test_yaml_null():
+    assert parser().parse_string("transforms: null").transforms is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{class_path: RandomCropp}", "RandomCropp"),
+        ("{class_path: RandomCrop, init_args: {heigth: 3}}", "heigth"),
+    ],
+)
+def test_yaml_typo(entry, message):
+    with pytest.raises(Exception, match=message):
+        parser().parse_string(f"transforms: [{entry}]")
