@@ -251,7 +251,6 @@ class PredictionWriter(Callback):
         # Every process has to have read the lists before one of them changes something.
         trainer.strategy.barrier("predictions read")
         if trainer.is_global_zero:
-            shutil.rmtree(folder / ".partial", ignore_errors=True)
             if self.overwrite:
                 for line in lines:
                     for path in _files(line):
@@ -318,7 +317,6 @@ class PredictionWriter(Callback):
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
             self._join()
-            shutil.rmtree(self._folder / ".partial", ignore_errors=True)
             rank_zero_info(f"Predictions are in {self._folder}")
 
     def on_exception(
@@ -396,6 +394,7 @@ class PredictionWriter(Callback):
             _replace(main, text.encode(), self._folder / ".partial")
         for file in others:
             file.unlink()
+        shutil.rmtree(self._folder / ".partial", ignore_errors=True)
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:

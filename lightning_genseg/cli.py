@@ -68,7 +68,7 @@ class GenSegCLI(LightningCLI):
         except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not a checkpoint that can be loaded safely: give a .ckpt file that "
-                f"`genseg fit` or a Trainer has written ({str(error).splitlines()[0]})."
+                "`genseg fit` or a Trainer has written."
             ) from error
         saved.pop("_instantiator", None)
         class_path = saved.pop("_class_path", config.model.class_path)
@@ -194,24 +194,23 @@ def _raised_here(error: BaseException) -> bool:
 
 def _condense(message: str) -> str:
     """The sentence inside jsonargparse's report of everything it has tried."""
-    noise = r"\s*(Does not validate against|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
+    name = re.search(
+        r"Parser key \"(\w+)\".*Expected a dot import path string: (\w+)", message, re.DOTALL
+    )
+    if name:
+        known = (datamodules if name[1] == "data" else modules).__all__
+        return f"--{name[1]}: there is no class {name[2]}{_did_you_mean(name[2], known)}"
+    noise = r"\s*(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
     lines = [line for line in message.splitlines() if not re.match(noise, line)]
     text = " ".join(line.strip().removeprefix("- ") for line in lines)
-    return text + _did_you_mean(text)
-
-
-def _did_you_mean(text: str) -> str:
     option = re.search(r"class_path '([\w.]+)': Option '(\w+)' is not accepted", text)
-    name = re.search(r"Expected a dot import path string: (\w+)", text)
     if option:
         module, _, cls = option[1].rpartition(".")
-        word, known = (
-            option[2],
-            list(inspect.signature(getattr(import_module(module), cls)).parameters),
-        )
-    elif name:
-        word, known = name[1], [*modules.__all__, *datamodules.__all__]
-    else:
-        return ""
+        arguments = inspect.signature(getattr(import_module(module), cls)).parameters
+        text += _did_you_mean(option[2], list(arguments))
+    return text
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}."

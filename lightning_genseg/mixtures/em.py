@@ -243,7 +243,9 @@ def fit(
             own = own + mixture.log_weights[index.clamp_max(num_classes - 1)]
             log_q = own.log_softmax(1)
         else:
-            log_q = sinkhorn(own, index, num_classes)
+            # Unscaled, with epsilon 1, it is EM under equal shares (Mena et al., 2020) and converges; the
+            # authors' rescaling softens it the more, the tighter the components are.
+            log_q = sinkhorn(own, index, num_classes, epsilon=1.0, rescale=False)
         likelihood = float(own.logsumexp(1)[index < num_classes].mean())
         moments = soft_moments(x, log_q, index, num_classes, covariance == "full")
         # Like scikit-learn, a weight never becomes exactly zero.

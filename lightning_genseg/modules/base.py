@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import PolynomialLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from lightning_genseg.inference import InferenceOptions, check_options, infer, softmax
 from lightning_genseg.metrics import named_scores, segmentation_metrics
@@ -149,11 +149,14 @@ class SegmentationModule(LightningModule, ABC):
                 "predict_image takes an RGB picture, H x W x 3 of uint8; "
                 f"got {image.shape} of {image.dtype}."
             )
-        training = self.training
+        modes = {module: module.training for module in self.modules()}
         self.eval()
         tensor = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
-        maps = self.predict_maps(tensor.permute(2, 0, 1)[None].float() / 255)
-        self.train(training)
+        try:
+            maps = self.predict_maps(tensor.permute(2, 0, 1)[None].float() / 255)
+        finally:
+            for module, mode in modes.items():  # parts may be frozen in evaluation mode
+                module.training = mode
         result = {"mask": maps["scores"].argmax(1), **maps}
         return {
             name: (value[0, 0] if name == "anomaly" else value[0]).cpu().numpy()
@@ -179,7 +182,7 @@ class SegmentationModule(LightningModule, ABC):
         if batch_idx % every == 0 and not torch.isfinite(loss):
             raise ValueError(
                 f"The loss is {loss.item()} at step {self.global_step} "
-                f"(images {', '.join(batch['name'])}); lower the learning rate, clip gradients "
+                f"(images {', '.join(batch.get('name', ['without names']))}); lower the learning rate, clip gradients "
                 "(trainer.gradient_clip_val) or train with trainer.precision 32 or bf16-mixed."
             )
 
@@ -251,24 +254,39 @@ class SegmentationModule(LightningModule, ABC):
             if group["name"].startswith("head"):
                 group["lr"] = group["lr"] * self.head_lr_factor
         if self.lr_scheduler is None:
-            steps = int(self.trainer.estimated_stepping_batches)
             return [optimizer], [
-                {"scheduler": PolynomialLR(optimizer, steps, power=0.9), "interval": "step"}
+                {"scheduler": LambdaLR(optimizer, self._remaining), "interval": "step"}
             ]
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
-            return [optimizer], [{"scheduler": scheduler, "monitor": "val_mIoU"}]
+            monitor = getattr(scheduler, "monitor", "val_mIoU")  # Lightning's own class has one
+            return [optimizer], [{"scheduler": scheduler, "monitor": monitor}]
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def _remaining(self, step: int) -> float:
+        # Only asked for when training has begun: the number of steps makes Lightning build the training
+        # loader, and one built before a checkpoint is restored never hears where it was.
+        if step == 0:
+            return 1.0
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < float("inf"):
+            raise ValueError(
+                "The default schedule decays to the end of the run, and this run has none; set "
+                "trainer.max_epochs or trainer.max_steps, or give an lr_scheduler."
+            )
+        return float(max(0.0, 1 - step / steps) ** 0.9)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Forget where weights came from: a checkpoint holds them, nothing else is read to load it."""
         for name in ("encoder_weights", "extractor"):
             if name in checkpoint.get("hyper_parameters", {}):
                 checkpoint["hyper_parameters"][name] = None
+        # Apart from the hyper-parameters, which arguments of `load_from_checkpoint` overwrite.
+        checkpoint["num_classes"] = self.num_classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained on another number of classes."""
-        theirs = checkpoint.get("hyper_parameters", {}).get("num_classes", self.num_classes)
+        theirs = checkpoint.get("num_classes", self.num_classes)
         if theirs != self.num_classes:
             raise ValueError(
                 f"The checkpoint was trained on {theirs} classes and the data have "

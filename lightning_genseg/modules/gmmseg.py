@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_genseg.inference import InferenceOptions
@@ -47,6 +47,7 @@ class GMMSeg(SegmentationModule):
         covariance: see there.
         mixture: see there.
         logit_norm: see there.
+        logit_scale: see there.
         component_loss_weight: see there.
         assignment: see there.
         sinkhorn_epsilon: see there.
@@ -97,6 +98,7 @@ class GMMSeg(SegmentationModule):
         covariance: Covariance = "diagonal",
         mixture: Mixture = "max",
         logit_norm: LogitNorm = "layernorm",
+        logit_scale: float = 1.0,
         component_loss_weight: float = 0.01,
         assignment: Assignment = "sinkhorn",
         sinkhorn_epsilon: float = 0.05,
@@ -160,6 +162,7 @@ class GMMSeg(SegmentationModule):
             covariance,
             mixture,
             logit_norm,
+            logit_scale,
             component_loss_weight,
             assignment,
             sinkhorn_epsilon,
@@ -179,7 +182,9 @@ class GMMSeg(SegmentationModule):
         )
         if train_mixture == "posthoc":
             self.requires_grad_(False)
-            self.automatic_optimization = False
+            self.features.eval()
+            # Lightning counts steps by an optimiser, and DDP and the gradient scaler want a gradient.
+            self.nothing = nn.Parameter(torch.zeros(()))
 
     def forward(self, image: Tensor) -> Tensor:
         """Class logits B x C x H x W."""
@@ -208,22 +213,9 @@ class GMMSeg(SegmentationModule):
 
     # --- Lightning ---------------------------------------------------------------------------
 
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        """EM with the batch's embedding, on all processes together."""
-        if self.train_mixture == "gradient":
-            return
-        several = self.trainer.world_size > 1
-        self.update_mixture(
-            outputs["embedding"],
-            batch["mask"],
-            Processes(self._gather, self.global_rank) if several else None,
-            remember_only=(batch_idx + 1) % self.em_interval != 0,
-        )
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        gathered = self.all_gather(tensor)
-        assert isinstance(gathered, Tensor)
-        return gathered
+    def configure_callbacks(self) -> list[Callback]:
+        """EM at the end of every training batch, on all processes together."""
+        return [_EM()]
 
     def on_fit_start(self) -> None:
         """A mixture of random features would look like a result."""
@@ -246,14 +238,8 @@ class GMMSeg(SegmentationModule):
         """As in the base; a post-hoc mixture has nothing to descend."""
         losses = super().training_step(batch, batch_idx)
         if self.train_mixture == "posthoc":
-            self.optimizers().step()  # type: ignore[union-attr]
+            losses["loss"] = losses["loss"] + 0 * self.nothing
         return losses
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """As in the base; for a post-hoc mixture an optimiser of nothing, by which steps are counted."""
-        if self.train_mixture == "posthoc":
-            return torch.optim.SGD([torch.zeros(1)], lr=0.0)
-        return super().configure_optimizers()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep EM's memory with the optimiser's state: weights alone do not carry it."""
@@ -264,5 +250,36 @@ class GMMSeg(SegmentationModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the memory up again, if the checkpoint has one."""
         super().on_load_checkpoint(checkpoint)
+        self.has_trained_features = True
         if self.head.memory is not None and "mixture_memory" in checkpoint:
             self.head.memory.load_state_dict(checkpoint["mixture_memory"])
+
+
+class _EM(Callback):
+    """Calls `update_mixture`: a callback, because `ModelCheckpoint` runs after the other callbacks but
+    before the module's own `on_train_batch_end`, and would save the mixture of the batch before."""
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+    ) -> None:
+        """EM with the batch's embedding; batches are counted over epochs, which may be short."""
+        assert isinstance(pl_module, GMMSeg)
+        if pl_module.train_mixture == "gradient":
+            return
+
+        def gather(tensor: Tensor) -> Tensor:
+            gathered = pl_module.all_gather(tensor)
+            assert isinstance(gathered, Tensor)
+            return gathered
+
+        pl_module.update_mixture(
+            outputs["embedding"],
+            batch["mask"],
+            Processes(gather, trainer.global_rank) if trainer.world_size > 1 else None,
+            remember_only=(trainer.fit_loop.total_batch_idx + 1) % pl_module.em_interval != 0,
+        )

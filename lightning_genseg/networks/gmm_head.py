@@ -54,6 +54,10 @@ class GMMHead(nn.Module):
         mixture: class density as the largest component (`max`, winner-take-all) or `logsumexp`.
         logit_norm: `layernorm` over the C log-densities before the cross-entropy (code), or `none`
             (paper). Anomaly scores never pass through it.
+        logit_scale: initial gain of that LayerNorm (code 1, learned from there). Between C standardised
+            numbers the largest gap is C / sqrt(C - 1): 12 for 150 classes, where a gain of 1 will do,
+            but 3.5 for 11, where no probability can pass 0.77 until the gain has grown; short runs on
+            few classes need more.
         component_loss_weight: of the cross-entropy over all C x M components, towards the pixel's
             assigned one; in the code, not in the paper; 0 switches it off.
         assignment: E-step by `sinkhorn` (Eq. 9) or plain `em` (Eq. 8).
@@ -97,6 +101,7 @@ class GMMHead(nn.Module):
         covariance: Covariance = "diagonal",
         mixture: Mixture = "max",
         logit_norm: LogitNorm = "layernorm",
+        logit_scale: float = 1.0,
         component_loss_weight: float = 0.01,
         assignment: Assignment = "sinkhorn",
         sinkhorn_epsilon: float = 0.05,
@@ -141,7 +146,10 @@ class GMMHead(nn.Module):
                 nn.Conv2d(in_channels, dim, 1, bias=False), nn.BatchNorm2d(dim), nn.ReLU()
             )
         self.feature_norm = nn.LayerNorm(dim) if normalize_features else nn.Identity()
-        self.logit_norm = nn.LayerNorm(num_classes) if logit_norm == "layernorm" else nn.Identity()
+        self.logit_norm: nn.Module = nn.Identity()
+        if logit_norm == "layernorm":
+            self.logit_norm = nn.LayerNorm(num_classes)
+            nn.init.constant_(self.logit_norm.weight, logit_scale)
         self.mixture = GaussianMixture(
             num_classes,
             components,

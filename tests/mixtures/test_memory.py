@@ -74,9 +74,8 @@ def test_ring_in_half_precision_has_the_moments_of_what_it_stores(dtype):
     check_moments(ring.moments(), contents_of(ring))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ring_does_not_drift_in_ten_thousand_updates(dtype):
-    ring = FeatureRing(6, 3, size=50, dtype=dtype)
+def test_ring_does_not_drift_in_ten_thousand_updates():
+    ring = FeatureRing(6, 3, size=50)
     x, groups = torch.randn(10_000, 8, 3), torch.randint(7, (10_000, 8))
     for features, index in zip(x, groups, strict=True):
         ring.push(features, index)

@@ -1,7 +1,9 @@
 from typing import Any
 
 from lightning_genseg.modules import GMMSeg
-from tests.contract import TINY, ModuleContract
+from tests.contract import TINY, WARNINGS, ModuleContract
+
+pytestmark = WARNINGS
 
 SMALL = {**TINY, "embedding_dim": 16, "components": 2, "memory_size": 500, "em_interval": 1}
 

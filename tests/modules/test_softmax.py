@@ -1,7 +1,9 @@
 from typing import Any
 
 from lightning_genseg.modules import SoftmaxSegmenter
-from tests.contract import TINY, ModuleContract
+from tests.contract import TINY, WARNINGS, ModuleContract
+
+pytestmark = WARNINGS
 
 
 class TestSoftmaxSegmenter(ModuleContract):

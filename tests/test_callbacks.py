@@ -1,0 +1,361 @@
+import json
+import math
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from torch import nn
+
+from lightning_genseg.callbacks import ChannelsLast, PredictionWriter, Report, read_manifest
+from lightning_genseg.datamodules import SyntheticScenesDataModule
+from lightning_genseg.datasets import SyntheticScenes
+from lightning_genseg.modules import SegmentationModule
+
+
+class PixelSegmenter(SegmentationModule):
+    """One linear map of the colour of a pixel; how little any class likes it is its anomaly."""
+
+    def __init__(self, num_classes=6, anomaly=True, class_names=None):
+        super().__init__(num_classes, class_names=class_names)
+        self.features = nn.Conv2d(3, num_classes, 1)
+        self.anomaly = anomaly
+
+    def forward(self, image):
+        return self.features(self.normalize(image))
+
+    def maps(self, image):
+        scores = self(image)
+        anomaly = {"anomaly": -scores.logsumexp(1, keepdim=True)} if self.anomaly else {}
+        return {"scores": scores, **anomaly}
+
+    def compute_loss(self, batch):
+        loss = nn.functional.cross_entropy(self(batch["image"]), batch["mask"], ignore_index=255)
+        return {"loss": loss}
+
+
+def trainer(folder, *callbacks, **options):
+    options = {"logger": False, "max_epochs": 1} | options
+    return pl.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+        **options,
+    )
+
+
+def scenes(**options):
+    options = {"train_length": 4, "val_length": 5, "test_length": 7, "num_workers": 0} | options
+    size = (32, 48)
+    return SyntheticScenesDataModule(
+        size, crop_size=size, batch_size=2, eval_batch_size=2, **options
+    )
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    dataset = SyntheticScenes(6, (36, 48), 3)
+    for index in range(6):
+        path = folder / ("." if index < 4 else "more") / f"photo.{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = dataset[index]["image"].mul(255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(image).save(path)
+    return folder
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def predict(writer, photos, folder, module=None, **options):
+    data = scenes(predict_root=photos, **options)
+    trainer(folder, writer).predict(module or PixelSegmenter(), data, return_predictions=False)
+
+
+# --- Report ---------------------------------------------------------------------------------
+
+
+def test_report_of_a_test_run(tmp_path):
+    data = scenes()
+    module = PixelSegmenter(class_names=data.class_names)
+    run = trainer(tmp_path, Report(num_pictures=3), logger=CSVLogger(tmp_path, version="a"))
+    (logged,) = run.test(module, data, verbose=False)
+    folder = tmp_path / "lightning_logs" / "a"
+    report = json.loads((folder / "metrics.json").read_text())
+    assert report["mIoU"] == logged["test_mIoU"]
+    assert report["pixel_accuracy"] == logged["test_pixel_accuracy"]
+    assert list(report["IoU"]) == data.class_names
+    for name, value in report["IoU"].items():
+        number = logged[f"test_IoU_{name}"]
+        assert value == (None if math.isnan(number) else number)
+    assert report["images"] == 7
+    assert report["data"] == "SyntheticScenesDataModule"
+    assert report["model"] == "PixelSegmenter"
+    assert report["versions"]["torch"] == torch.__version__
+    picture = pixels(folder / "pictures.png")
+    assert picture.shape[1] == 4 * 320 + 5 * 4  # image, labels, prediction, anomaly
+    assert 3 * 213 < picture.shape[0] < 3 * 213 + 100  # three rows and the legend
+    assert not list(folder.glob(".*"))
+
+
+def test_report_while_training(tmp_path):
+    run = trainer(tmp_path, Report(), num_sanity_val_steps=2)
+    module = PixelSegmenter(anomaly=False)
+    run.fit(module, scenes())
+    report = json.loads((tmp_path / "val_metrics.json").read_text())
+    assert report["step"] == 2
+    assert report["images"] == 5  # not those of the sanity check
+    assert report["mIoU"] == run.callback_metrics["val_mIoU"].item()
+    assert not (tmp_path / "metrics.json").exists()
+    assert pixels(tmp_path / "val_pictures.png").shape[1] == 3 * 320 + 4 * 4
+    run.validate(module, scenes(), verbose=False)
+    assert json.loads((tmp_path / "val_metrics.json").read_text())["mIoU"] == report["mIoU"]
+
+
+def test_report_shows_what_the_module_predicted(tmp_path):
+    """A module that predicts the labels themselves must give two equal columns."""
+
+    class Oracle(PixelSegmenter):
+        def test_step(self, batch, batch_idx):
+            super().test_step(batch, batch_idx)
+            return {"mask": batch["mask"]}
+
+    trainer(tmp_path, Report(num_pictures=2)).test(Oracle(), scenes(), verbose=False)
+    picture = pixels(tmp_path / "pictures.png")[27 : 27 + 2 * 213 + 4]
+    left, middle, right = (picture[:, 4 + 324 * i : 324 + 324 * i] for i in range(3))
+    np.testing.assert_array_equal(middle, right)
+    assert (left != middle).any()
+
+
+def test_report_writes_null_for_absent_classes(tmp_path):
+    module = PixelSegmenter(num_classes=7)  # the data know six classes
+    with torch.no_grad():
+        module.features.bias[6] = -1000
+    trainer(tmp_path, Report(0)).test(module, scenes(), verbose=False)
+    text = (tmp_path / "metrics.json").read_text()
+    assert "NaN" not in text  # JSON has no such number
+    assert json.loads(text)["IoU"]["6"] is None
+    assert not (tmp_path / "pictures.png").exists()
+
+
+def test_report_leaves_nothing_in_a_fast_dev_run(tmp_path):
+    run = trainer(tmp_path, Report(), fast_dev_run=True)
+    run.fit(PixelSegmenter(), scenes())
+    run.test(PixelSegmenter(), scenes(), verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_report_refuses_a_negative_number():
+    with pytest.raises(ValueError, match="num_pictures is -1"):
+        Report(-1)
+
+
+# --- PredictionWriter -----------------------------------------------------------------------
+
+
+def test_predictions_are_complete(tmp_path, photos):
+    out = tmp_path / "out"
+    module = PixelSegmenter()
+    predict(PredictionWriter(out, anomaly_scores=True), photos, tmp_path, module)
+    lines = read_manifest(out / "predictions.jsonl")
+    names = [line["name"] for line in lines]
+    assert sorted(names) == ["more/photo.4", "more/photo.5", *(f"photo.{i}" for i in range(4))]
+    for line in lines:
+        expected = module.predict_image(pixels(line["image"]))
+        mask = pixels(out / line["mask"])
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, expected["mask"])
+        np.testing.assert_allclose(
+            np.load(out / line["anomaly_scores"]), expected["anomaly"], atol=1e-5
+        )
+        for key in ("anomaly", "overlay"):
+            assert pixels(out / line[key]).shape == (36, 48, 3)
+        assert line["anomaly_range"][0] < line["anomaly_range"][1]
+        assert sum(line["classes"].values()) == pytest.approx(1, abs=1e-5)
+        present = {SyntheticScenes.CLASS_NAMES[c] for c in np.unique(expected["mask"])}
+        assert set(line["classes"]) == present
+        assert line["seconds"] > 0
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    listed = {
+        line[key] for line in lines for key in ("mask", "overlay", "anomaly", "anomaly_scores")
+    }
+    assert files == listed | {"predictions.jsonl"}
+
+
+def test_predictions_without_extras_go_to_the_runs_folder(tmp_path, photos):
+    predict(PredictionWriter(overlays=False), photos, tmp_path, PixelSegmenter(anomaly=False))
+    out = tmp_path / "predictions"
+    assert {path.name for path in out.iterdir()} == {"masks", "predictions.jsonl"}
+    (line, *_) = read_manifest(out / "predictions.jsonl")
+    assert line["overlay"] is None
+    assert line["anomaly"] is None
+
+
+def test_earlier_predictions_are_not_lost_silently(tmp_path, photos):
+    out = tmp_path / "out"
+    predict(PredictionWriter(out), photos, tmp_path)
+    before = (out / "predictions.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"out already holds .*predictions\.resume true"):
+        predict(PredictionWriter(out), photos, tmp_path)
+    assert (out / "predictions.jsonl").read_bytes() == before
+
+
+def test_overwrite_starts_anew(tmp_path, photos):
+    out = tmp_path / "out"
+    predict(PredictionWriter(out), photos, tmp_path)
+    (out / "notes.txt").write_text("mine")
+    predict(PredictionWriter(out, overwrite=True), photos / "more", tmp_path)
+    assert [line["name"] for line in read_manifest(out / "predictions.jsonl")] == [
+        "photo.4",
+        "photo.5",
+    ]
+    masks = [path.name for path in (out / "masks").rglob("*.png")]
+    assert sorted(masks) == ["photo.4.png", "photo.5.png"]
+    assert (out / "notes.txt").exists()
+
+
+def test_resume_predicts_only_what_is_missing(tmp_path, photos):
+    out = tmp_path / "out"
+    predict(PredictionWriter(out), photos, tmp_path)
+    manifest = out / "predictions.jsonl"
+    kept, *rest = manifest.read_bytes().splitlines(keepends=True)
+    broken, torn = rest[0], rest[1]
+    manifest.write_bytes(kept + broken + torn[:40])
+    (out / json.loads(broken)["overlay"]).unlink()  # listed, but no longer complete
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+    predicted = []
+
+    class Listener(pl.Callback):
+        def on_predict_batch_end(self, trainer, module, outputs, batch, *_):
+            predicted.extend(batch["name"])
+
+    data = scenes(predict_root=photos)
+    trainer(tmp_path, PredictionWriter(out, resume=True), Listener()).predict(
+        PixelSegmenter(), data, return_predictions=False
+    )
+    kept_name = json.loads(kept)["name"]
+    assert len(predicted) == 5
+    assert kept_name not in predicted
+    lines = read_manifest(manifest)
+    assert len(lines) == 6
+    assert len({line["name"] for line in lines}) == 6
+    for key in ("mask", "overlay", "anomaly"):
+        path = out / json.loads(kept)[key]
+        assert path.stat().st_mtime_ns == times[path]
+        assert all((out / line[key]).is_file() for line in lines)
+
+
+@pytest.mark.filterwarnings("ignore:Total length of")
+def test_resume_with_nothing_left(tmp_path, photos):
+    out = tmp_path / "out"
+    predict(PredictionWriter(out), photos, tmp_path)
+    before = (out / "predictions.jsonl").read_bytes()
+    predict(PredictionWriter(out, resume=True), photos, tmp_path)
+    assert (out / "predictions.jsonl").read_bytes() == before
+
+
+def test_resume_refuses_other_images_of_the_same_name(tmp_path, photos):
+    out = tmp_path / "out"
+    predict(PredictionWriter(out), photos, tmp_path)
+    photos.rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        ValueError, match=r"holds a prediction named \S+ of .*photos.*another output_dir"
+    ):
+        predict(PredictionWriter(out, resume=True), tmp_path / "elsewhere", tmp_path)
+
+
+def test_resume_refuses_another_checkpoint(tmp_path, photos):
+    out = tmp_path / "out"
+    module, data = PixelSegmenter(), scenes(predict_root=photos)
+    run = trainer(tmp_path, PredictionWriter(out))
+    run.strategy.connect(module)
+    for name in ("a", "b"):
+        run.save_checkpoint(tmp_path / f"{name}.ckpt")
+    run.predict(module, data, return_predictions=False, ckpt_path=tmp_path / "a.ckpt")
+    (out / "predictions.jsonl").write_bytes(
+        (out / "predictions.jsonl").read_bytes().partition(b"\n")[0] + b"\n"
+    )
+    run = trainer(tmp_path, PredictionWriter(out, resume=True))
+    with pytest.raises(
+        ValueError, match=r"predictions of the checkpoint .*a\.ckpt, not of .*b\.ckpt"
+    ):
+        run.predict(module, data, return_predictions=False, ckpt_path=tmp_path / "b.ckpt")
+
+
+def test_a_failure_midway_leaves_only_complete_files(tmp_path, photos):
+    out = tmp_path / "out"
+
+    class Fails(PixelSegmenter):
+        def predict_step(self, batch, batch_idx):
+            if batch_idx == 2:
+                raise RuntimeError("power cut")
+            return super().predict_step(batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        predict(PredictionWriter(out), photos, tmp_path, Fails())
+    lines = read_manifest(out / "predictions.jsonl")
+    assert len(lines) == 4
+    predict(PredictionWriter(out, resume=True), photos, tmp_path)
+    assert len(read_manifest(out / "predictions.jsonl")) == 6
+
+
+def test_a_name_cannot_leave_the_folder(tmp_path, photos):
+    class Renames(PixelSegmenter):
+        def on_predict_batch_start(self, batch, batch_idx, dataloader_idx=0):
+            batch["name"] = ["../escape"] * len(batch["name"])
+
+    with pytest.raises(ValueError, match=r"'\.\./escape' leads out of the output folder"):
+        predict(PredictionWriter(tmp_path / "a" / "out"), photos, tmp_path, Renames())
+    assert not list(tmp_path.rglob("escape*"))
+
+
+def test_writer_arguments():
+    with pytest.raises(ValueError, match="resume and overwrite exclude each other"):
+        PredictionWriter(Path("x"), resume=True, overwrite=True)
+    with pytest.raises(ValueError, match="resume needs output_dir"):
+        PredictionWriter(resume=True)
+    with pytest.raises(ValueError, match=r"alpha is 1\.5"):
+        PredictionWriter(alpha=1.5)
+
+
+def test_resume_needs_a_datamodule(tmp_path):
+    out = tmp_path / "out"
+    loader = torch.utils.data.DataLoader(dataset=[{"image": torch.rand(3, 8, 8), "name": "a"}])
+    run = trainer(tmp_path, PredictionWriter(out))
+    run.predict(PixelSegmenter(), loader, return_predictions=False)
+    assert read_manifest(out / "predictions.jsonl")[0]["image"] is None
+    with pytest.raises(ValueError, match="resume needs a datamodule"):
+        trainer(tmp_path, PredictionWriter(out, resume=True)).predict(PixelSegmenter(), loader)
+
+
+def test_read_manifest_names_a_broken_line(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"name": "a"}\n{"name": \n{"name": "c"}\n{"na')
+    with pytest.raises(ValueError, match=r"line 2 of .*predictions\.jsonl is not JSON"):
+        read_manifest(path)
+
+
+# --- ChannelsLast ---------------------------------------------------------------------------
+
+
+def test_channels_last_changes_layout_and_nothing_else(tmp_path):
+    module = PixelSegmenter()
+    module.features = nn.Conv2d(3, 6, 3, padding=1)
+    module.register_buffer("covariance", torch.rand(2, 3, 4, 4))
+    image = torch.rand(1, 3, 8, 8)
+    before = module(image)
+    trainer(tmp_path, ChannelsLast()).test(module, scenes(), verbose=False)
+    assert module.features.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not module.features.weight.is_contiguous()
+    assert module.covariance.is_contiguous()
+    torch.testing.assert_close(module(image), before)
