@@ -78,7 +78,7 @@ def soft_moments(x: Tensor, log_q: Tensor, labels: Tensor, num_classes: int, ful
 def m_step(
     mixture: GaussianMixture,
     moments: Moments,
-    mean_momentum: float | Tensor = 0.0,
+    mean_momentum: float = 0.0,
     variance_momentum: float = 0.0,
     variance_floor: float = 1e-2,
     present: Tensor | None = None,
@@ -92,7 +92,7 @@ def m_step(
     Args:
         mixture: to be updated.
         moments: of G = C x M groups, classes first.
-        mean_momentum: share of the old mean that stays; a number or C x M.
+        mean_momentum: share of the old mean that stays.
         variance_momentum: likewise of the covariance (0 in the code, 0.999 in the paper).
         variance_floor: added to every variance (to the diagonal of a full covariance).
         present: C booleans, the classes to update; None for all.
@@ -111,9 +111,7 @@ def m_step(
     average = moments.first.view(*shape, dim) / safe
     mean = F.normalize(average, dim=-1) if mixture.unit_means else average
 
-    def blend(old: Tensor, new: Tensor, momentum: float | Tensor, where: Tensor) -> None:
-        if isinstance(momentum, Tensor):
-            momentum = momentum.view(*shape, *[1] * (new.ndim - 2)).to(new.dtype)
+    def blend(old: Tensor, new: Tensor, momentum: float, where: Tensor) -> None:
         mixed = momentum * old.to(new.dtype) + (1 - momentum) * new
         old.copy_(torch.where(where, mixed.to(old.dtype), old))
 

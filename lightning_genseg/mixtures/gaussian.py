@@ -46,9 +46,7 @@ def diagonal_log_density(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
         centre = means.detach().mean(0)
         x, means = x - centre, means - centre
         scaled = means * precisions
-        constant = -0.5 * (
-            (means * scaled).sum(-1) - precisions.log().sum(-1) + dim * _LOG_2PI
-        )
+        constant = -0.5 * ((means * scaled).sum(-1) - precisions.log().sum(-1) + dim * _LOG_2PI)
         density = torch.addmm(constant, x, scaled.T) - 0.5 * (x * x) @ precisions.T
         return density.reshape(x.shape[0], *shape)
 

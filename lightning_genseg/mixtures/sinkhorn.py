@@ -32,7 +32,9 @@ def _segment_max(values: Tensor, index: Tensor, count: int, processes: Processes
     return peak if processes is None else processes.gather(peak).amax(0)
 
 
-def _segment_logsumexp(values: Tensor, index: Tensor, count: int, processes: Processes | None) -> Tensor:
+def _segment_logsumexp(
+    values: Tensor, index: Tensor, count: int, processes: Processes | None
+) -> Tensor:
     peak = _segment_max(values, index, count, processes)
     peak = torch.where(peak.isfinite(), peak, 0.0)
     total = torch.zeros_like(peak).index_add_(0, index, (values - peak[index]).exp())

@@ -127,7 +127,11 @@ class SegmentationModule(LightningModule, ABC):
             return losses
         assert isinstance(self.features, PixelFeatures)
         extra = pixel_cross_entropy(self.to_image(auxiliary, mask), mask, self.ignore_index)
-        return {**losses, "loss": losses["loss"] + self.features.auxiliary_weight * extra, "loss_auxiliary": extra}
+        return {
+            **losses,
+            "loss": losses["loss"] + self.features.auxiliary_weight * extra,
+            "loss_auxiliary": extra,
+        }
 
     def predict_maps(self, image: Tensor) -> dict[str, Tensor]:
         """`maps` by the sliding window, scales and mirror images of `inference`."""
@@ -194,9 +198,7 @@ class SegmentationModule(LightningModule, ABC):
         """As `validation_step`."""
         return self._evaluate(batch, self.test_metrics)
 
-    def _evaluate(
-        self, batch: dict[str, Any], metrics: Callable[..., Any]
-    ) -> dict[str, Tensor]:
+    def _evaluate(self, batch: dict[str, Any], metrics: Callable[..., Any]) -> dict[str, Tensor]:
         maps = self.predict_maps(batch["image"])
         size = batch["mask"].shape[-2:]
         if maps["scores"].shape[-2:] != size:

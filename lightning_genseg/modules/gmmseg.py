@@ -31,8 +31,8 @@ class GMMSeg(SegmentationModule):
     each training batch. `maps` also gives the anomaly score -max_c log p(x|c): what the model has
     never seen is improbable under every class.
 
-    Differs from the authors' code in what enters the memory (`memory_filter`), in the start of the
-    momentum (`momentum_warmup`), and in not needing several processes.
+    Differs from the authors' code in what enters the memory (`memory_filter`) and in not needing
+    several processes.
 
     Args:
         num_classes: C.
@@ -56,7 +56,6 @@ class GMMSeg(SegmentationModule):
         em_interval: EM every so many batches (paper 1, code 5); the memory is fed at every batch.
         mean_momentum: see `GMMHead`, also for the arguments that follow.
         variance_momentum: see there.
-        momentum_warmup: see there.
         variance_floor: see there.
         memory: see there.
         memory_size: see there.
@@ -107,7 +106,6 @@ class GMMSeg(SegmentationModule):
         em_interval: int = 5,
         mean_momentum: float = 0.999,
         variance_momentum: float = 0.0,
-        momentum_warmup: bool = True,
         variance_floor: float = 1e-2,
         memory: MemoryKind = "ring",
         memory_size: int = 32_000,
@@ -170,7 +168,6 @@ class GMMSeg(SegmentationModule):
             em_loops,
             mean_momentum,
             variance_momentum,
-            momentum_warmup,
             variance_floor,
             memory,
             memory_size,
@@ -257,7 +254,8 @@ class GMMSeg(SegmentationModule):
 
 class _EM(Callback):
     """Calls `update_mixture`: a callback, because `ModelCheckpoint` runs after the other callbacks but
-    before the module's own `on_train_batch_end`, and would save the mixture of the batch before."""
+    before the module's own `on_train_batch_end`, and would save the mixture of the batch before.
+    """
 
     def on_train_batch_end(
         self,

@@ -66,8 +66,6 @@ class GMMHead(nn.Module):
         em_loops: E- and M-steps per update.
         mean_momentum: share of the old means that stays in an update.
         variance_momentum: likewise of the covariances (code 0, paper 0.999).
-        momentum_warmup: lower the momentum to u / (u + 1) in update number u of a component, so that
-            it starts from its first data rather than from noise. Ours; it matters in short runs.
         variance_floor: added to every variance.
         memory: `ring` (last features, exact) or `decay` (decayed moments; megabytes, not gigabytes).
         memory_size: K, features per component.
@@ -89,8 +87,6 @@ class GMMHead(nn.Module):
         torch.Size([2, 3, 8, 8])
     """
 
-    updates: Tensor
-
     def __init__(
         self,
         in_channels: int,
@@ -109,7 +105,6 @@ class GMMHead(nn.Module):
         em_loops: int = 1,
         mean_momentum: float = 0.999,
         variance_momentum: float = 0.0,
-        momentum_warmup: bool = True,
         variance_floor: float = 1e-2,
         memory: MemoryKind = "ring",
         memory_size: int = 32_000,
@@ -137,7 +132,7 @@ class GMMHead(nn.Module):
         self.assignment, self.em_loops = assignment, em_loops
         self.sinkhorn_epsilon, self.sinkhorn_iterations = sinkhorn_epsilon, sinkhorn_iterations
         self.mean_momentum, self.variance_momentum = mean_momentum, variance_momentum
-        self.momentum_warmup, self.variance_floor = momentum_warmup, variance_floor
+        self.variance_floor = variance_floor
         self.memory_filter, self.samples_per_component = memory_filter, samples_per_component
 
         self.projection: nn.Module = nn.Identity()
@@ -159,7 +154,6 @@ class GMMHead(nn.Module):
             trainable=train_mixture == "gradient",
             variance_floor=variance_floor,
         )
-        self.register_buffer("updates", torch.zeros(num_classes, components))
         groups, full = num_classes * components, covariance == "full"
         self.memory: FeatureRing | DecayedMoments | None = None
         if train_mixture != "gradient":
@@ -275,14 +269,12 @@ class GMMHead(nn.Module):
             m_step(
                 self.mixture,
                 moments,
-                self._momentum(),
+                self.mean_momentum,
                 self.variance_momentum,
                 self.variance_floor,
                 present,
                 weights,
             )
-            seen = (moments.counts > 0.5).view_as(self.updates) & present[:, None]
-            self.updates += seen.to(self.updates)
 
     def _e_step(
         self, components: Tensor, labels: Tensor, processes: Processes | None = None
@@ -305,17 +297,14 @@ class GMMHead(nn.Module):
     def _label_counts(self, labels: Tensor) -> Tensor:
         return count_groups(segments(labels, self.num_classes), self.num_classes + 1)[:-1]
 
-    def _momentum(self) -> float | Tensor:
-        if not self.momentum_warmup:
-            return self.mean_momentum
-        return (self.updates / (self.updates + 1)).clamp_max(self.mean_momentum)
-
     def _new_weights(self, groups: Tensor, processes: Processes | None) -> Tensor:
         """Mixture weights of plain EM, N_cm / N_c of the batch (Eq. 8), with the means' momentum."""
         size = self.num_classes * self.components
-        counts = total_over(processes, count_groups(groups, size + 1)[:-1]).view_as(self.updates)
+        counts = total_over(processes, count_groups(groups, size + 1)[:-1]).view(
+            self.num_classes, self.components
+        )
         share = (counts + 1e-3) / (counts + 1e-3).sum(1, keepdim=True)
-        momentum = self._momentum()
+        momentum = self.mean_momentum
         mixed = momentum * self.mixture.log_weights.exp() + (1 - momentum) * share
         return torch.where(counts.sum(1, keepdim=True) > 0, mixed, self.mixture.log_weights.exp())
 

@@ -108,9 +108,7 @@ def test_momentum_mixes_old_and_new(covariance):
     mixture = GaussianMixture(2, 2, 3, covariance).double()
     old_means, old_variances = mixture.means.clone(), mixture.variances.clone()
     fresh = GaussianMixture(2, 2, 3, covariance).double()
-    moments = moments_of(
-        torch.randn(80, 3), torch.arange(80) % 4, 4, full=covariance == "full"
-    )
+    moments = moments_of(torch.randn(80, 3), torch.arange(80) % 4, 4, full=covariance == "full")
     m_step(fresh, moments)
     share = torch.tensor([[0.0, 0.5], [0.9, 1.0]])
     m_step(mixture, moments, mean_momentum=share, variance_momentum=0.75)
@@ -205,9 +203,7 @@ def test_fit_equals_scikit_learn(covariance, theirs):
     ).fit(x.numpy())
     assert reference.converged_
     assert reference.n_iter_ > 5
-    ours = fit(
-        x, None, 1, 3, covariance, means=means[None], tolerance=1e-5, iterations=500
-    )
+    ours = fit(x, None, 1, 3, covariance, means=means[None], tolerance=1e-5, iterations=500)
     expected = torch.from_numpy(reference.covariances_)
     now = ours.covariances[0] if covariance == "full" else ours.variances[0]
     torch.testing.assert_close(ours.means[0], torch.from_numpy(reference.means_))
@@ -241,8 +237,8 @@ def test_fit_does_not_depend_on_the_size_of_its_parts(monkeypatch):
 
 @pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
 def test_fit_finds_separate_groups(assignment):
-    centres = 20 * torch.eye(4).repeat(2, 1)[:6].view(2, 3, 4) * torch.tensor([1.0, -1.0]).view(
-        2, 1, 1
+    centres = (
+        20 * torch.eye(4).repeat(2, 1)[:6].view(2, 3, 4) * torch.tensor([1.0, -1.0]).view(2, 1, 1)
     )
     x = (centres[:, :, None] + torch.randn(2, 3, 50, 4)).flatten(0, 2)
     labels = torch.arange(2).repeat_interleave(150)
