@@ -116,8 +116,10 @@ class Report(Callback):
 
     def _collect(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         self._images += len(batch["image"])
-        if dataloader_idx or batch_idx not in self._wanted or not isinstance(outputs, Mapping):
+        if dataloader_idx or batch_idx not in self._wanted:
             return
+        if not isinstance(outputs, Mapping) or "mask" not in outputs:
+            return  # a module that returns no prediction has scores but no pictures
         sample = {"image": _picture(batch["image"][0]), "label": _array(batch["mask"][0])}
         sample["prediction"] = _array(outputs["mask"][0])
         if "anomaly" in outputs:

@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
 def _user_message(error: BaseException) -> str | None:
     """What to tell the user, or None for an error that needs its traceback."""
     for link in _chain(error):
-        if isinstance(link, ValueError | OSError) and _raised_here(link):
+        if isinstance(link, ValueError | OSError) and _for_users(link):
             return str(link)
     if isinstance(error, ArgumentError):
         return _condense(str(error))
@@ -181,15 +181,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _raised_here(error: BaseException) -> bool:
-    """Whether the innermost frame is this package's: then the message was written for users."""
+def _for_users(error: BaseException) -> bool:
+    """Whether the innermost frame is this package's, or checks the Trainer's arguments."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    if traceback is None:
-        return False
-    name = str(traceback.tb_frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0] == __package__
+    name = "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
+    return name.startswith((f"{__package__}.", "lightning.pytorch.trainer.connectors."))
 
 
 def _condense(message: str) -> str:

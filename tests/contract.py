@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,12 +15,6 @@ from lightning_genseg.datamodules.base import collate
 from lightning_genseg.datasets import SyntheticScenes
 from lightning_genseg.modules import SegmentationModule
 
-# For files that use a Trainer: what Lightning says about tiny runs, and does inside with newest torch.
-WARNINGS = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`"),
-]
 NUM_CLASSES = len(SyntheticScenes.CLASS_NAMES)
 # A real network of half a million parameters that needs no download.
 TINY = {
@@ -125,7 +119,7 @@ class Foreign(LightningModule):
 class ModuleContract:
     """The tests. `learning` are arguments under which 20 steps are enough to learn something."""
 
-    learning: dict[str, Any] = {}
+    learning: ClassVar[dict[str, Any]] = {}
 
     def make(self, **arguments: Any) -> SegmentationModule:
         raise NotImplementedError
@@ -279,7 +273,7 @@ class ModuleContract:
     def test_own_network(self, tmp_path):
         model = self.make(features=PlainFeatures())
         run = trainer(tmp_path)
-        run.fit(model, loader())
+        run.fit(model, loader(), loader(2))
         run.save_checkpoint(tmp_path / "own.ckpt")
         assert "features" not in torch.load(tmp_path / "own.ckpt", weights_only=True)
         loaded = type(model).load_from_checkpoint(tmp_path / "own.ckpt", features=PlainFeatures())

@@ -223,7 +223,8 @@ class SegmentationModule(LightningModule, ABC):
         scores = named_scores(metrics.compute(), self.class_names)
         metrics.reset()
         for name, value in scores.items():
-            self.log(f"{prefix}_{name}", value, prog_bar=name == "mIoU", rank_zero_only=True)
+            # Equal in all processes already; `sync_dist` spares a warning per class.
+            self.log(f"{prefix}_{name}", value, prog_bar=name == "mIoU", sync_dist=True)
 
     # --- optimisation and checkpoints --------------------------------------------------------
 

@@ -10,15 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_genseg.modules import GMMSeg
-from tests.contract import WARNINGS, batch_of
 from tests.modules.training_run import BATCHES, read_losses, run
 
-pytestmark = [
-    *WARNINGS,
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
-]
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -210,7 +210,9 @@ class PlainEM:
             self.variances[c, m] = (memory - mean).square().mean(0) + head.variance_floor
 
 
-@pytest.mark.parametrize("options", [{}, {"mean_momentum": 0.5}, {"samples_per_component": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"mean_momentum": 0.5}, {"mean_momentum": 0.0, "samples_per_component": 3}]
+)
 def test_em_equals_the_plain_loops(options):
     head = make_head(num_classes=4, **options)
     reference = PlainEM(head)
@@ -312,14 +314,14 @@ def test_all_labelled_pixels_enter_by_default():
 def test_plain_em_learns_the_weights_and_sinkhorn_does_not():
     features, mask = make_batch()
     for assignment in ("em", "sinkhorn"):
-        head = make_head(assignment=assignment)
+        head = make_head(assignment=assignment, mean_momentum=0.0)
         before = head.mixture.log_weights.clone()
         step(head, features, mask)
         weights = head.mixture.log_weights.exp()
         torch.testing.assert_close(weights.sum(1), torch.ones(3))
         assert torch.equal(before, head.mixture.log_weights) == (assignment == "sinkhorn")
         assert (weights > 0).all()
-        if assignment == "em":  # the first update takes the batch's shares as they are
+        if assignment == "em":  # without momentum, the batch's shares
             counts = head.memory.moments().counts.view(3, 5)
             share = (counts / counts.sum(1, keepdim=True)).float()
             torch.testing.assert_close(weights, share, rtol=0, atol=1e-3)
@@ -329,7 +331,13 @@ def test_plain_em_learns_the_weights_and_sinkhorn_does_not():
 def test_more_loops_fit_better_and_remember_once(memory):
     features, mask = make_batch(size=16)
     once, often = (
-        make_head(memory=memory, em_loops=n, memory_size=1000, samples_per_component=1000)
+        make_head(
+            memory=memory,
+            em_loops=n,
+            mean_momentum=0.0,
+            memory_size=1000,
+            samples_per_component=1000,
+        )
         for n in (1, 10)
     )
     often.load_state_dict(once.state_dict())
@@ -371,7 +379,7 @@ def test_without_a_projection():
 
 
 def test_raw_features():
-    head = make_head(embedding_dim=None, normalize_features=False)
+    head = make_head(embedding_dim=None, normalize_features=False, mean_momentum=0.0)
     features, mask = make_batch()
     torch.testing.assert_close(head.embed(features), features, rtol=0, atol=0)
     step(head, features + 100, mask)
@@ -395,6 +403,13 @@ def test_the_logit_norm_does_not_touch_the_anomaly_score():
     after = head.scores(embedding)
     assert not torch.allclose(before[0], after[0])
     torch.testing.assert_close(before[1], after[1], rtol=0, atol=0)
+
+
+def test_the_gain_of_the_logit_norm():
+    head, strong = make_head(), make_head(logit_scale=4.0)
+    strong.mixture.load_state_dict(head.mixture.state_dict())
+    embedding = head.embed(make_batch()[0])
+    torch.testing.assert_close(strong.scores(embedding)[0], 4 * head.scores(embedding)[0])
 
 
 def test_the_whole_mixture_may_be_the_class_density():
@@ -478,7 +493,7 @@ def test_an_absent_class_is_untouched():
 
 
 def test_one_labelled_pixel():
-    head = make_head()
+    head = make_head(mean_momentum=0.0)
     features, mask = make_batch()
     before = head.mixture.means.clone()
     mask[:] = 255
@@ -773,7 +788,14 @@ def test_several_components_learn_what_one_cannot(assignment, memory):
 
 @pytest.mark.parametrize("train_mixture", ["em", "gradient"])
 def test_head_and_projection_learn_together(train_mixture):
-    head = make_head(num_classes=6, embedding_dim=8, train_mixture=train_mixture, components=2)
+    head = make_head(
+        num_classes=6,
+        embedding_dim=16,
+        components=2,
+        mean_momentum=0.9,
+        logit_scale=3.0,
+        train_mixture=train_mixture,
+    )
     optimizer = torch.optim.AdamW(head.parameters(), 0.02)
     losses = []
     for _ in range(60):
@@ -793,7 +815,13 @@ def test_head_and_projection_learn_together(train_mixture):
 
 
 def test_strange_features_score_higher_than_seen_ones():
-    head = make_head(in_channels=2, num_classes=2, embedding_dim=None, normalize_features=False)
+    head = make_head(
+        in_channels=2,
+        num_classes=2,
+        embedding_dim=None,
+        normalize_features=False,
+        mean_momentum=0.9,
+    )
     for _ in range(30):
         features, mask = xor_batch()
         head.update_mixture(head.embed(features), mask)
