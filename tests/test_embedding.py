@@ -19,7 +19,7 @@ def test_a_plain_loop():
     backbone, head = small_network(), GMMHead(24, NUM_CLASSES, embedding_dim=16, mean_momentum=0.9)
     optimizer = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=1e-2)
     seen = []
-    for step in range(30):
+    for step in range(60):
         batch = batch_of(4 * step % len(scenes()), 4)
         losses = head.compute_loss(backbone(batch["image"]), batch["mask"])
         optimizer.zero_grad()
@@ -35,7 +35,7 @@ def test_a_plain_loop():
     assert anomaly.shape == (8, 1, 12, 16)
     labels = batch["mask"][:, 2::4, 2::4]
     right = (logits.argmax(1) == labels)[labels != 255].float().mean()
-    assert right > 0.55  # the largest class covers 0.41 of the pixels
+    assert right > 0.6  # the largest class covers 0.41 of the pixels
 
 
 def test_the_snippet_in_the_readme_runs():

@@ -159,6 +159,7 @@ def extractor(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 def test_posthoc(tmp_path, extractor):
     model = make(**POSTHOC, extractor=extractor, mean_momentum=0.5)
     softmax = torch.load(extractor, weights_only=True)["state_dict"]

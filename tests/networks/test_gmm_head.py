@@ -5,13 +5,11 @@ from collections import deque
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.distributions import Independent, Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_genseg.mixtures import Processes
 from lightning_genseg.networks.gmm_head import GMMHead
 from tests.mixtures.processes import run_processes
 from tests.mixtures.test_sinkhorn import plain as plain_sinkhorn
@@ -712,43 +710,6 @@ def test_two_processes_equal_one(options):
     assert_same_mixture(run_processes(work, 2), alone)
 
 
-def gloo_process(rank, path, start, batches, results):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=2
-    )
-
-    def gather(tensor):
-        parts = [torch.empty_like(tensor) for _ in range(2)]
-        torch.distributed.all_gather(parts, tensor.contiguous())
-        return torch.stack(parts)
-
-    head = copy.deepcopy(start)  # spawn shares its tensors between the processes
-    for embedding, mask in batches:
-        mine = slice(2 * rank, 2 * rank + 2)
-        head.update_mixture(embedding[mine], mask[mine], Processes(gather, rank))
-    torch.save((head.state_dict(), tuple(head.memory.moments())), results / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.ddp
-def test_two_gloo_processes_equal_one(tmp_path):
-    alone = make_head()
-    start = copy.deepcopy(alone)
-    batches = distributed_batches(alone)
-    for embedding, mask in batches:
-        alone.update_mixture(embedding, mask)
-    mp.spawn(gloo_process, (tmp_path / "store", start, batches, tmp_path), nprocs=2)
-    heads = []
-    for rank in range(2):
-        weights, moments = torch.load(tmp_path / f"{rank}.pt")
-        head = make_head()
-        head.load_state_dict(weights)
-        head.memory.moments = lambda moments=moments: moments
-        heads.append(head)
-    assert_same_mixture(heads, alone)
-
-
 # --- it learns -------------------------------------------------------------------------------
 
 
@@ -818,6 +779,7 @@ def test_strange_features_score_higher_than_seen_ones():
     head = make_head(
         in_channels=2,
         num_classes=2,
+        components=2,
         embedding_dim=None,
         normalize_features=False,
         mean_momentum=0.9,
