@@ -49,14 +49,11 @@ def test_the_snippet_in_the_readme_runs():
         "optimizer": torch.optim.SGD(network.parameters(), lr=0.1),
     }
     before = network.weight.detach().clone()
-    start = torch.get_rng_state()
     exec(snippet, names)
-    torch.set_rng_state(start)
-    untouched = GMMHead(in_channels=256, num_classes=19)
     assert names["logits"].shape == (2, 19, 8, 12)
     assert names["anomaly"].shape == (2, 1, 8, 12)
     assert not torch.equal(network.weight, before)
-    assert not torch.equal(names["head"].mixture.means, untouched.mixture.means)
+    assert names["head"].memory.moments().counts.sum() > 0
 
 
 def test_somebody_elses_labels():

@@ -33,7 +33,9 @@ def write_images(folder, masks, count, size, classes):
     for target in (folder, masks):
         target.mkdir(parents=True)
     for i in range(count):
-        Image.fromarray(rng.integers(256, size=(*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(rng.integers(256, size=(*size, 3), dtype=np.uint8)).save(
+            folder / f"{i}.png"
+        )
         labels = rng.integers(classes, size=size, dtype=np.uint8)
         Image.fromarray(labels).save(masks / f"{i}.png")
 
@@ -60,8 +62,19 @@ def test_smoke(path, tmp_path):
 @pytest.mark.parametrize("path", CAMVID, ids=name)
 def test_camvid(path, tmp_path):
     for split in ("train", "val", "test"):
-        write_images(tmp_path / split, tmp_path / f"{split}annot", 8, (72, 96), len(CamVid.CLASS_NAMES))
-    main(["fit", "--config", str(path), "--data.root=.", "--trainer.val_check_interval=1", *TWO_STEPS])
+        write_images(
+            tmp_path / split, tmp_path / f"{split}annot", 8, (72, 96), len(CamVid.CLASS_NAMES)
+        )
+    main(
+        [
+            "fit",
+            "--config",
+            str(path),
+            "--data.root=.",
+            "--trainer.val_check_interval=1",
+            *TWO_STEPS,
+        ]
+    )
     assert list((tmp_path / "runs").glob("*/*/*/checkpoints/last.ckpt"))
 
 
@@ -71,8 +84,8 @@ def test_quickstart():
 
 def test_own_images(tmp_path):
     write_images(tmp_path / "mine" / "images", tmp_path / "mine" / "masks", 10, (80, 90), 3)
-    main(
-        ["fit", "--config", str(EXPERIMENTS / "own_images.yaml"), "--data.root=mine", *TWO_STEPS]
-        + ["--data.num_classes=3", "--model.encoder_weights=null", "--data.crop_size=[64,64]"]
-        + ["--trainer.accelerator=cpu", "--trainer.val_check_interval=1", "--data.batch_size=4"]
-    )
+    options = "--data.num_classes=3 --data.crop_size=[64,64] --data.batch_size=4 --data.root=mine"
+    options += " --trainer.accelerator=cpu --trainer.val_check_interval=1"
+    options += " --model.encoder_weights=null"
+    config = str(EXPERIMENTS / "own_images.yaml")
+    main(["fit", "--config", config, *options.split(), *TWO_STEPS])

@@ -15,13 +15,13 @@ held between steps (weights, queue) is not in it.
 """
 
 import argparse
-import json
+import multiprocessing
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -198,9 +198,9 @@ def peak_resident() -> int:
     )
 
 
-def measure_here(name: str, mode: str, args: argparse.Namespace) -> int:
+def measure(name: str, mode: str, classes: int, size: int, args: argparse.Namespace) -> int:
     """Bytes that one pass needs at its peak on top of what there was."""
-    classes, size = args.classes[0], args.sizes[0]
+    torch.set_num_threads(args.threads)
     head = make_head(name, classes, args.slots, args.device)
     features, mask = make_batch(classes, size, args.stride, args.device)
     one_pass(head, mode, *make_batch(classes, 8, args.stride, args.device))
@@ -217,12 +217,11 @@ def measure_here(name: str, mode: str, args: argparse.Namespace) -> int:
     return peak_resident() - before
 
 
-def measure(name: str, mode: str, classes: int, size: int, args: argparse.Namespace) -> int:
-    own = [sys.executable, __file__, "--measure", name, mode, "--device", args.device]
-    sizes = ["--classes", str(classes), "--sizes", str(size), "--threads", str(args.threads)]
-    rest = ["--slots", str(args.slots), "--stride", str(args.stride)]
-    run = subprocess.run([*own, *sizes, *rest], check=True, capture_output=True, text=True)
-    return int(json.loads(run.stdout.splitlines()[-1]))
+def measurer() -> ProcessPoolExecutor:
+    """Every task in a process of its own, forked from one that has only imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "lightning_genseg"])
+    return ProcessPoolExecutor(1, context, max_tasks_per_child=1)
 
 
 # --- time ------------------------------------------------------------------------------------
@@ -240,7 +239,9 @@ def plain_gigabytes(classes: int, size: int, mode: str) -> float:
     return tensor * (5 if mode == "train" else 3) / 2**30
 
 
-def bench(classes: int, size: int, mode: str, args: argparse.Namespace) -> dict[str, float]:
+def bench(
+    classes: int, size: int, mode: str, args: argparse.Namespace, pool: ProcessPoolExecutor
+) -> dict[str, float]:
     names = list(HEADS)
     needed = plain_gigabytes(classes, size, mode)
     if needed > args.max_gb:
@@ -262,12 +263,15 @@ def bench(classes: int, size: int, mode: str, args: argparse.Namespace) -> dict[
                 times[name].append(taken)
     row = {f"{name} ms": 1e3 * statistics.median(times[name]) for name in names}
     for name in names:
-        row[f"{name} MB"] = measure(name, mode, classes, size, args) / 2**20
+        peak = pool.submit(measure, name, mode, classes, size, args).result()
+        row[f"{name} MB"] = peak / 2**20
     return row
 
 
 def table(rows: list[tuple[int, int, str, dict[str, float]]]) -> str:
-    head = "| classes | map | pass | ours ms | plain ms | plain / ours | softmax ms | ours / softmax "
+    head = (
+        "| classes | map | pass | ours ms | plain ms | plain / ours | softmax ms | ours / softmax "
+    )
     head += "| ours MB | plain MB | plain / ours | softmax MB | ours / softmax |"
     lines = [head, "|" + " ---: |" * head.count("|", 1)]
     for classes, size, mode, row in rows:
@@ -293,12 +297,8 @@ def main() -> None:
     parser.add_argument("--max-gb", type=float, default=12, help="leave the plain head out above")
     parser.add_argument("--max-seconds", type=float, default=60, help="of the plain head, per row")
     parser.add_argument("--quick", action="store_true", help="19 classes, 32 x 32, 2 repeats")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.measure:
-        print(json.dumps(measure_here(*args.measure, args)))
-        return
     if args.quick:
         args.classes, args.sizes, args.repeats = [19], [32], 2
     name = torch.cuda.get_device_name() if args.device != "cpu" else f"{args.threads} CPU threads"
@@ -307,12 +307,14 @@ def main() -> None:
         f"K {args.slots}, mask at {args.stride} x the map, {args.repeats} repeats",
         flush=True,
     )
-    rows = []
-    for classes in args.classes:
-        for size in args.sizes:
-            for mode in ("train", "predict"):
-                rows.append((classes, size, mode, bench(classes, size, mode, args)))
-    print(table(rows))
+    cases = [
+        (classes, size, mode)
+        for classes in args.classes
+        for size in args.sizes
+        for mode in ("train", "predict")
+    ]
+    with measurer() as pool:
+        print(table([(*case, bench(*case, args, pool)) for case in cases]))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def full_log_density(x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
             (torch.einsum("kij,nj->nki", whiteners, part) - offsets).square().sum(-1)
             for part in x.split(pixels)
         ]
-        density = -0.5 * (torch.cat(squared) + dim * _LOG_2PI) - log_det
+        density: Tensor = -0.5 * (torch.cat(squared) + dim * _LOG_2PI) - log_det
         return density.reshape(x.shape[0], *shape)
 
 
@@ -135,11 +135,11 @@ class GaussianMixture(nn.Module):
             state["covariances"] = torch.eye(dim).repeat(num_classes, components, 1, 1)
         else:
             state["log_variances"] = torch.zeros(shape)
-        for name, value in state.items():
+        for name, tensor in state.items():
             if trainable:
-                self.register_parameter(name, nn.Parameter(value))
+                self.register_parameter(name, nn.Parameter(tensor))
             else:
-                self.register_buffer(name, value)
+                self.register_buffer(name, tensor)
         self.register_buffer("log_weights", torch.full(shape[:2], -math.log(components)))
 
     @property

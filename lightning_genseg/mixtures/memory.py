@@ -39,6 +39,7 @@ class Moments(NamedTuple):
         )
 
     def __add__(self, other: "Moments") -> "Moments":  # type: ignore[override]
+        """Moments of both together (not the longer tuple)."""
         return Moments(*(a + b for a, b in zip(self, other, strict=True)))
 
     def add_(self, features: Tensor, groups: Tensor, weights: Tensor) -> None:

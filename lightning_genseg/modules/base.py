@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_genseg.inference import InferenceOptions, check_options, infer, softmax
 from lightning_genseg.metrics import named_scores, segmentation_metrics
@@ -182,12 +182,13 @@ class SegmentationModule(LightningModule, ABC):
 
     def _check_finite(self, loss: Tensor, batch: dict[str, Any], batch_idx: int) -> None:
         # Looking at the value makes the CPU wait for the GPU; there, now and then is enough.
-        every = 1 if loss.device.type == "cpu" else self.trainer.log_every_n_steps or 1
+        steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        every = 1 if loss.device.type == "cpu" else max(1, steps)
         if batch_idx % every == 0 and not torch.isfinite(loss):
             raise ValueError(
                 f"The loss is {loss.item()} at step {self.global_step} "
-                f"(images {', '.join(batch.get('name', ['without names']))}); lower the learning rate, clip gradients "
-                "(trainer.gradient_clip_val) or train with trainer.precision 32 or bf16-mixed."
+                f"(images {', '.join(batch.get('name', ['without names']))}); lower the learning rate, "
+                "clip gradients (trainer.gradient_clip_val) or train with trainer.precision 32 or bf16-mixed."
             )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -257,14 +258,19 @@ class SegmentationModule(LightningModule, ABC):
             if group["name"].startswith("head"):
                 group["lr"] = group["lr"] * self.head_lr_factor
         if self.lr_scheduler is None:
-            return [optimizer], [
-                {"scheduler": LambdaLR(optimizer, self._remaining), "interval": "step"}
-            ]
-        scheduler = self.lr_scheduler(optimizer)
+            scheduler: LRScheduler | ReduceLROnPlateau = LambdaLR(optimizer, self._remaining)
+        else:
+            scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             monitor = getattr(scheduler, "monitor", "val_mIoU")  # Lightning's own class has one
-            return [optimizer], [{"scheduler": scheduler, "monitor": monitor}]
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "monitor": monitor},
+            }
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def _remaining(self, step: int) -> float:
         # Only asked for when training has begun: the number of steps makes Lightning build the training

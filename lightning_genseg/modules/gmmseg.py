@@ -253,8 +253,10 @@ class GMMSeg(SegmentationModule):
 
 
 class _EM(Callback):
-    """Calls `update_mixture`: a callback, because `ModelCheckpoint` runs after the other callbacks but
-    before the module's own `on_train_batch_end`, and would save the mixture of the batch before.
+    """Calls `update_mixture` at the end of a batch.
+
+    A callback, because `ModelCheckpoint` runs after the other callbacks but before the module's own
+    `on_train_batch_end`, and would save the mixture of the batch before.
     """
 
     def on_train_batch_end(

@@ -167,7 +167,7 @@ class GMMHead(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """B x F x h x w features to the B x D x h x w space of the mixture, float32."""
-        x = self.projection(features).float()
+        x: Tensor = self.projection(features).float()
         if not self.normalize_features:
             return x
         with torch.autocast(x.device.type, enabled=False):
@@ -181,7 +181,8 @@ class GMMHead(nn.Module):
     def logits(self, class_log_density: Tensor) -> Tensor:
         """N x C log-densities to the logits of p(c|x) under a uniform class prior (Eq. 3)."""
         with torch.autocast(class_log_density.device.type, enabled=False):
-            return self.logit_norm(class_log_density.float())
+            logits: Tensor = self.logit_norm(class_log_density.float())
+            return logits
 
     def scores(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Logits B x C x h x w and anomaly score -max_c log p(x|c), B x 1 x h x w, of an embedding."""

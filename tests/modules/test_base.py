@@ -73,8 +73,9 @@ def test_a_network_without_an_encoder_learns_at_the_base_rate():
     ],
 )
 @pytest.mark.parametrize("method", [SoftmaxSegmenter, GMMSeg])
-def test_the_optimiser_is_the_one_in_the_yaml(method, path, arguments):
+def test_the_optimiser_is_the_one_in_the_yaml(monkeypatch, method, path, arguments):
     """Nothing leaks in from a default: SGD without a weight decay has none."""
+    monkeypatch.setattr("sys.argv", ["genseg"])
     network = {k: v for k, v in TINY.items() if k != "num_classes"}
     config = {
         "class_path": f"lightning_genseg.modules.{method.__name__}",

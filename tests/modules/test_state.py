@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_genseg.modules import GMMSeg
+from tests.contract import TINY, batch_of, loader, trainer
 from tests.modules.training_run import BATCHES, read_losses, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,17 +79,29 @@ def test_resumed(whole, tmp_path, start, since):
     assert_same_state(whole / "step=14.ckpt", tmp_path / "step=14.ckpt")
 
 
+def slow(arguments: dict[str, Any]) -> Any:
+    return pytest.param(arguments, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         {"memory": "decay"},
-        {"memory_dtype": "bfloat16", "covariance": "full"},
-        {"assignment": "em", "em_loops": 2, "memory_filter": "correct", "variance_momentum": 0.5},
-        {"train_mixture": "gradient"},
-        {"trainer_arguments": {"accumulate_grad_batches": 2}},
-        {"trainer_arguments": {"precision": "bf16-mixed"}},
+        slow({"memory_dtype": "bfloat16", "covariance": "full"}),
+        slow(
+            {
+                "assignment": "em",
+                "em_loops": 2,
+                "memory_filter": "correct",
+                "variance_momentum": 0.5,
+            }
+        ),
+        slow({"train_mixture": "gradient"}),
+        slow({"lr_scheduler": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, 15)}),
+        slow({"trainer_arguments": {"accumulate_grad_batches": 2}}),
+        slow({"trainer_arguments": {"precision": "bf16-mixed"}}),
     ],
-    ids=str,
+    ids=lambda arguments: "-".join(arguments),
 )
 def test_resumed_with_other_settings(tmp_path, arguments):
     run(tmp_path / "whole", **arguments)
@@ -97,3 +112,58 @@ def test_resumed_with_other_settings(tmp_path, arguments):
     assert 0 < since < 3 * BATCHES - 1
     assert_same_losses(tmp_path / "whole", tmp_path / "again", since)
     assert_same_state(tmp_path / "whole" / end, tmp_path / "again" / end)
+
+
+# --- what inference does not need ------------------------------------------------------------
+
+
+@pytest.fixture
+def filled() -> GMMSeg:
+    """A model with 1.6 MB of weights and a memory of 6 MB."""
+    model = GMMSeg(**TINY, embedding_dim=16, components=2, memory_size=8000)
+    model.head.memory.push(torch.randn(96_000, 16), torch.arange(96_000) % 12)
+    return model
+
+
+def size_of(value: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in flat(value).values())
+
+
+def test_weights_carry_no_memory(filled, tmp_path):
+    weights = size_of(dict(filled.state_dict()))
+    ring = 96_000 * 16 * 4
+    assert weights < 2e6 < ring
+    full = ModelCheckpoint(tmp_path, "full")
+    light = ModelCheckpoint(tmp_path, "light", save_weights_only=True, every_n_train_steps=2)
+    run = trainer(tmp_path, callbacks=[full, light], enable_checkpointing=True)
+    run.fit(filled, loader(), loader(2))
+    assert (tmp_path / "full.ckpt").stat().st_size > ring
+    assert (tmp_path / "light.ckpt").stat().st_size < 1.2 * weights
+    assert "mixture_memory" not in torch.load(tmp_path / "light.ckpt", weights_only=True)
+
+    image = batch_of()["image"]
+    expected = filled.eval().maps(image)
+    for name in ("full", "light"):
+        loaded = GMMSeg.load_from_checkpoint(tmp_path / f"{name}.ckpt").eval()
+        for key, value in loaded.maps(image).items():
+            assert torch.equal(value, expected[key])
+        # The memory comes back where there is one, and starts anew where there is none.
+        counts = loaded.head.memory.moments().counts
+        assert (counts.sum() > 90_000) == (name == "full")
+    assert trainer(tmp_path).test(filled, loader(2), tmp_path / "light.ckpt", verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"memory_size": 100}, "set memory_size as in the checkpoint"),
+        ({"components": 3}, "set components, embedding_dim and covariance as in the checkpoint"),
+    ],
+)
+def test_another_memory_is_refused(filled, tmp_path, options, sentence):
+    full = ModelCheckpoint(tmp_path, "full")
+    run = trainer(tmp_path, callbacks=[full], enable_checkpointing=True)
+    run.fit(filled, loader(), loader(2))
+    other = GMMSeg(**{**filled.hparams, **options})
+    with pytest.raises(ValueError, match=sentence):
+        trainer(tmp_path).fit(other, loader(), loader(2), ckpt_path=tmp_path / "full.ckpt")
