@@ -155,7 +155,7 @@ class SegmentationModule(LightningModule, ABC):
             )
         modes = {module: module.training for module in self.modules()}
         self.eval()
-        tensor = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
+        tensor = torch.tensor(np.ascontiguousarray(image), device=self.device)  # may be read-only
         try:
             maps = self.predict_maps(tensor.permute(2, 0, 1)[None].float() / 255)
         finally:
