@@ -48,6 +48,16 @@ class GenSegCLI(LightningCLI):
         name = "config.yaml" if self.subcommand == "fit" else f"{self.subcommand}_config.yaml"
         self.save_config_kwargs = {"config_filename": name, "overwrite": True}
 
+    def _require_checkpoint(self) -> None:
+        """Random weights would look like a result."""
+        if not self.config[self.subcommand].get("ckpt_path"):
+            raise ValueError(
+                f"genseg {self.subcommand} needs the trained model: give its checkpoint "
+                "with --ckpt_path."
+            )
+
+    before_predict = before_test = before_validate = _require_checkpoint
+
     def predict(self, **kwargs: Any) -> None:
         """Predict without keeping anything: `PredictionWriter` has written it."""
         self.trainer.predict(**kwargs, return_predictions=False)
@@ -73,8 +83,9 @@ class GenSegCLI(LightningCLI):
         saved.pop("_instantiator", None)
         class_path = saved.pop("_class_path", config.model.class_path)
         given = {"class_path": config.model.class_path, **config.model.init_args}
-        linked = {"num_classes", "ignore_index", "class_names"}  # the data's word is final
-        saved = {key: value for key, value in saved.items() if key not in linked}
+        # The data's word is final on the first three, and how to predict is chosen at every run.
+        free = {"num_classes", "ignore_index", "class_names", "inference"}
+        saved = {key: value for key, value in saved.items() if key not in free}
         for key, value in {"class_path": class_path, **saved}.items():
             if key in given and _plain(given[key]) != _plain(value):
                 print(f"genseg: {path} sets model.{key} to {value}, not {given[key]}")

@@ -1,6 +1,6 @@
 """The shared mathematics: Gaussian mixtures, EM, Sinkhorn, memories. Plain torch."""
 
-from lightning_genseg.mixtures.em import Assignment, e_step, fit, m_step, own_class, soft_moments
+from lightning_genseg.mixtures.em import Assignment, e_step, fit, m_step, soft_moments
 from lightning_genseg.mixtures.gaussian import (
     Covariance,
     GaussianMixture,
@@ -8,6 +8,7 @@ from lightning_genseg.mixtures.gaussian import (
     diagonal_log_density,
     full_log_density,
     full_precision,
+    own_class,
 )
 from lightning_genseg.mixtures.memory import (
     DecayedMoments,

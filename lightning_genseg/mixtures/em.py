@@ -16,17 +16,10 @@ Assignment = Literal["sinkhorn", "em"]
 _MAX_TABLE_ELEMENTS = 2**24
 
 
-def own_class(component_log_density: Tensor, labels: Tensor) -> Tensor:
-    """Pick from N x C x M the components of each pixel's class: N x M (class 0's where ignored)."""
-    count = component_log_density.shape[1]
-    index = torch.where((labels >= 0) & (labels < count), labels, 0)
-    return component_log_density[torch.arange(len(labels), device=labels.device), index]
-
-
 @torch.no_grad()
 def e_step(
     mixture: GaussianMixture,
-    component_log_density: Tensor,
+    own_log_density: Tensor,
     labels: Tensor,
     assignment: Assignment = "sinkhorn",
     epsilon: float = 0.05,
@@ -36,10 +29,12 @@ def e_step(
 ) -> Tensor:
     """Responsibilities of each pixel's own components, for all classes at once: log q, N x M.
 
+    Takes what `GaussianMixture.own_log_density` gives.
+
     `sinkhorn` solves GMMSeg's Eq. 9 (equal shares), `em` its Eq. 8 (plain EM, with the weights).
     Labels outside 0..C-1 are ignored. The other arguments are those of `sinkhorn`.
     """
-    own = full_precision(own_class(component_log_density, labels))
+    own = full_precision(own_log_density)
     if assignment == "sinkhorn":
         return sinkhorn(own, labels, mixture.num_classes, epsilon, iterations, rescale, processes)
     index = segments(labels, mixture.num_classes).clamp_max(mixture.num_classes - 1)
@@ -159,9 +154,10 @@ def _seeds(
 
 
 def _own_log_density(mixture: GaussianMixture, x: Tensor, labels: Tensor) -> Tensor:
-    rows = max(1, _MAX_TABLE_ELEMENTS // (mixture.num_classes * mixture.components))
+    width = mixture.components * max(mixture.num_classes, mixture.dim)
+    rows = max(1, _MAX_TABLE_ELEMENTS // width)
     parts = zip(x.split(rows), labels.split(rows), strict=True)
-    return torch.cat([own_class(mixture.component_log_density(a), b) for a, b in parts])
+    return torch.cat([mixture.own_log_density(a, b) for a, b in parts])
 
 
 @torch.no_grad()

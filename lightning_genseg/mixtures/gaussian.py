@@ -21,7 +21,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def diagonal_log_density(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
-    r"""Log-density of every pixel under every diagonal Gaussian, by two matrix products.
+    r"""Log-density of every pixel under every diagonal Gaussian, by one matrix product.
 
     GMMSeg, Eq. 4: :math:`-\frac12 \sum_d [\log 2\pi\sigma_d^2 + (x_d - \mu_d)^2 / \sigma_d^2]`, with the
     square expanded, so that no `N x K x D` tensor exists. Runs in float32 under autocast.
@@ -47,7 +47,8 @@ def diagonal_log_density(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
         x, means = x - centre, means - centre
         scaled = means * precisions
         constant = -0.5 * ((means * scaled).sum(-1) - precisions.log().sum(-1) + dim * _LOG_2PI)
-        density = torch.addmm(constant, x, scaled.T) - 0.5 * (x * x) @ precisions.T
+        factors = torch.cat([scaled, -0.5 * precisions], 1)
+        density = torch.addmm(constant, torch.cat([x, x * x], 1), factors.T)
         return density.reshape(x.shape[0], *shape)
 
 
@@ -80,6 +81,16 @@ def full_log_density(x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
         ]
         density: Tensor = -0.5 * (torch.cat(squared) + dim * _LOG_2PI) - log_det
         return density.reshape(x.shape[0], *shape)
+
+
+def own_class(component_log_density: Tensor, labels: Tensor) -> Tensor:
+    """Pick from N x C x M the components of each pixel's class: N x M (class 0's where ignored)."""
+    index = _valid(labels, component_log_density.shape[1])
+    return component_log_density[torch.arange(len(labels), device=labels.device), index]
+
+
+def _valid(labels: Tensor, count: int) -> Tensor:
+    return torch.where((labels >= 0) & (labels < count), labels, 0)
 
 
 class GaussianMixture(nn.Module):
@@ -164,6 +175,22 @@ class GaussianMixture(nn.Module):
         if self.covariance == "full":
             return full_log_density(x, self.centres, self.covariances)
         return diagonal_log_density(x, self.centres, self.variances)
+
+    @torch.no_grad()
+    def own_log_density(self, x: Tensor, labels: Tensor) -> Tensor:
+        """N x D features and their labels N to N x M, under the components of the own class only.
+
+        What an E-step needs. Where the label is ignored, class 0's.
+        """
+        if self.covariance == "full" or self.num_classes <= self.dim:  # then C x M are few
+            return own_class(self.component_log_density(x), labels)
+        index = _valid(labels, self.num_classes)
+        with torch.autocast(x.device.type, enabled=False):
+            x, means, variances = (full_precision(t) for t in (x, self.centres, self.variances))
+            constant = -0.5 * (variances.log().sum(-1) + self.dim * _LOG_2PI)
+            offsets = x[:, None] - means[index]  # N x M x D
+            squared = offsets.square_().mul_(variances.reciprocal()[index]).sum(-1)
+            return constant[index] - 0.5 * squared
 
     def combine(self, component_log_density: Tensor, mixture: Mixture = "max") -> Tensor:
         """Component log-densities (N x C x M) to class log-densities (N x C).

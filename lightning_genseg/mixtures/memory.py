@@ -98,6 +98,12 @@ def spread_evenly(
     return (chosen | (size <= most)) & (groups < num_groups)
 
 
+def _finite(features: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Leave out what is NaN or infinite (or overflows the storage): a sum would never forget it."""
+    groups = torch.where(features.isfinite().all(1), groups, num_groups)
+    return features.nan_to_num(0, 0, 0), groups
+
+
 def total_over(processes: Processes | None, tensor: Tensor) -> Tensor:
     """Sum of a tensor over the processes."""
     return tensor if processes is None else processes.gather(tensor).sum(0)
@@ -112,6 +118,7 @@ def batch_moments(
     processes: Processes | None = None,
 ) -> Moments:
     """Moments of a batch of P x D features; of several processes only moments are exchanged."""
+    features, groups = _finite(features, groups, num_groups)
     batch = Moments.zeros(num_groups + 1, features.shape[1], full, features.device)
     batch.add_(features, groups, torch.ones_like(groups))
     return Moments(*(total_over(processes, tensor[:num_groups]) for tensor in batch))
@@ -177,7 +184,7 @@ class FeatureRing:
     def push(self, features: Tensor, groups: Tensor) -> None:
         """Let P x D features enter, oldest first; `groups` P in 0..G-1, G to leave one out."""
         self.to(features.device)
-        new = features.to(self.dtype)
+        new, groups = _finite(features.to(self.dtype), groups, self.groups)
         incoming = count_groups(groups, self.groups + 1)
         rank = ranks_in_group(groups, self.groups + 1)
         # Of more newcomers than the ring holds, the first would be overwritten at once.

@@ -18,6 +18,7 @@ from lightning_genseg.mixtures import (
     Processes,
     e_step,
     m_step,
+    own_class,
 )
 from lightning_genseg.mixtures.memory import (
     batch_moments,
@@ -215,7 +216,8 @@ class GMMHead(nn.Module):
         loss = losses["loss_ce"]
         if self.component_loss_weight:
             labels = self.labels(mask, embedding)
-            target = self._groups(self._e_step(components.detach(), labels), labels)
+            own = own_class(components.detach(), labels)
+            target = self._groups(self._e_step(own, labels), labels)
             losses["loss_component"] = pixel_cross_entropy(
                 components.flatten(1), target, ignore_index=self.num_classes * self.components
             )
@@ -223,13 +225,14 @@ class GMMHead(nn.Module):
         return {"loss": loss, **losses, "embedding": embedding.detach()}
 
     def labels(self, mask: Tensor, embedding: Tensor) -> Tensor:
-        """Nearest label of each feature pixel, (B h w); where an embedding is NaN, ignored.
+        """Nearest label of each feature pixel, (B h w); ignored where it is no class or the embedding NaN.
 
         `nearest-exact` reads the middle of the feature's cell; `nearest` would read its corner.
         """
         size = embedding.shape[-2:]
         small = F.interpolate(mask[:, None].float(), size, mode="nearest-exact")[:, 0].long()
-        return torch.where(embedding.isfinite().all(1), small, self.ignore_index).flatten()
+        valid = embedding.isfinite().all(1) & (small >= 0) & (small < self.num_classes)
+        return torch.where(valid, small, self.ignore_index).flatten()
 
     @torch.no_grad()
     def update_mixture(
@@ -258,11 +261,11 @@ class GMMHead(nn.Module):
         present = total_over(processes, self._label_counts(labels)) > 0
         for loop in range(1 if remember_only else self.em_loops):
             last = remember_only or loop == self.em_loops - 1
-            components = self.mixture.component_log_density(x)
-            groups = self._groups(self._e_step(components, labels, processes), labels)
+            own = self.mixture.own_log_density(x, labels)
+            groups = self._groups(self._e_step(own, labels, processes), labels)
             weights = self._new_weights(groups, processes) if self.assignment == "em" else None
             if self.memory_filter == "correct":
-                logits = self.logits(self.mixture.combine(components, self.mixture_kind))
+                logits = self.logits(self.mixture.log_density(x, self.mixture_kind))
                 groups = torch.where(logits.argmax(1) == labels, groups, self.memory.groups)
             moments = self._remember(x, groups, processes, last)
             if remember_only:
@@ -278,11 +281,11 @@ class GMMHead(nn.Module):
             )
 
     def _e_step(
-        self, components: Tensor, labels: Tensor, processes: Processes | None = None
+        self, own: Tensor, labels: Tensor, processes: Processes | None = None
     ) -> Tensor:
         return e_step(
             self.mixture,
-            components,
+            own,
             labels,
             self.assignment,
             self.sinkhorn_epsilon,

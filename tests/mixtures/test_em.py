@@ -36,7 +36,7 @@ def test_em_is_the_softmax_over_the_own_components():
     mixture = GaussianMixture(3, 4, 2)
     mixture.log_weights.copy_(torch.randn(3, 4).log_softmax(1))
     x, labels = torch.randn(20, 2), torch.randint(3, (20,))
-    log_q = e_step(mixture, mixture.component_log_density(x), labels, "em")
+    log_q = e_step(mixture, mixture.own_log_density(x, labels), labels, "em")
     for row, label, q in zip(x, labels, log_q, strict=True):
         logp = torch.distributions.Independent(
             torch.distributions.Normal(mixture.means[label], torch.ones(4, 2)), 1
@@ -49,7 +49,7 @@ def test_e_step_leaves_ignored_pixels_out(assignment):
     mixture = GaussianMixture(3, 2, 2)
     x, labels = torch.randn(20, 2), torch.randint(3, (20,))
     labels[::3] = 255
-    density = mixture.component_log_density(x)
+    density = mixture.own_log_density(x, labels)
     valid = labels != 255
     log_q = e_step(mixture, density, labels, assignment)
     alone = e_step(mixture, density[valid], labels[valid], assignment)
@@ -60,8 +60,8 @@ def test_em_uses_the_weights_and_sinkhorn_equal_shares():
     mixture = GaussianMixture(1, 2, 1)
     mixture.means.zero_()
     mixture.log_weights.copy_(torch.tensor([[0.9, 0.1]]).log())
-    density = mixture.component_log_density(torch.randn(10, 1))
     labels = torch.zeros(10, dtype=torch.long)
+    density = mixture.own_log_density(torch.randn(10, 1), labels)
     q = e_step(mixture, density, labels, "em").exp()
     torch.testing.assert_close(q, torch.tensor([[0.9, 0.1]]).expand(10, 2))
     q = e_step(mixture, density, labels, "sinkhorn").exp()

@@ -89,6 +89,23 @@ def test_gradients_are_right():
     assert torch.autograd.gradcheck(diagonal_log_density, (x, means, variances))
 
 
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("classes", [2, 10])  # fewer and more than dimensions
+def test_own_density_is_a_part_of_all_densities(classes, covariance):
+    mixture = GaussianMixture(classes, 3, 4, covariance, unit_means=True)
+    if covariance == "diagonal":
+        mixture.log_variances.copy_(torch.randn(classes, 3, 4))
+    x, labels = torch.randn(50, 4), torch.randint(classes, (50,))
+    labels[::5] = 255
+    labels[::7] = -100
+    with torch.autocast("cpu", torch.bfloat16):
+        own = mixture.own_log_density(x, labels)
+    everything = mixture.component_log_density(x)
+    for row, label, density in zip(own, labels.tolist(), everything, strict=True):
+        expected = density[label if 0 <= label < classes else 0]
+        torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_class_density_is_the_mixture():
     mixture = GaussianMixture(3, 2, 4)
     mixture.log_weights.copy_(torch.tensor([[0.3, 0.7]] * 3).log())

@@ -19,7 +19,7 @@ def make(**arguments: Any) -> SoftmaxSegmenter:
 
 
 def groups_of(model: SegmentationModule) -> dict[str, dict[str, Any]]:
-    (optimizer,), _ = model.configure_optimizers()
+    optimizer = model.configure_optimizers()["optimizer"]
     return {group["name"]: group for group in optimizer.param_groups}
 
 
@@ -98,7 +98,8 @@ def test_the_optimiser_is_the_one_in_the_yaml(monkeypatch, method, path, argumen
         save_config_callback=None,
         args={"model": config, "trainer": {"accelerator": "cpu", "logger": False}},
     ).model
-    (optimizer,), (schedule,) = model.configure_optimizers()
+    configured = model.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]
     expected = getattr(torch.optim, path.rsplit(".", 1)[1])(
         [nn.Parameter(torch.ones(1))], **arguments
     )
@@ -172,7 +173,7 @@ def test_a_run_without_an_end_needs_a_schedule(tmp_path):
 )
 def test_a_plateau_is_one_of_what_is_asked_for(tmp_path, schedule, monitor):
     model = make(lr_scheduler=schedule)
-    assert model.configure_optimizers()[1][0]["monitor"] == monitor
+    assert model.configure_optimizers()["lr_scheduler"]["monitor"] == monitor
     trainer(tmp_path, max_epochs=2).fit(model, loader(), loader(2))
 
 
