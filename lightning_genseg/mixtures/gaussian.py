@@ -198,7 +198,7 @@ class GaussianMixture(nn.Module):
         `max` is the paper's winner-take-all (Section 3.3), `logsumexp` the mixture of Eq. 4.
         """
         weighted = component_log_density + self.log_weights
-        return weighted.amax(-1) if mixture == "max" else weighted.logsumexp(-1)
+        return weighted.max(-1).values if mixture == "max" else weighted.logsumexp(-1)
 
     def log_density(self, x: Tensor, mixture: Mixture = "max") -> Tensor:
         """Class log-densities log p(x|c) of N x D features: N x C."""
