@@ -622,12 +622,14 @@ def test_no_tensor_of_pixels_by_components_by_dimensions(options):
     assert seen.largest == pixels * classes * components
 
 
+# With D = 4: few classes take the E-step from the matrix product, many from their own components only.
+@pytest.mark.parametrize("sizes", [((2, 2), (4, 7)), ((5, 2), (20, 7))], ids=["few", "many"])
 @pytest.mark.parametrize(
     "options", [{}, {"assignment": "em", "memory_filter": "correct"}, {"memory": "decay"}]
 )
-def test_as_many_operations_whatever_the_number_of_classes(options):
+def test_as_many_operations_whatever_the_number_of_classes(options, sizes):
     counts = []
-    for classes, components in ((2, 2), (20, 7)):
+    for classes, components in sizes:
         head = make_head(num_classes=classes, components=components, **options)
         features, mask = make_batch(classes=classes)
         seen = count_operations(head, features.requires_grad_(), mask)
