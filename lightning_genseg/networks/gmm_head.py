@@ -280,9 +280,7 @@ class GMMHead(nn.Module):
                 weights,
             )
 
-    def _e_step(
-        self, own: Tensor, labels: Tensor, processes: Processes | None = None
-    ) -> Tensor:
+    def _e_step(self, own: Tensor, labels: Tensor, processes: Processes | None = None) -> Tensor:
         return e_step(
             self.mixture,
             own,
