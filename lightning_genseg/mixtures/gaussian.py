@@ -104,7 +104,8 @@ class GaussianMixture(nn.Module):
         components: M, components per class.
         dim: D, embedding size.
         covariance: `diagonal` (variances C x M x D) or `full` (covariances C x M x D x D).
-        unit_means: L2-normalise the means before every use, for L2-normalised features.
+        unit_means: L2-normalise the means before every use, for L2-normalised features. Variances then
+            start at 1/D plus the floor, since that much is what a unit vector has per dimension, else at 1.
         trainable: parameters by gradient; `diagonal` only.
         variance_floor: no variance is used below it (EM adds its own; gradients need this one).
 
@@ -142,10 +143,11 @@ class GaussianMixture(nn.Module):
         self.variance_floor = variance_floor
         shape = (num_classes, components, dim)
         state = {"means": F.normalize(torch.randn(shape), dim=-1)}
+        variance = 1 / dim + variance_floor if unit_means else 1.0
         if covariance == "full":
-            state["covariances"] = torch.eye(dim).repeat(num_classes, components, 1, 1)
+            state["covariances"] = variance * torch.eye(dim).repeat(num_classes, components, 1, 1)
         else:
-            state["log_variances"] = torch.zeros(shape)
+            state["log_variances"] = torch.full(shape, math.log(variance))
         for name, tensor in state.items():
             if trainable:
                 self.register_parameter(name, nn.Parameter(tensor))

@@ -1,5 +1,6 @@
 """What every method shares: normalisation, steps, metrics, optimisers, prediction of any image."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -39,7 +40,8 @@ class SegmentationModule(LightningModule, ABC):
         lr_scheduler: makes the schedule, stepped every iteration; polynomial decay with power 0.9
             to the end of the run when left out.
         head_lr_factor: learning rate of everything but the encoder, as a multiple of the encoder's.
-        decay_norms: whether weight decay also applies to vectors (norms and biases).
+        decay_norms: whether weight decay also applies to vectors (norms and biases) and to position
+            parameters (embeddings of positions, tables of relative position biases).
     """
 
     mean: Tensor
@@ -118,6 +120,14 @@ class SegmentationModule(LightningModule, ABC):
                 ..., :height, :width
             ]
         return F.interpolate(scores.float(), (height, width), mode="bilinear")
+
+    def cover(self, mask: Tensor, features: Tensor) -> Tensor:
+        """Extend a mask by ignored pixels to all that the features see: the network pads images."""
+        if not isinstance(self.features, PixelFeatures):
+            return mask
+        rows, columns = (side * self.features.stride for side in features.shape[-2:])
+        padding = (0, columns - mask.shape[-1], 0, rows - mask.shape[-2])
+        return F.pad(mask, padding, value=self.ignore_index) if any(padding) else mask
 
     def add_auxiliary_loss(
         self, losses: dict[str, Tensor], auxiliary: Tensor | None, mask: Tensor
@@ -234,9 +244,9 @@ class SegmentationModule(LightningModule, ABC):
         encoder = getattr(self.features, "encoder", self.features)
         inside = {id(p) for p in encoder.parameters()}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                decayed = self.decay_norms or parameter.ndim > 1
+                decayed = self.decay_norms or (parameter.ndim > 1 and not _is_position(name))
                 groups.setdefault((id(parameter) in inside, decayed), []).append(parameter)
         return [
             {
@@ -301,6 +311,13 @@ class SegmentationModule(LightningModule, ABC):
                 f"The checkpoint was trained on {theirs} classes and the data have "
                 f"{self.num_classes}; use the data's num_classes it was trained with, or train anew."
             )
+
+
+def _is_position(name: str) -> bool:
+    # timm's, smp's and mmsegmentation's names: absolute_pos_embed, relative_position_bias_table, rel_pos_h,
+    # attention_biases, pos_block, ...
+    pattern = r"(^|[._])(pos_(emb|block)|rel_pos|relative_pos|position_(bias|emb)|attention_biases)"
+    return re.search(pattern, name) is not None
 
 
 def _prediction(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -195,7 +195,7 @@ class GMMSeg(SegmentationModule):
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`loss`, its parts, and the `embedding` that `update_mixture` takes: see `GMMHead`."""
         features, auxiliary = self.extract(batch["image"])
-        losses = self.head.compute_loss(features, batch["mask"])
+        losses = self.head.compute_loss(features, self.cover(batch["mask"], features))
         return self.add_auxiliary_loss(losses, auxiliary, batch["mask"])
 
     def update_mixture(
@@ -206,6 +206,7 @@ class GMMSeg(SegmentationModule):
         remember_only: bool = False,
     ) -> None:
         """EM on a batch; a Trainer has it called, your own loop calls it: see `GMMHead`."""
+        mask = self.cover(mask, embedding)
         self.head.update_mixture(embedding, mask, processes, remember_only)
 
     # --- Lightning ---------------------------------------------------------------------------

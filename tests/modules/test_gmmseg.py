@@ -398,3 +398,12 @@ def test_the_compiled_module_trains(tmp_path):
         torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-3, atol=1e-4)
     assert module.head.memory is not None
     assert module.head.memory.moments().counts.sum() > 0
+
+
+def test_trains_on_the_logits_that_it_predicts_whatever_the_size():
+    model = make().eval()
+    batch = {"image": torch.rand(2, 3, 42, 54), "mask": torch.randint(3, (2, 42, 54))}
+    losses = model.compute_loss(batch)
+    expected = torch.nn.functional.cross_entropy(model(batch["image"]), batch["mask"])
+    torch.testing.assert_close(losses["loss_ce"], expected)
+    model.update_mixture(losses["embedding"], batch["mask"])

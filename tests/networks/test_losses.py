@@ -23,6 +23,18 @@ def test_takes_rows_as_well_as_maps():
     )
 
 
+def test_the_memory_format_changes_nothing():
+    scores, mask = torch.randn(2, 4, 5, 6), torch.randint(4, (2, 5, 6))
+    mask[0, 0] = 255
+    losses, gradients = [], []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        leaf = scores.clone().to(memory_format=memory_format).requires_grad_()
+        losses.append(pixel_cross_entropy(leaf, mask))
+        gradients += torch.autograd.grad(losses[-1], leaf)
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_nothing_labelled_is_zero_with_a_gradient_of_zero():
     scores = torch.randn(1, 4, 3, 3, requires_grad=True)
     loss = pixel_cross_entropy(scores, torch.full((1, 3, 3), 255))
