@@ -1,0 +1,22 @@
+"""Scores over a whole data set, in memory that does not grow with it."""
+
+from lightning_genseg.metrics.anomaly import (
+    AnomalyAUROC,
+    AnomalyAveragePrecision,
+    AnomalyFPR,
+    ScoreHistogram,
+    anomaly_metrics,
+)
+from lightning_genseg.metrics.calibration import CalibrationError
+from lightning_genseg.metrics.segmentation import named_scores, segmentation_metrics
+
+__all__ = [
+    "AnomalyAUROC",
+    "AnomalyAveragePrecision",
+    "AnomalyFPR",
+    "CalibrationError",
+    "ScoreHistogram",
+    "anomaly_metrics",
+    "named_scores",
+    "segmentation_metrics",
+]

@@ -1,0 +1,176 @@
+"""How well a score tells anomalous pixels from known ones: AUROC, AP and FPR95 from two histograms."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+_BITS = 22  # of 32: sign, exponent and 13 bits of the mantissa
+
+
+def score_bin(scores: Tensor) -> Tensor:
+    """Number of each score's bin, 0 to 2**22 - 1, in the order of the scores.
+
+    The bins are the float32 numbers themselves, cut to 22 bits: no range has to be known, and every
+    bin is at most 1/8192 of its scores wide, near zero as at 10**6.
+    """
+    bits = (scores.float() + 0.0).view(torch.int32).long() & 0xFFFFFFFF  # + 0.0: no negative zero
+    ordered = torch.where(bits >> 31 == 1, 0xFFFFFFFF - bits, bits + 0x80000000)
+    return ordered >> (32 - _BITS)
+
+
+def bin_upper_edge(index: Tensor) -> Tensor:
+    """Largest float32 score of each bin."""
+    ordered = ((index + 1) << (32 - _BITS)) - 1
+    bits = torch.where(ordered >> 31 == 1, ordered - 0x80000000, 0xFFFFFFFF - ordered)
+    edge = torch.where(bits >= 2**31, bits - 2**32, bits).to(torch.int32).view(torch.float32)
+    return edge.nan_to_num(torch.inf, torch.inf, -torch.inf)  # NaN's numbers lie beyond infinity's
+
+
+def score_histogram(scores: Tensor) -> Tensor:
+    """How many scores fall into each bin of `score_bin`, int64.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    if bool(scores.isnan().any()):
+        raise ValueError(
+            f"{int(scores.isnan().sum())} of {scores.numel()} anomaly scores are NaN: the model's "
+            "weights or the images are not finite."
+        )
+    return torch.bincount(score_bin(scores).flatten(), minlength=2**_BITS)
+
+
+class ScoreHistogram(Metric):
+    """Histograms of the anomaly scores of known and of anomalous pixels: 64 MB for any number of pixels.
+
+    Base of the three metrics below, which compute their number from it as if all scores of a bin were
+    equal. Scores may be of any range; bins are 1/8192 of the score wide.
+
+    `known` and `anomalous` are the counts, one per bin of `score_bin`.
+    """
+
+    full_state_update = False
+    known: Tensor
+    anomalous: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:  # torchmetrics' own arguments
+        super().__init__(**kwargs)
+        for name in ("known", "anomalous"):
+            zeros = torch.zeros(2**_BITS, dtype=torch.long)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Count pixels.
+
+        Args:
+            scores: any shape, higher is stranger.
+            labels: of the same shape: 1 anomalous, 0 known, anything else is left out.
+
+        Raises:
+            ValueError: the shapes differ, or a score is NaN.
+        """
+        if scores.shape != labels.shape:
+            raise ValueError(
+                f"scores are {tuple(scores.shape)} and labels {tuple(labels.shape)}: give one label "
+                "per score, 1 for anomalous, 0 for known."
+            )
+        self.known += score_histogram(scores[labels == 0])
+        self.anomalous += score_histogram(scores[labels == 1])
+
+    def compute(self) -> Tensor:
+        """Both histograms, 2 x bins: known, anomalous."""
+        return torch.stack([self.known, self.anomalous])
+
+    def _curve(self) -> tuple[Tensor, Tensor] | None:
+        """Known and anomalous pixels above each threshold, highest first; None where one is missing."""
+        for name, counts in (("known", self.known), ("anomalous", self.anomalous)):
+            if not bool(counts.any()):
+                rank_zero_warn(
+                    f"no {name} pixel has been seen, so AUROC, AP and FPR95 are undefined (NaN): "
+                    "check the masks (1 anomalous, 0 known, 255 ignored)."
+                )
+                return None
+        some = (self.known + self.anomalous).nonzero().flatten().flip(0)
+        return self.known[some].cumsum(0).double(), self.anomalous[some].cumsum(0).double()
+
+    def _undefined(self) -> Tensor:
+        return torch.tensor(torch.nan, device=self.known.device)
+
+
+class AnomalyAUROC(ScoreHistogram):
+    """Area under the receiver operating characteristic: the chance that an anomalous pixel scores higher.
+
+    Off the exact value by at most half the share of (known, anomalous) pairs that lie in one bin.
+    """
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """In [0, 1]; NaN where known or anomalous pixels are missing."""
+        curve = self._curve()
+        if curve is None:
+            return self._undefined()
+        false, true = (torch.cat([counts.new_zeros(1), counts / counts[-1]]) for counts in curve)
+        return torch.trapezoid(true, false).float()
+
+
+class AnomalyAveragePrecision(ScoreHistogram):
+    """Average precision, anomalous as the positive class: sum of precision times gain in recall."""
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """In [0, 1]; NaN where known or anomalous pixels are missing."""
+        curve = self._curve()
+        if curve is None:
+            return self._undefined()
+        false, true = curve
+        gain = true.diff(prepend=true.new_zeros(1)) / true[-1]
+        return (gain * true / (true + false)).sum().float()
+
+
+class AnomalyFPR(ScoreHistogram):
+    """Share of known pixels above the threshold that a given share of the anomalous ones reaches (FPR95).
+
+    Args:
+        recall: that share.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, recall: float = 0.95, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 < recall <= 1:
+            raise ValueError(f"recall is {recall} but must lie in (0, 1].")
+        self.recall = recall
+
+    def compute(self) -> Tensor:
+        """In [0, 1]; NaN where known or anomalous pixels are missing."""
+        curve = self._curve()
+        if curve is None:
+            return self._undefined()
+        false, true = curve
+        first = torch.searchsorted(true / true[-1], self.recall)
+        return (false[first] / false[-1]).float()
+
+
+def anomaly_metrics() -> MetricCollection:
+    """`AUROC`, `AP` and `FPR95` over one pair of histograms.
+
+    Update with scores (any shape, higher is stranger) and labels (1 anomalous, 0 known, else ignored).
+
+    Example:
+        >>> metrics = anomaly_metrics()
+        >>> metrics.update(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([0, 0, 1, 1]))
+        >>> {name: round(value.item(), 3) for name, value in metrics.compute().items()}
+        {'AP': 0.833, 'AUROC': 0.75, 'FPR95': 0.5}
+    """
+    metrics: dict[str, Metric | MetricCollection] = {
+        "AUROC": AnomalyAUROC(),
+        "AP": AnomalyAveragePrecision(),
+        "FPR95": AnomalyFPR(),
+    }
+    return MetricCollection(metrics, compute_groups=[list(metrics)])
