@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lightning_genseg import __version__
 from lightning_genseg.datasets.base import voc_palette
+from lightning_genseg.files import replace_file
 from lightning_genseg.visualize import Picture, colorize, grid, heat_map, overlay, score_range
 
 
@@ -163,11 +164,11 @@ class Report(Callback):
         }
         scratch = folder / ".partial"
         text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        _replace(folder / f"{file_prefix}metrics.json", text.encode(), scratch)
+        replace_file(folder / f"{file_prefix}metrics.json", text.encode(), scratch)
         if self._samples:
             names, palette = _classes(trainer, pl_module)
             picture = draw_samples(self._samples, names, palette)
-            _replace(folder / f"{file_prefix}pictures.png", _encode(picture, "png"), scratch)
+            replace_file(folder / f"{file_prefix}pictures.png", encode(picture, "png"), scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         self._samples = []
         return folder
@@ -365,24 +366,24 @@ class PredictionWriter(Callback):
                 f"the image name '{name}' leads out of the output folder: let the data set give "
                 "names relative to its own folder."
             )
-        files: dict[str, bytes] = {f"masks/{name}.png": _encode(Image.fromarray(mask), "png")}
+        files: dict[str, bytes] = {f"masks/{name}.png": encode(Image.fromarray(mask), "png")}
         entry: dict[str, Any] = {"mask": f"masks/{name}.png", "overlay": None, "anomaly": None}
         if self.overlays:
             entry["overlay"] = f"overlays/{name}.jpg"
             picture = overlay(_picture(image), mask, palette, self.alpha)
-            files[entry["overlay"]] = _encode(Image.fromarray(picture), "jpeg")
+            files[entry["overlay"]] = encode(Image.fromarray(picture), "jpeg")
         if anomaly is not None:
             low, high = score_range(anomaly)
             entry["anomaly"], entry["anomaly_range"] = f"anomaly/{name}.png", [low, high]
             heat = Image.fromarray(heat_map(anomaly, low, high))
-            files[entry["anomaly"]] = _encode(heat, "png")
+            files[entry["anomaly"]] = encode(heat, "png")
             if self.anomaly_scores:
                 entry["anomaly_scores"] = f"anomaly/{name}.npy"
                 buffer = io.BytesIO()
                 np.save(buffer, anomaly)
                 files[entry["anomaly_scores"]] = buffer.getvalue()
         for file, content in files.items():
-            _replace(self._folder / file, content, self._folder / ".partial")
+            replace_file(self._folder / file, content, self._folder / ".partial")
         return entry
 
     def _join(self) -> None:
@@ -393,7 +394,7 @@ class PredictionWriter(Callback):
         lines = {line["name"]: line for file in existing + others for line in read_manifest(file)}
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
         if existing or others:
-            _replace(main, text.encode(), self._folder / ".partial")
+            replace_file(main, text.encode(), self._folder / ".partial")
         for file in others:
             file.unlink()
         shutil.rmtree(self._folder / ".partial", ignore_errors=True)
@@ -491,22 +492,11 @@ def _picture(image: Tensor) -> Picture:
     return _array((image.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0))
 
 
-def _encode(image: Image.Image, format: str) -> bytes:
+def encode(image: Image.Image, format: str) -> bytes:
+    """Return the content of a picture's file."""
     buffer = io.BytesIO()
     image.save(buffer, format, **({"quality": 90} if format == "jpeg" else {}))
     return buffer.getvalue()
-
-
-def _replace(path: Path, content: bytes, scratch: Path) -> None:
-    """Write a file so that it appears complete or not at all, also if power fails."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = scratch / f"{os.getpid()}-{path.name}"
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:

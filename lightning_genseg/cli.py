@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import sys
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 # Imported as packages: this is what makes their classes known by their short names.
 from lightning_genseg import __version__, datamodules, modules
 from lightning_genseg.callbacks import PredictionWriter, Report
+from lightning_genseg.data_check import check_data, summary
+
+# What a configuration file may hold beside `data`; `genseg check` has no use for it.
+_OF_OTHER_COMMANDS = (
+    "seed_everything",
+    "trainer",
+    "model",
+    "report",
+    "predictions",
+    "ckpt_path",
+    "weights_only",
+)
 
 
 class GenSegCLI(LightningCLI):
@@ -129,6 +141,10 @@ def main(args: list[str] | None = None) -> None:
             mend. Other errors keep their traceback, and so do all with ``GENSEG_DEBUG=1``.
     """
     try:
+        words = sys.argv[1:] if args is None else args
+        if words[:1] == ["check"]:
+            _check(words[1:])
+            return
         GenSegCLI(
             modules.SegmentationModule,
             datamodules.SegmentationDataModule,
@@ -139,7 +155,8 @@ def main(args: list[str] | None = None) -> None:
             trainer_defaults={"callbacks": [_LastCheckpoint()]},
             parser_kwargs={
                 "prog": "genseg",
-                "description": "Generative semantic segmentation: train, test and predict.",
+                "description": "Generative semantic segmentation: train, test and predict; "
+                "`genseg check` looks at the data first.",
                 "version": __version__,
             },
             args=args,
@@ -152,6 +169,37 @@ def main(args: list[str] | None = None) -> None:
         if message is None:
             raise
         _fail(message)
+
+
+def _check(args: list[str]) -> None:
+    """Run ``genseg check``, which needs no model: Lightning's sub-commands build a Trainer and one."""
+    parser = LightningArgumentParser(
+        prog="genseg check",
+        description="Read every file of the data: counts, class frequencies, missing and broken files, "
+        "a picture. Takes the configuration files of the other commands.",
+        exit_on_error=False,
+    )
+    parser.add_argument("-c", "--config", action="config", help="YAML file, as for fit.")
+    parser.add_lightning_class_args(
+        datamodules.SegmentationDataModule, "data", subclass_mode=True, required=True
+    )
+    parser.add_function_arguments(check_data, skip={"data"})
+    for key in _OF_OTHER_COMMANDS:
+        parser.add_argument(f"--{key}", type=Any, help=SUPPRESS)
+    config = parser.parse_args(args)
+    for key in _OF_OTHER_COMMANDS:
+        config.pop(key, None)
+    # jsonargparse 4.49 has a new name for it, and warns of the old one.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    data = instantiate(config).data
+    report = check_data(data, config.output_dir, config.num_pictures)
+    print(summary(report))
+    print(f"\nthe report is in {config.output_dir}")
+    if report["problems"]:
+        raise ValueError(
+            f"{len(report['problems'])} problems with the data, all listed in "
+            f"{config.output_dir / 'data_check.json'}."
+        )
 
 
 def _say(message: str) -> None:

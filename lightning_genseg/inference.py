@@ -18,12 +18,19 @@ class InferenceOptions(TypedDict, total=False):
     """How an image is predicted; without any key, whole and once.
 
     Keys:
+        short_side: pixels of the shorter side of the image as the network sees it; aspect kept.
+        long_side: most pixels of the longer side after that; the shorter one gives way.
+        multiple: sides are then rounded up to multiples of this, which changes the aspect a little.
         window: height and width in pixels of a sliding window.
         stride: steps in pixels, down and right, between windows; at most the window.
-        scales: factors by which the image is resized; the predictions are averaged.
+        scales: factors by which the image is resized, relative to `short_side` and `long_side` where
+            they are given; the predictions are averaged.
         flip: whether the mirror image of every scale joins the average.
     """
 
+    short_side: int
+    long_side: int
+    multiple: int
     window: tuple[int, int]
     stride: tuple[int, int]
     scales: list[float]
@@ -70,8 +77,7 @@ def infer(
     total: dict[str, Tensor] = {}
     single = False
     for scale in scales:
-        scaled_size = (max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))
-        scaled = _resize(image, scaled_size)
+        scaled = _resize(image, input_size(size, options, scale))
         for flip in flips:
             output = forward_windows(forward, scaled.flip(-1) if flip else scaled, options)
             single = isinstance(output, Tensor)
@@ -82,6 +88,33 @@ def infer(
                     scores = (function(scores) if function else scores) / views
                 total[name] = total[name] + scores if name in total else scores
     return cast(Scores, total[""] if single else total)
+
+
+def input_size(
+    size: tuple[int, int], options: InferenceOptions, scale: float = 1.0
+) -> tuple[int, int]:
+    """Height and width in pixels at which an image of `size` is predicted, as mmsegmentation rounds them.
+
+    Args:
+        size: height and width of the image.
+        options: only ``short_side``, ``long_side`` and ``multiple`` are used.
+        scale: one of ``scales``.
+    """
+    factor = scale
+    if short := options.get("short_side"):
+        factor = scale * short / min(size)
+        if long := options.get("long_side"):
+            factor = min(factor, scale * long / max(size))
+    # Half a pixel counts as one (Python's round would take the even neighbour).
+    height, width = (max(int(pixels * factor + 0.5), 1) for pixels in size)
+    multiple = options.get("multiple") or 1
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def has_several_views(options: InferenceOptions | None) -> bool:
+    """Whether `infer` averages scales or mirror images, so that its scores are probabilities."""
+    options = options or {}
+    return bool(options.get("flip")) or len(options.get("scales") or [1.0]) > 1
 
 
 def forward_windows(
@@ -149,6 +182,19 @@ def check_options(options: Mapping[str, Any] | None) -> None:
             raise ValueError(
                 f"inference.{key} is not an option{hint}; the options are {', '.join(known)}."
             )
+    for key in ("short_side", "long_side", "multiple"):
+        value = options.get(key)
+        if value is not None and not _positive(value):
+            raise ValueError(f"inference.{key} must be a positive number of pixels, not {value!r}.")
+    short, long = options.get("short_side"), options.get("long_side")
+    if long is not None and short is None:
+        raise ValueError(
+            "inference.long_side limits what inference.short_side enlarges: give that as well."
+        )
+    if long is not None and long < short:
+        raise ValueError(
+            f"inference.long_side {long} is smaller than inference.short_side {short}: exchange them."
+        )
     pairs: dict[str, tuple[int, int]] = {}
     for key in ("window", "stride"):
         pair = options.get(key)

@@ -116,6 +116,7 @@ def grid(
     legend: Sequence[tuple[str, tuple[int, int, int]]] | None = None,
     cell_width: int = 320,
     gap: int = 4,
+    captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """Arrange pictures in rows and columns on white.
 
@@ -125,6 +126,7 @@ def grid(
         legend: names and their colours, drawn below.
         cell_width: width of every column in pixels.
         gap: between pictures, in pixels.
+        captions: one for each row, drawn above it.
 
     Returns:
         A PIL image, which a notebook shows and `save` writes.
@@ -143,13 +145,18 @@ def grid(
     top = line if titles else gap
     entries = _wrap(legend or [], font, line, width - 2 * gap)
     bottom = (entries[-1][1] + line + gap) if entries else 0
-    canvas = Image.new("RGB", (width, top + sum(heights) + gap * len(rows) + bottom), "white")
+    above = line if captions else 0  # each row
+    height = top + sum(heights) + (gap + above) * len(rows) + bottom
+    canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
     for column, title in enumerate(titles or []):
         center = gap + column * (cell_width + gap) + cell_width // 2
         draw.text((center, top // 2), title, _TEXT, font, anchor="mm")
     y = top
-    for row, height in zip(rows, heights, strict=True):
+    for index, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        if captions:
+            draw.text((gap, y + line // 2), captions[index], _TEXT, font, anchor="lm")
+            y += line
         for column, picture in enumerate(row):
             cell = Image.fromarray(picture)
             # Enlarged pixels stay sharp squares, so that a mask is seen as it is.

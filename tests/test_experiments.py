@@ -1,19 +1,31 @@
 """Every configuration that ships: the smoke ones learn, the others run two steps as they are."""
 
+import csv
 import json
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from lightning.pytorch import Callback
 from PIL import Image
 
 from lightning_genseg.cli import main
 from lightning_genseg.datasets import CamVid
+from tests.miniatures import make_ade20k, make_cityscapes, make_coco_stuff_10k, make_voc
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SMOKE = sorted((EXPERIMENTS / "smoke").glob("*.yaml"))
 CAMVID = sorted((EXPERIMENTS / "camvid").glob("*.yaml"))
+MINIATURES = {
+    "ade20k": make_ade20k,
+    "cityscapes": make_cityscapes,
+    "coco_stuff": make_coco_stuff_10k,
+    "voc": make_voc,
+}
+RECIPES = sorted(path for folder in MINIATURES for path in (EXPERIMENTS / folder).glob("*.yaml"))
 TWO_STEPS = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--data.num_workers=0"]
 
 
@@ -89,3 +101,145 @@ def test_own_images(tmp_path):
     options += " --model.encoder_weights=null"
     config = str(EXPERIMENTS / "own_images.yaml")
     main(["fit", "--config", config, *options.split(), *TWO_STEPS])
+
+
+# --- the papers' recipes ---------------------------------------------------------------------
+
+
+def arguments(path):
+    """`trainer`, and the `init_args` of `model` and `data`."""
+    config = yaml.safe_load(path.read_text())
+    return config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_is_parsed(path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(path), "--data.root=data", "--print_config"])
+    assert stopped.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    trainer, model, _ = arguments(path)
+    assert printed["trainer"]["max_steps"] == trainer["max_steps"]
+    assert printed["model"]["init_args"]["encoder"] == model["encoder"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_agrees_with_itself_and_the_paper(path):
+    trainer, model, data = arguments(path)
+    post_hoc = model.get("train_mixture") == "posthoc"
+    assert model["lr_scheduler"]["init_args"]["total_iters"] == trainer["max_steps"]
+    assert trainer["max_steps"] % trainer["val_check_interval"] == 0
+    images, steps, crop = {
+        "ade20k": (16, 160_000, 512), "cityscapes": (8, 80_000, 768),
+        "coco_stuff": (16, 80_000, 512), "voc": (16, 40_000, 512),
+    }[path.parent.name]  # fmt: skip
+    assert trainer["devices"] * data["batch_size"] == images
+    assert trainer["max_steps"] == (2_500 if post_hoc else 80_000 if "80k" in path.stem else steps)
+    sizes = {
+        t["class_path"]: t["init_args"]
+        for t in data["train_transform"]
+        if "Crop" in t["class_path"]
+    }
+    assert sizes == {
+        "RandomCropLimitedClass": {"height": crop, "width": crop, "max_class_share": 0.75}
+    }
+    if path.parent.name == "cityscapes":
+        assert model["inference"] == {"window": [768, 768], "stride": [512, 512]}
+    else:
+        multiple = {"multiple": 32} if path.stem.endswith("mit_b5") and images == 16 else {}
+        if path.parent.name == "coco_stuff":
+            multiple = {}
+        assert model["inference"] == {"short_side": 512, "long_side": 2048, **multiple}
+    assert model["network_options"].get("img_size", crop) == crop
+    logger = trainer["logger"]["init_args"]
+    assert logger == {"save_dir": f"runs/{path.parent.name}", "name": path.stem}
+    # The command in its head is the one that runs it.
+    command = f"# genseg fit --config experiments/{name(path)} --data.root PATH/"
+    assert command in path.read_text()
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.startswith("softmax")], ids=name)
+def test_softmax_and_gmmseg_differ_in_the_classifier_only(path):
+    own = arguments(path)
+    trainer, model, data = arguments(path.with_stem(path.stem.replace("softmax", "gmmseg")))
+    for config in (own[0], trainer):
+        config.pop("logger")
+    assert own[0] == trainer
+    for key in own[1].keys() - {"dropout"}:
+        assert own[1][key] == model[key]
+    assert (own[2].pop("class_balanced"), data.pop("class_balanced")) == (False, True)
+    assert own[2] == data
+
+
+class EveryParameterLearns(Callback):
+    """DDP would wait for a parameter without a gradient for ever."""
+
+    def on_after_backward(self, trainer, pl_module):
+        assert trainer.train_dataloader.batch_size == 2
+        named = pl_module.named_parameters()
+        assert [key for key, p in named if p.requires_grad and p.grad is None] == []
+
+
+def two_steps(path, root, *options):
+    """Fit two steps of the configuration; only sizes are smaller, and the weights random."""
+    _, model, data = arguments(path)
+    small = model["inference"]
+    if "short_side" in small:
+        small = {**small, "short_side": 96, "long_side": 384}
+    for transform in data["train_transform"]:
+        for key, value in transform.get("init_args", {}).items():
+            if key in ("height", "width", "min_height", "min_width"):
+                transform["init_args"][key] = 64
+            elif key == "max_size":
+                transform["init_args"][key] = [size // 8 for size in value]
+    if "memory_size" in model:
+        options = ("--model.memory_size=50", "--model.em_interval=1", *options)
+    main(
+        [
+            "fit",
+            "--config",
+            str(path),
+            f"--data.root={root}",
+            "--data.batch_size=2",
+            f"--data.train_transform={json.dumps(data['train_transform'])}",
+            "--data.cache_dir=cache",
+            "--model.encoder_weights=null",
+            f"--model.inference={json.dumps(small)}",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            "--trainer.val_check_interval=2",
+            "--trainer.log_every_n_steps=1",
+            "--trainer.callbacks+=tests.test_experiments.EveryParameterLearns",
+            *options,
+            *TWO_STEPS,
+        ]
+    )
+    (run,) = (Path("runs") / path.parent.name / path.stem).iterdir()
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["train_loss"]) for row in rows if row["train_loss"]]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
+    assert 0 <= float(rows[-1]["val_mIoU"]) <= 1
+    return run / "checkpoints" / "last.ckpt"
+
+
+# Four images do not hold 150 classes.
+FEW = "ignore:.*classes occur in no training image"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(FEW)
+@pytest.mark.parametrize("path", [p for p in RECIPES if "posthoc" not in p.stem], ids=name)
+def test_recipe_trains_two_steps(path, tmp_path):
+    assert two_steps(path, MINIATURES[path.parent.name](tmp_path / "data")).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(FEW)
+def test_post_hoc_recipe_follows_its_softmax_recipe(tmp_path):
+    folder, root = EXPERIMENTS / "ade20k", make_ade20k(tmp_path / "data")
+    extractor = two_steps(folder / "softmax_deeplabv3plus_r101_80k.yaml", root)
+    path = folder / "gmmseg_posthoc_deeplabv3plus_r101.yaml"
+    assert f"--model.extractor {extractor}" in path.read_text()
+    assert two_steps(path, root, f"--model.extractor={extractor}").is_file()

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from lightning_genseg.inference import (
     check_options,
     infer,
+    input_size,
     pad_to_multiple,
     softmax,
     window_positions,
@@ -110,7 +111,7 @@ def test_flip_changes_nothing_for_a_symmetric_network(image):
 
 def test_scales_are_resized_back_and_averaged(image):
     def at(scale):
-        size = (round(37 * scale), round(53 * scale))
+        size = (int(37 * scale + 0.5), int(53 * scale + 0.5))
         scores = blurred(F.interpolate(image, size, mode="bilinear"))
         return F.interpolate(scores, (37, 53), mode="bilinear")
 
@@ -137,6 +138,92 @@ def test_everything_at_once_sees_windows_of_the_scaled_image():
     assert scores.shape == (1, 4, 16, 24)
     assert len(seen) == 2 * (2 + 2 * 3)
     assert set(seen) == {(16, 16)}
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "scale", "expected"),
+    [
+        # ADE20K's smallest and largest kinds; the sizes that mmcv's rescale_size gives for (2048, 512).
+        ((256, 341), {"short_side": 512}, 1.0, (512, 682)),
+        ((683, 512), {"short_side": 512}, 1.0, (683, 512)),
+        ((2100, 2100), {"short_side": 512}, 1.0, (512, 512)),
+        ((480, 640), {"short_side": 512}, 1.0, (512, 683)),
+        ((480, 640), {"short_side": 512, "long_side": 2048}, 1.0, (512, 683)),
+        ((100, 800), {"short_side": 512}, 1.0, (512, 4096)),
+        ((100, 800), {"short_side": 512, "long_side": 2048}, 1.0, (256, 2048)),
+        ((800, 100), {"short_side": 512, "long_side": 2048}, 1.0, (2048, 256)),
+        # Factors apply to both limits: (2048, 512) times 0.5 is (1024, 256).
+        ((480, 640), {"short_side": 512, "long_side": 2048}, 0.5, (256, 341)),
+        ((480, 640), {"short_side": 512, "long_side": 2048}, 1.75, (896, 1195)),
+        ((100, 800), {"short_side": 512, "long_side": 2048}, 1.5, (384, 3072)),
+        # ResizeToMultiple with a size_divisor of 32.
+        ((480, 640), {"short_side": 512, "multiple": 32}, 1.0, (512, 704)),
+        ((480, 640), {"short_side": 512, "multiple": 32}, 0.5, (256, 352)),
+        ((37, 53), {"multiple": 32}, 1.0, (64, 64)),
+        ((37, 53), {"multiple": 1}, 1.0, (37, 53)),
+        # Half a pixel counts as one, and nothing vanishes.
+        ((37, 53), {}, 0.5, (19, 27)),
+        ((1, 9), {}, 0.01, (1, 1)),
+        ((37, 53), {"short_side": None, "long_side": None, "multiple": None}, 1.0, (37, 53)),
+    ],
+)  # fmt: skip
+def test_sizes_computed_by_hand(size, options, scale, expected):
+    assert input_size(size, options, scale) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({"short_side": 48}, [(48, 69)]),
+        ({"short_side": 48, "long_side": 60}, [(42, 60)]),
+        ({"short_side": 48, "multiple": 32}, [(64, 96)]),
+        ({"short_side": 20, "scales": [0.5, 2.0]}, [(10, 14), (40, 57)]),
+        ({"short_side": 20, "scales": [0.5, 2.0], "flip": True}, [(10, 14)] * 2 + [(40, 57)] * 2),
+        ({"short_side": 48, "window": (48, 48), "stride": (32, 32)}, [(48, 48)] * 2),
+        ({"short_side": 48, "window": (96, 96), "stride": (32, 32)}, [(48, 69)]),
+    ],
+)
+def test_scores_of_a_resized_image_have_the_original_size(image, options, seen):
+    calls = []
+
+    def forward(crop):
+        calls.append(tuple(crop.shape[-2:]))
+        return blurred(crop)
+
+    assert infer(forward, image, options).shape == (2, 4, 37, 53)
+    assert calls == seen
+
+
+def test_a_resized_image_is_predicted_as_if_it_came_so(image):
+    larger = F.interpolate(image, (48, 69), mode="bilinear")
+    expected = F.interpolate(blurred(larger), (37, 53), mode="bilinear")
+    torch.testing.assert_close(infer(blurred, image, {"short_side": 48}), expected)
+    options = {"short_side": 48, "scales": [1.0, 1.5], "flip": True}
+    largest = F.interpolate(image, (72, 103), mode="bilinear")
+    views = [
+        softmax(F.interpolate(scores, (37, 53), mode="bilinear"))
+        for x in (larger, largest)
+        for scores in (blurred(x), blurred(x.flip(-1)).flip(-1))
+    ]
+    torch.testing.assert_close(infer(blurred, image, options), sum(views) / 4)
+
+
+def test_cityscapes_slides_eight_windows_over_a_frame():
+    """768 x 768 every 512 pixels over 1024 x 2048, the last ones moved back to the edge."""
+    tops = [
+        (rows.start, columns.start)
+        for rows, columns in window_positions((1024, 2048), (768, 768), (512, 512))
+    ]
+    assert tops == [
+        (0, 0),
+        (0, 512),
+        (0, 1024),
+        (0, 1280),
+        (256, 0),
+        (256, 512),
+        (256, 1024),
+        (256, 1280),
+    ]
 
 
 def test_another_activation(image):
@@ -201,7 +288,7 @@ def test_autocast(image):
     ("options", "message"),
     [
         ({"windw": (8, 8)}, "inference.windw is not an option: did you mean window"),
-        ({"tta": True}, "inference.tta is not an option; the options are window, stride"),
+        ({"tta": True}, "inference.tta is not an option; the options are short_side, long_side"),
         ({"window": 8, "stride": (8, 8)}, "inference.window must be two positive integers.*not 8"),
         ({"window": (8, 0), "stride": (8, 8)}, "inference.window must be two positive"),
         ({"window": (8, 8), "stride": (8, -1)}, "inference.stride must be two positive"),
@@ -216,6 +303,12 @@ def test_autocast(image):
         ({"scales": [float("nan")]}, "inference.scales must be"),
         ({"scales": [True]}, "inference.scales must be"),
         ({"scales": 1.0}, "inference.scales must be"),
+        ({"short_side": 0}, "inference.short_side must be a positive number of pixels, not 0"),
+        ({"short_side": 512.0}, "inference.short_side must be a positive"),
+        ({"short_side": 5, "long_side": True}, "inference.long_side must be a positive"),
+        ({"multiple": -32}, "inference.multiple must be a positive"),
+        ({"long_side": 2048}, "inference.long_side limits .* give that as well"),
+        ({"short_side": 9, "long_side": 8}, "long_side 8 is smaller than inference.short_side 9"),
         ({"flip": "yes"}, "inference.flip must be true or false, not 'yes'"),
     ],
 )
@@ -229,6 +322,8 @@ def test_bad_options(image, options, message):
 def test_good_options():
     check_options(None)
     check_options({"window": [512, 512], "stride": [341, 341], "scales": [1, 1.5], "flip": True})
+    check_options({"short_side": 512, "long_side": 2048, "multiple": 32})
+    check_options({"short_side": None, "long_side": None, "multiple": None})
     check_options({"window": None, "stride": None, "scales": None, "flip": None})
 
 

@@ -1,18 +1,21 @@
 """What every datamodule shares: stages, loaders, the check of the first batch, a loader that resumes mid-epoch."""
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from lightning_genseg.datasets.base import IGNORE, Color, ImageFolder, check_palette
+from lightning_genseg.datasets.base import IGNORE, Color, ImageFolder, check_palette, from_worker
+from lightning_genseg.datasets.class_index import Labelled, class_index
 from lightning_genseg.transforms import (
     Transform,
     default_eval_transform,
@@ -23,15 +26,18 @@ from lightning_genseg.transforms import (
 __all__ = [
     "Batch",
     "CheckedLoader",
+    "ClassSampler",
     "EpochSampler",
     "SegmentationDataModule",
     "TrainLoader",
     "check_batch",
     "collate",
+    "on_first_process",
 ]
 
 Batch = dict[str, Any]
 Split = Literal["train", "val", "test"]
+T = TypeVar("T")
 
 
 class SegmentationDataModule(LightningDataModule, ABC):
@@ -48,10 +54,13 @@ class SegmentationDataModule(LightningDataModule, ABC):
         eval_batch_size: of validation, test and prediction; more than 1 needs images of one size.
         num_workers: processes that load data.
         crop_size: (height, width) of training images; not used when `train_transform` is given.
+        class_balanced: draw a class uniformly among those that occur, then an image that holds it, instead of every
+            image once an epoch; needs the `class_index` of the training set, built at the first use.
         train_transform: albumentations transforms; default: `default_train_transform(crop_size)`.
         eval_transform: likewise for validation, test and prediction; default: none, every image at its own size.
         seed: of order and augmentation, which depend on it, the epoch and the sample, not on `num_workers`.
         predict_root: folder of images (searched recursively), or one image, for prediction.
+        cache_dir: folder that keeps class indices; default: `lightning_genseg` in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
         ValueError: a wrong argument.
@@ -65,10 +74,12 @@ class SegmentationDataModule(LightningDataModule, ABC):
         eval_batch_size: int = 1,
         num_workers: int = 2,
         crop_size: tuple[int, int] = (256, 256),
+        class_balanced: bool = False,
         train_transform: Sequence[Transform] | None = None,
         eval_transform: Sequence[Transform] | None = None,
         seed: int = 0,
         predict_root: Path | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -87,6 +98,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
+        self.class_balanced = class_balanced
         self.train_transform = (
             default_train_transform(crop_size) if train_transform is None else list(train_transform)
         )
@@ -95,10 +107,12 @@ class SegmentationDataModule(LightningDataModule, ABC):
         )
         self.seed = seed
         self.predict_root = predict_root
+        self.cache_dir = cache_dir
         self.train_dataset: Dataset[Batch] | None = None
         self.val_dataset: Dataset[Batch] | None = None
         self.test_dataset: Dataset[Batch] | None = None
         self.predict_dataset: ImageFolder | None = None
+        self._images_of: list[NDArray[np.intp]] | None = None
 
     @abstractmethod
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
@@ -108,6 +122,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         """Build the data sets that a stage (fit, validate, test, predict; None: all) needs."""
         if stage in ("fit", None):
             self.train_dataset = self.make_dataset("train", self.train_transform)
+            self._images_of = None
         if stage in ("fit", "validate", None):
             self.val_dataset = self.make_dataset("val", self.eval_transform)
         if stage in ("test", None):
@@ -124,7 +139,11 @@ class SegmentationDataModule(LightningDataModule, ABC):
         if self.train_dataset is None:
             self.setup("fit")
         assert self.train_dataset is not None
-        sampler = EpochSampler(self.train_dataset, self.seed)
+        sampler = (
+            ClassSampler(self.train_dataset, self._class_images(), self.seed)
+            if self.class_balanced
+            else EpochSampler(self.train_dataset, self.seed)
+        )
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"the training set has {sampler.size} images, fewer than one batch of {self.batch_size} for "
@@ -158,6 +177,33 @@ class SegmentationDataModule(LightningDataModule, ABC):
             self.setup("predict")
         assert self.predict_dataset is not None
         return self._eval_loader(self.predict_dataset)
+
+    def class_index(self, split: Split = "train") -> NDArray[np.int64]:
+        """Count pixels of each class in each image of a split, N x C; see `datasets.class_index`."""
+        dataset = self.make_dataset(split, ())
+        return class_index(_labelled(dataset), self.cache_dir, self.num_workers)
+
+    def _class_images(self) -> list[NDArray[np.intp]]:
+        """For each class the training images that hold it; under DDP one process counts, the others wait."""
+        if self._images_of is None:
+            dataset = _labelled(self.train_dataset)
+
+            def build(heartbeat: Callable[[], None]) -> list[NDArray[np.intp]]:
+                counts = class_index(dataset, self.cache_dir, self.num_workers, heartbeat)
+                return [np.flatnonzero(column) for column in counts.T]
+
+            images = on_first_process(build)
+            absent = [self.class_names[c] for c, held in enumerate(images) if not held.size]
+            if len(absent) == len(images):
+                raise ValueError(
+                    "class_balanced finds no labelled pixel in the training set: check the masks and the table of labels."
+                )
+            if absent:
+                rank_zero_warn(
+                    f"{len(absent)} classes occur in no training image and are never drawn: {', '.join(absent)}."
+                )
+            self._images_of = images
+        return self._images_of
 
     def _eval_loader(self, dataset: Dataset[Batch]) -> "CheckedLoader":
         return CheckedLoader(
@@ -201,11 +247,39 @@ class EpochSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Pairs of this process in this epoch."""
         start, self.start = self.start, 0
-        generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(self.size)[: self.total_size]
-        seeds = generator.integers(2**63 - 1, size=self.size)
-        for index in order[self.rank :: self.num_replicas][start:].tolist():
-            yield index, int(seeds[index])
+        order, seeds = self.draw(np.random.default_rng([self.seed, self.epoch]))
+        mine = slice(self.rank, self.total_size, self.num_replicas)
+        yield from zip(order[mine][start:].tolist(), seeds[mine][start:].tolist(), strict=True)
+
+    def draw(self, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Index and seed of every sample of an epoch, of all processes."""
+        order = generator.permutation(self.size)
+        return order, generator.integers(2**63 - 1, size=self.size)[order]
+
+
+class ClassSampler(EpochSampler):
+    """Draws a class uniformly among those that occur, then an image that holds it, as often as there are images.
+
+    Args:
+        dataset: a sized data set.
+        images_of: for each class the indices of the images that hold it.
+        seed: not negative.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], images_of: Sequence[NDArray[np.intp]], seed: int = 0
+    ) -> None:
+        super().__init__(dataset, seed)
+        present = [images for images in images_of if images.size]
+        self.images = np.concatenate(present)  # class after class
+        self.lengths = np.array([len(images) for images in present])
+        self.starts = np.cumsum(self.lengths) - self.lengths
+
+    def draw(self, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As in `EpochSampler`; an image that comes twice has two seeds."""
+        classes = generator.integers(len(self.lengths), size=self.size)
+        order = self.images[self.starts[classes] + generator.integers(self.lengths[classes])]
+        return order, generator.integers(2**63 - 1, size=self.size)
 
 
 class CheckedLoader(DataLoader[Batch]):
@@ -223,7 +297,7 @@ class CheckedLoader(DataLoader[Batch]):
             except StopIteration:
                 return
             except (ValueError, FileNotFoundError) as error:
-                raise _from_worker(error) from None
+                raise from_worker(error) from None
             if not self._checked:
                 check_batch(batch, getattr(self.dataset, "num_classes", None))
                 self._checked = True
@@ -274,12 +348,57 @@ class TrainLoader(CheckedLoader):
         self._resume = (epoch, batch)
 
 
-def _from_worker(error: ValueError | FileNotFoundError) -> ValueError | FileNotFoundError:
-    # A worker's exception arrives with its whole traceback as message; its last line is the sentence we wrote.
-    message = str(error)
-    if not message.startswith("Caught "):
-        return error
-    return type(error)(message.strip().splitlines()[-1].partition(": ")[2])
+def on_first_process(build: Callable[[Callable[[], None]], T], every: float = 5.0) -> T:
+    """Let the first process of a process group build something for all; alone it just builds it.
+
+    `build` gets a function to call now and then while it works: through it the others, who wait in a collective
+    operation, hear every `every` seconds that it goes on, so that their timeout says nothing about how long the work
+    may take. What `build` raises is raised in all processes.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return build(lambda: None)
+    said = time.monotonic()
+
+    def say(word: str, value: Any = None) -> tuple[str, Any]:
+        message = [(word, value)]
+        torch.distributed.broadcast_object_list(message, src=0)
+        return message[0]
+
+    def heartbeat() -> None:
+        nonlocal said
+        if time.monotonic() - said > every:
+            say("wait")
+            said = time.monotonic()
+
+    if torch.distributed.get_rank() == 0:
+        try:
+            result = build(heartbeat)
+        except (ValueError, FileNotFoundError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            say("error", (FileNotFoundError if missing else ValueError)(str(error)))
+            raise
+        except BaseException as error:
+            say("error", RuntimeError(f"the first process stopped: {error!r}"))
+            raise
+        say("result", result)
+        return result
+    word, value = say("")
+    while word == "wait":
+        word, value = say("")
+    if word == "error":
+        raise value
+    shared: T = value
+    return shared
+
+
+def _labelled(dataset: object) -> Labelled:
+    if not hasattr(dataset, "read_mask_labels"):
+        raise ValueError(
+            f"{type(dataset).__name__} has no read_mask_labels(index), by which classes are counted: derive it from "
+            "SegmentationDataset, or add that method, or set class_balanced to false."
+        )
+    labelled: Labelled = dataset  # type: ignore[assignment]
+    return labelled
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:

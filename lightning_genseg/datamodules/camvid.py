@@ -19,10 +19,12 @@ class CamVidDataModule(SegmentationDataModule):
         eval_batch_size: see there.
         num_workers: see there.
         crop_size: see there.
+        class_balanced: see there.
         train_transform: see there.
         eval_transform: see there.
         seed: see there.
         predict_root: see there.
+        cache_dir: see there.
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class CamVidDataModule(SegmentationDataModule):
         eval_batch_size: int = 1,
         num_workers: int = 2,
         crop_size: tuple[int, int] = (256, 320),
+        class_balanced: bool = False,
         train_transform: list[Transform] | None = None,
         eval_transform: list[Transform] | None = None,
         seed: int = 0,
         predict_root: Path | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         super().__init__(
             class_names=CamVid.CLASS_NAMES,
@@ -44,10 +48,12 @@ class CamVidDataModule(SegmentationDataModule):
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
             crop_size=crop_size,
+            class_balanced=class_balanced,
             train_transform=train_transform,
             eval_transform=eval_transform,
             seed=seed,
             predict_root=predict_root,
+            cache_dir=cache_dir,
         )
         self.root = root
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from lightning_genseg.datamodules.base import SegmentationDataModule, Split
 from lightning_genseg.datasets.base import label_table
-from lightning_genseg.datasets.folder import Folder, match_masks, read_names
+from lightning_genseg.datasets.folder import Folder, pair_files, read_names
 from lightning_genseg.transforms import Transform
 
 __all__ = ["FolderDataModule"]
@@ -38,10 +38,12 @@ class FolderDataModule(SegmentationDataModule):
         eval_batch_size: see there.
         num_workers: see there.
         crop_size: see there.
+        class_balanced: see there.
         train_transform: see there.
         eval_transform: see there.
         seed: see there.
         predict_root: see there.
+        cache_dir: see there.
 
     Raises:
         ValueError: wrong arguments; in `setup`: names that do not match, lists that overlap.
@@ -66,10 +68,12 @@ class FolderDataModule(SegmentationDataModule):
         eval_batch_size: int = 1,
         num_workers: int = 2,
         crop_size: tuple[int, int] = (256, 256),
+        class_balanced: bool = False,
         train_transform: list[Transform] | None = None,
         eval_transform: list[Transform] | None = None,
         seed: int = 0,
         predict_root: Path | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         if class_names is None:
             if num_classes is None:
@@ -95,10 +99,12 @@ class FolderDataModule(SegmentationDataModule):
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
             crop_size=crop_size,
+            class_balanced=class_balanced,
             train_transform=train_transform,
             eval_transform=eval_transform,
             seed=seed,
             predict_root=predict_root,
+            cache_dir=cache_dir,
         )
         self.root = Path(root)
         self.images = images
@@ -144,7 +150,8 @@ class FolderDataModule(SegmentationDataModule):
                     )
         if "train" not in names:
             test = set(names.get("test", []))
-            pairs = match_masks(self.root / self.images, self.root / self.masks)
+            # Names without image or mask stay: the data set of their split complains of them.
+            pairs, _ = pair_files(self.root / self.images, self.root / self.masks)
             rest = [pair.name for pair in pairs if pair.name not in test]
             count = max(1, round(self.val_fraction * len(rest)))
             if len(rest) <= count:

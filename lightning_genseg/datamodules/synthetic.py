@@ -24,10 +24,12 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         eval_batch_size: see there.
         num_workers: see there.
         crop_size: see there.
+        class_balanced: see there.
         train_transform: see there.
         eval_transform: see there.
         seed: see there.
         predict_root: see there.
+        cache_dir: see there.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         eval_batch_size: int = 8,
         num_workers: int = 2,
         crop_size: tuple[int, int] = (128, 160),
+        class_balanced: bool = False,
         train_transform: list[Transform] | None = None,
         eval_transform: list[Transform] | None = None,
         seed: int = 0,
         predict_root: Path | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         super().__init__(
             class_names=SyntheticScenes.CLASS_NAMES,
@@ -54,10 +58,12 @@ class SyntheticScenesDataModule(SegmentationDataModule):
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
             crop_size=crop_size,
+            class_balanced=class_balanced,
             train_transform=train_transform,
             eval_transform=eval_transform,
             seed=seed,
             predict_root=predict_root,
+            cache_dir=cache_dir,
         )
         self.size = size
         self.lengths: dict[Split, int] = {

@@ -1,13 +1,22 @@
 """Data sets in plain torch: read one sample, return `image`, `mask`, `name`."""
 
+from lightning_genseg.datasets.ade20k import ADE20K
 from lightning_genseg.datasets.base import IGNORE, ImageFolder, Sample, SegmentationDataset
 from lightning_genseg.datasets.camvid import CamVid
+from lightning_genseg.datasets.cityscapes import Cityscapes
+from lightning_genseg.datasets.coco_stuff import COCOStuff10k, COCOStuff164k
 from lightning_genseg.datasets.folder import Folder
 from lightning_genseg.datasets.synthetic import SyntheticScenes
+from lightning_genseg.datasets.voc import VOC
 
 __all__ = [
+    "ADE20K",
     "IGNORE",
+    "VOC",
+    "COCOStuff10k",
+    "COCOStuff164k",
     "CamVid",
+    "Cityscapes",
     "Folder",
     "ImageFolder",
     "Sample",

@@ -15,6 +15,7 @@ from lightning_genseg.transforms import Transform, apply, compose
 __all__ = [
     "IGNORE",
     "ImageFolder",
+    "MissingFiles",
     "Sample",
     "SegmentationDataset",
     "find_images",
@@ -32,6 +33,19 @@ class Sample(NamedTuple):
     name: str
     image: Path
     mask: Path
+
+
+class MissingFiles(ValueError):
+    """Files that a data set consists of do not exist; raise it at the end of its constructor.
+
+    Args:
+        message: one sentence.
+        dataset: complete, the missing files in its `samples` as well, so that `genseg check` can read all the others.
+    """
+
+    def __init__(self, message: str, dataset: "SegmentationDataset") -> None:
+        super().__init__(message)
+        self.dataset = dataset
 
 
 class SegmentationDataset(Dataset[dict[str, Any]]):
@@ -74,6 +88,11 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         """Number of classes C."""
         return len(self.class_names)
 
+    def label_values(self) -> dict[int, int]:
+        """Value in the mask files -> class or 255, all that may occur."""
+        known = np.flatnonzero(self._table != _UNKNOWN)
+        return dict(zip(known.tolist(), self._table[known].tolist(), strict=True))
+
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.samples)
@@ -82,16 +101,22 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         """Read and transform one sample."""
         position, seed = index if isinstance(index, tuple) else (index, index)
         sample = self.samples[position]
-        image = read_image(sample.image)
-        raw = read_mask(sample.mask)
-        if raw.shape != image.shape[:2]:
-            raise ValueError(
-                f"mask '{sample.mask}' is {raw.shape[0]}x{raw.shape[1]} but image '{sample.image}' is "
-                f"{image.shape[0]}x{image.shape[1]} (height x width, after EXIF rotation): give both the same size."
-            )
-        mask = map_labels(raw, self._table, sample.mask)
+        image, mask = self.read_pixels(position), self.read_mask_labels(position)
+        check_sizes(image.shape, mask.shape, sample)
         tensor, labels = apply(self.transform, image, mask, seed, sample.name)
         return {"image": tensor, "mask": labels, "name": sample.name}
+
+    def read_pixels(self, index: int) -> NDArray[np.uint8]:
+        """Read an image as HxWx3, without transforms."""
+        return read_image(self.samples[index].image)
+
+    def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
+        """Read the labels of an image as HxW classes (255 = ignore), without transforms."""
+        return map_labels(self.read_mask_values(index), self._table, self.samples[index].mask)
+
+    def read_mask_values(self, index: int) -> NDArray[np.integer[Any]]:
+        """Read what the file of a mask holds, HxW, before the table of labels; override it for other formats."""
+        return read_mask(self.samples[index].mask)
 
 
 class ImageFolder(Dataset[dict[str, Any]]):
@@ -129,6 +154,15 @@ class ImageFolder(Dataset[dict[str, Any]]):
         name, path = self.samples[index]
         image, _ = apply(self.transform, read_image(path), None, index, name)
         return {"image": image, "name": name, "path": str(path)}
+
+
+def check_sizes(image: Sequence[int], mask: Sequence[int], sample: Sample) -> None:
+    """Compare the shapes HxWx3 and HxW; ValueError naming both files if they differ."""
+    if image[0] != mask[0] or image[1] != mask[1]:
+        raise ValueError(
+            f"mask '{sample.mask}' is {mask[0]}x{mask[1]} but image '{sample.image}' is "
+            f"{image[0]}x{image[1]} (height x width, after EXIF rotation): give both the same size."
+        )
 
 
 def find_images(root: Path) -> list[Path]:
@@ -235,6 +269,15 @@ def _open(path: Path, kind: str) -> Image.Image:
         raise ValueError(
             f"{kind} '{path}' cannot be read ({' '.join(str(error).split())}): replace it or take it out of the data set."
         ) from error
+
+
+def from_worker(error: ValueError | FileNotFoundError) -> ValueError | FileNotFoundError:
+    """Undo what DataLoader does to the message of an exception in its worker process."""
+    # It arrives with its whole traceback as message; the last line is the sentence we wrote.
+    message = str(error)
+    if not message.startswith("Caught "):
+        return error
+    return type(error)(message.strip().splitlines()[-1].partition(": ")[2])
 
 
 _UNKNOWN = 256  # in a label table: no class has this raw value

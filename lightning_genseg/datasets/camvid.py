@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from lightning_genseg.datasets.base import IGNORE, Sample, SegmentationDataset, find_images
+from lightning_genseg.datasets.base import (
+    IGNORE,
+    MissingFiles,
+    Sample,
+    SegmentationDataset,
+    find_images,
+)
 from lightning_genseg.transforms import Transform
 
 __all__ = ["CamVid"]
@@ -72,21 +78,27 @@ class CamVid(SegmentationDataset):
         images = {path.stem: path for path in find_images(root / split)}
         masks = root / f"{split}annot"
         stems = _read_list(root / f"{split}.txt") or sorted(images)
+        folder = root / split
+        ids = {index: index for index in range(len(self.CLASS_NAMES))} | {11: IGNORE}
+        samples = [
+            Sample(stem, images.get(stem, folder / f"{stem}.png"), masks / f"{stem}.png")
+            for stem in stems
+        ]
+        super().__init__(samples, self.CLASS_NAMES, self.PALETTE, ids, transform)
         lost = [stem for stem in stems if stem not in images]
         if lost:
-            raise ValueError(
-                f"'{root / split}.txt' lists {len(lost)} frames that are not in '{root / split}', for instance "
-                f"{', '.join(lost[:3])}: correct the list or add the images."
+            raise MissingFiles(
+                f"'{folder}.txt' lists {len(lost)} frames that are not in '{folder}', for instance "
+                f"{', '.join(lost[:3])}: correct the list or add the images.",
+                self,
             )
-        lost = [stem for stem in stems if not (masks / f"{stem}.png").is_file()]
+        lost = [sample.name for sample in samples if not sample.mask.is_file()]
         if lost:
-            raise ValueError(
-                f"{len(lost)} images of '{root / split}' have no mask in '{masks}', for instance "
-                f"{', '.join(lost[:3])}: add the masks or remove the images."
+            raise MissingFiles(
+                f"{len(lost)} images of '{folder}' have no mask in '{masks}', for instance "
+                f"{', '.join(lost[:3])}: add the masks or remove the images.",
+                self,
             )
-        ids = {index: index for index in range(len(self.CLASS_NAMES))} | {11: IGNORE}
-        samples = [Sample(stem, images[stem], masks / f"{stem}.png") for stem in stems]
-        super().__init__(samples, self.CLASS_NAMES, self.PALETTE, ids, transform)
 
 
 def _read_list(path: Path) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning_genseg.datasets.base import (
     Color,
+    MissingFiles,
     Sample,
     SegmentationDataset,
     find_images,
@@ -44,8 +45,10 @@ class Folder(SegmentationDataset):
         ids: Mapping[int, int] | None = None,
         transform: Sequence[Transform] | None = None,
     ) -> None:
-        samples = match_masks(Path(root) / images, Path(root) / masks, names)
+        samples, complaint = pair_files(Path(root) / images, Path(root) / masks, names)
         super().__init__(samples, class_names, palette, ids, transform)
+        if complaint:
+            raise MissingFiles(complaint, self)
 
 
 def match_masks(images: Path, masks: Path, names: Sequence[str] | None = None) -> list[Sample]:
@@ -55,23 +58,39 @@ def match_masks(images: Path, masks: Path, names: Sequence[str] | None = None) -
         FileNotFoundError: a folder does not exist.
         ValueError: no image; a name without image or mask, or with two of them; without `names` also a mask too many.
     """
+    samples, complaint = pair_files(images, masks, names)
+    if complaint:
+        raise ValueError(complaint)
+    return samples
+
+
+def pair_files(
+    images: Path, masks: Path, names: Sequence[str] | None = None
+) -> tuple[list[Sample], str | None]:
+    """Do as `match_masks`, but return what is wrong beside the pairs; a missing file stands where it would be."""
     image_of, mask_of = _by_name(images), _by_name(masks)
-    wanted = sorted(image_of) if names is None else list(names)
-    _complain(
-        [name for name in wanted if name not in image_of], "names of the list have no image", images
-    )
-    _complain(
-        [name for name in wanted if name not in mask_of],
-        "images have no mask of the same name",
-        masks,
-    )
-    if names is None:
-        _complain(
-            [name for name in sorted(mask_of) if name not in image_of],
-            "masks have no image of the same name",
-            images,
+    wanted = sorted(image_of.keys() | mask_of.keys()) if names is None else list(names)
+    samples = [
+        Sample(
+            name,
+            image_of.get(name, images / f"{name}.png"),
+            mask_of.get(name, masks / f"{name}.png"),
         )
-    return [Sample(name, image_of[name], mask_of[name]) for name in wanted]
+        for name in wanted
+    ]
+    lost = [name for name in wanted if name not in image_of]
+    for what, folder, wrong in (
+        ("names of the list have no image", images, [n for n in lost if n not in mask_of]),
+        ("masks have no image of the same name", images, [n for n in lost if n in mask_of]),
+        ("images have no mask of the same name", masks, [n for n in wanted if n not in mask_of]),
+    ):
+        if wrong:
+            shown = ", ".join(f"'{name}'" for name in wrong[:3])
+            return samples, (
+                f"{len(wrong)} {what} in '{folder}' ({shown}{' ...' if len(wrong) > 3 else ''}): images and masks must "
+                "have the same path below their folder except for the suffix."
+            )
+    return samples, None
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
@@ -84,15 +103,6 @@ def _by_name(folder: Path) -> dict[str, Path]:
             )
         paths[name] = path
     return paths
-
-
-def _complain(names: Sequence[str], what: str, folder: Path) -> None:
-    if names:
-        shown = ", ".join(f"'{name}'" for name in names[:3]) + (" ..." if len(names) > 3 else "")
-        raise ValueError(
-            f"{len(names)} {what} in '{folder}' ({shown}): images and masks must have the same path below their folder "
-            "except for the suffix."
-        )
 
 
 def read_names(path: Path) -> list[str]:

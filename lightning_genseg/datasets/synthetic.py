@@ -101,6 +101,16 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
             sample["mask"] = labels.masked_fill(held_out, IGNORE)
         return sample
 
+    def read_pixels(self, index: int) -> NDArray[np.uint8]:
+        """Draw a scene as HxWx3, without transforms."""
+        return _draw(np.random.default_rng([self.seed, index]), self.size, self.held_out)[0]
+
+    def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
+        """Draw the labels of a scene as HxW classes (255 = ignore), without transforms."""
+        _, mask = _draw(np.random.default_rng([self.seed, index]), self.size, self.held_out)
+        mask[mask == _HELD_OUT] = IGNORE
+        return mask
+
 
 class _Scene:
     """A canvas: image 3xHxW float in [0, 1], mask HxW; shapes are given in pixels, x right, y down."""

@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -15,8 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from lightning_genseg.inference import InferenceOptions, check_options, infer, softmax
-from lightning_genseg.metrics import named_scores, segmentation_metrics
+from lightning_genseg.anomaly import AnomalyName, AnomalyScores
+from lightning_genseg.inference import (
+    InferenceOptions,
+    check_options,
+    has_several_views,
+    infer,
+    softmax,
+)
+from lightning_genseg.metrics import (
+    CalibrationError,
+    anomaly_metrics,
+    named_scores,
+    segmentation_metrics,
+)
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import pixel_cross_entropy
 
@@ -25,7 +37,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class SegmentationModule(LightningModule, ABC):
-    """Base of all methods. A subclass writes `forward` and `compute_loss`; both work without a Trainer.
+    """Base of all methods. A subclass writes `outputs` and `compute_loss`; both work without a Trainer.
 
     The module normalises images itself, so that a checkpoint is enough to predict.
 
@@ -42,11 +54,14 @@ class SegmentationModule(LightningModule, ABC):
         head_lr_factor: learning rate of everything but the encoder, as a multiple of the encoder's.
         decay_norms: whether weight decay also applies to vectors (norms and biases) and to position
             parameters (embeddings of positions, tables of relative position biases).
+        anomaly_score: how strange a pixel is, by the name of a score: see `anomaly.AnomalyScores`;
+            the method's own when left out (GMMSeg: `density`; softmax: none).
     """
 
     mean: Tensor
     std: Tensor
     features: nn.Module
+    own_anomaly_score: ClassVar[AnomalyName | None] = None
 
     def __init__(
         self,
@@ -60,6 +75,7 @@ class SegmentationModule(LightningModule, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         head_lr_factor: float = 1.0,
         decay_norms: bool = True,
+        anomaly_score: AnomalyName | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -70,20 +86,34 @@ class SegmentationModule(LightningModule, ABC):
                 "give one name per class, in the order of the class indices."
             )
         check_options(inference)
+        if anomaly_score is not None and anomaly_score not in get_args(AnomalyName):
+            raise ValueError(
+                f"anomaly_score is {anomaly_score}; known are {', '.join(get_args(AnomalyName))}."
+            )
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.class_names, self.inference = class_names, inference
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.head_lr_factor, self.decay_norms = head_lr_factor, decay_norms
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.anomaly_score = anomaly_score or self.own_anomaly_score
+        self.anomaly = AnomalyScores()
         self.val_metrics = segmentation_metrics(num_classes, ignore_index)
         self.test_metrics = self.val_metrics.clone()
+        self.test_calibration = CalibrationError(ignore_index=ignore_index)
+        self.test_anomaly_metrics = anomaly_metrics()
+        self._has_anomalies = False  # in the batches of this test
 
     # --- to be written by a method -----------------------------------------------------------
 
     @abstractmethod
-    def forward(self, image: Tensor) -> Tensor:
-        """Class scores B x C x H x W of images B x 3 x H x W in [0, 1], any size."""
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """What the network says of images B x 3 x H x W in [0, 1], at the resolution of its features.
+
+        Returns:
+            `logits` B x C x h x w, `features` B x F x h x w that they come from, and, from a generative
+            method, `log_density` B x C x h x w, log p(x|c).
+        """
 
     @abstractmethod
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -93,9 +123,35 @@ class SegmentationModule(LightningModule, ABC):
             batch: `image` B x 3 x H x W in [0, 1] and `mask` B x H x W int64.
         """
 
+    # --- what every method can then do --------------------------------------------------------
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Class scores B x C x H x W of images B x 3 x H x W in [0, 1], any size."""
+        return self.to_image(self.outputs(image)["logits"], image)
+
     def maps(self, image: Tensor) -> dict[str, Tensor]:
-        """Everything predicted per pixel: `scores` B x C x H x W; some methods add `anomaly`."""
-        return {"scores": self(image)}
+        """Everything predicted per pixel: `scores` B x C x H x W and, by `anomaly_score`, `anomaly`.
+
+        `anomaly` is B x 1 x H x W, higher is stranger.
+        """
+        if self.anomaly_score is None:
+            return {"scores": self(image)}
+        maps = self.score_maps(image, [self.anomaly_score])
+        return {"scores": maps["scores"], "anomaly": maps[self.anomaly_score]}
+
+    def score_maps(self, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """`scores` B x C x H x W and the named anomaly scores B x 1 x H x W.
+
+        Scores of logits are taken at the size of the image, those of features before they are enlarged.
+        """
+        outputs = self.outputs(image)
+        outputs["logits"] = self.to_image(outputs["logits"], image)
+        maps = {"scores": outputs["logits"]}
+        for name in names:
+            score = self.anomaly(name, outputs)
+            from_logits = self.anomaly.needs(name) == "logits"
+            maps[name] = score if from_logits else self.to_image(score, image)
+        return maps
 
     # --- shared pieces -----------------------------------------------------------------------
 
@@ -203,32 +259,69 @@ class SegmentationModule(LightningModule, ABC):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Predict, score against `mask`; the predictions are returned for callbacks."""
-        return self._evaluate(batch, self.val_metrics)
+        return self._evaluate(self._maps_of(batch), batch, self.val_metrics)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """As `validation_step`."""
-        return self._evaluate(batch, self.test_metrics)
+        maps = self._maps_of(batch)
+        probabilities = maps["scores"]  # they are, where views were averaged
+        if not has_several_views(self.inference):
+            probabilities = softmax(probabilities)
+        self.test_calibration.update(probabilities, batch["mask"])
+        if "anomaly" in batch and "anomaly" in maps:
+            self._has_anomalies = True
+            self.test_anomaly_metrics.update(maps["anomaly"][:, 0], batch["anomaly"])
+        return self._evaluate(maps, batch, self.test_metrics)
 
-    def _evaluate(self, batch: dict[str, Any], metrics: Callable[..., Any]) -> dict[str, Tensor]:
+    def _maps_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         maps = self.predict_maps(batch["image"])
         size = batch["mask"].shape[-2:]
         if maps["scores"].shape[-2:] != size:
             maps = {name: F.interpolate(x, size, mode="bilinear") for name, x in maps.items()}
-        prediction = _prediction(maps)
+        return maps
+
+    def _evaluate(
+        self, maps: dict[str, Tensor], batch: dict[str, Any], metrics: Callable[..., Any]
+    ) -> dict[str, Tensor]:
+        prediction = self._prediction(maps)
         metrics.update(prediction["mask"], batch["mask"])  # type: ignore[attr-defined]
         return prediction
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """`mask` B x H x W int64, `name`, and `anomaly` B x H x W where the method has it."""
-        return {**_prediction(self.predict_maps(batch["image"])), "name": batch["name"]}
+        """`mask` B x H x W int64, `name`, and `anomaly` B x H x W where there is an anomaly score.
+
+        After `genseg calibrate` also `anomaly_mask` B x H x W bool: what lies above the threshold.
+        """
+        return {**self._prediction(self.predict_maps(batch["image"])), "name": batch["name"]}
+
+    def _prediction(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        prediction = {"mask": maps["scores"].argmax(1)}
+        if "anomaly" in maps:
+            prediction["anomaly"] = maps["anomaly"][:, 0]
+            threshold = self.anomaly.thresholds.get(str(self.anomaly_score))
+            if threshold is not None:
+                prediction["anomaly_mask"] = prediction["anomaly"] > threshold.value
+        return prediction
 
     def on_validation_epoch_end(self) -> None:
         """Log `val_mIoU`, `val_pixel_accuracy` and `val_IoU_<class>`."""
         self._log_scores("val", self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
-        """Log `test_mIoU`, `test_pixel_accuracy` and `test_IoU_<class>`."""
+        """Log `test_mIoU`, `test_pixel_accuracy`, `test_IoU_<class>`, `test_ECE`.
+
+        And, if the data have anomaly masks and the module an anomaly score, `test_AUROC`, `test_AP`,
+        `test_FPR95`.
+        """
         self._log_scores("test", self.test_metrics)
+        scores = {"ECE": self.test_calibration.compute()}
+        if self._has_anomalies:
+            scores |= self.test_anomaly_metrics.compute()
+        for metric in (self.test_calibration, self.test_anomaly_metrics):
+            metric.reset()
+        self._has_anomalies = False
+        for name, value in scores.items():
+            self.log(f"test_{name}", value.float(), sync_dist=True)
 
     def _log_scores(self, prefix: str, metrics: Any) -> None:
         scores = named_scores(metrics.compute(), self.class_names)
@@ -302,6 +395,8 @@ class SegmentationModule(LightningModule, ABC):
                 checkpoint["hyper_parameters"][name] = None
         # Apart from the hyper-parameters, which arguments of `load_from_checkpoint` overwrite.
         checkpoint["num_classes"] = self.num_classes
+        if fitted := self.anomaly.fitted_state():
+            checkpoint["anomaly"] = fitted
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained on another number of classes."""
@@ -311,6 +406,7 @@ class SegmentationModule(LightningModule, ABC):
                 f"The checkpoint was trained on {theirs} classes and the data have "
                 f"{self.num_classes}; use the data's num_classes it was trained with, or train anew."
             )
+        self.anomaly.load_fitted_state(checkpoint.get("anomaly", {}))
 
 
 def _is_position(name: str) -> bool:
@@ -318,10 +414,3 @@ def _is_position(name: str) -> bool:
     # attention_biases, pos_block, ...
     pattern = r"(^|[._])(pos_(emb|block)|rel_pos|relative_pos|position_(bias|emb)|attention_biases)"
     return re.search(pattern, name) is not None
-
-
-def _prediction(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prediction = {"mask": maps["scores"].argmax(1)}
-    if "anomaly" in maps:
-        prediction["anomaly"] = maps["anomaly"][:, 0]
-    return prediction

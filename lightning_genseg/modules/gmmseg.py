@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_genseg.anomaly import AnomalyName
 from lightning_genseg.inference import InferenceOptions
 from lightning_genseg.mixtures import Assignment, Covariance, Mixture, Processes
 from lightning_genseg.modules.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationModule
@@ -76,12 +77,15 @@ class GMMSeg(SegmentationModule):
         lr_scheduler: see there.
         head_lr_factor: see there.
         decay_norms: see there.
+        anomaly_score: see there.
 
     Example:
         >>> model = GMMSeg(num_classes=3, encoder="tu-test_resnet", decoder="fpn", memory_size=100)
         >>> {name: tuple(x.shape) for name, x in model.maps(torch.rand(1, 3, 50, 70)).items()}
         {'scores': (1, 3, 50, 70), 'anomaly': (1, 1, 50, 70)}
     """
+
+    own_anomaly_score = "density"
 
     def __init__(
         self,
@@ -123,6 +127,7 @@ class GMMSeg(SegmentationModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         head_lr_factor: float = 1.0,
         decay_norms: bool = True,
+        anomaly_score: AnomalyName | None = None,
     ) -> None:
         super().__init__(
             num_classes,
@@ -135,6 +140,7 @@ class GMMSeg(SegmentationModule):
             lr_scheduler,
             head_lr_factor,
             decay_norms,
+            anomaly_score,
         )
         if em_interval < 1:
             raise ValueError(f"em_interval is {em_interval}; it must be at least 1.")
@@ -183,14 +189,11 @@ class GMMSeg(SegmentationModule):
             # Lightning counts steps by an optimiser, and DDP and the gradient scaler want a gradient.
             self.nothing = nn.Parameter(torch.zeros(()))
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Class logits B x C x H x W."""
-        return self.to_image(self.head(self.extract(image)[0]), image)
-
-    def maps(self, image: Tensor) -> dict[str, Tensor]:
-        """`scores` B x C x H x W and `anomaly` -max_c log p(x|c), B x 1 x H x W."""
-        scores, anomaly = self.head.scores(self.head.embed(self.extract(image)[0]))
-        return {"scores": self.to_image(scores, image), "anomaly": self.to_image(anomaly, image)}
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """`logits`, `features` (the embedding) and `log_density` log p(x|c): see the base."""
+        embedding = self.head.embed(self.extract(image)[0])
+        logits, density = self.head.class_maps(embedding)
+        return {"logits": logits, "features": embedding, "log_density": density}
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`loss`, its parts, and the `embedding` that `update_mixture` takes: see `GMMHead`."""

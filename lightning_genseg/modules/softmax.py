@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_genseg.anomaly import AnomalyName
 from lightning_genseg.inference import InferenceOptions
 from lightning_genseg.modules.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationModule
 from lightning_genseg.networks.features import PixelFeatures, feature_channels
@@ -35,6 +36,7 @@ class SoftmaxSegmenter(SegmentationModule):
         lr_scheduler: see there.
         head_lr_factor: see there.
         decay_norms: see there.
+        anomaly_score: see there.
 
     Example:
         >>> import torch
@@ -61,6 +63,7 @@ class SoftmaxSegmenter(SegmentationModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         head_lr_factor: float = 1.0,
         decay_norms: bool = True,
+        anomaly_score: AnomalyName | None = None,
     ) -> None:
         super().__init__(
             num_classes,
@@ -73,6 +76,7 @@ class SoftmaxSegmenter(SegmentationModule):
             lr_scheduler,
             head_lr_factor,
             decay_norms,
+            anomaly_score,
         )
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "features"])
         self.features = features or PixelFeatures(
@@ -82,9 +86,10 @@ class SoftmaxSegmenter(SegmentationModule):
             nn.Dropout2d(dropout), nn.Conv2d(feature_channels(self.features), num_classes, 1)
         )
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Class logits B x C x H x W."""
-        return self.to_image(self.classifier(self.extract(image)[0]), image)
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """`logits` and `features`: see the base."""
+        features = self.extract(image)[0]
+        return {"logits": self.classifier(features), "features": features}
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Pixel cross-entropy, and the network's auxiliary loss where it has one (OCRNet)."""

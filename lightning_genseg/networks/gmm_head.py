@@ -185,15 +185,19 @@ class GMMHead(nn.Module):
             logits: Tensor = self.logit_norm(class_log_density.float())
             return logits
 
+    def class_maps(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and log-densities log p(x|c) of an embedding, both B x C x h x w."""
+        density = self.mixture.combine(self.component_log_density(embedding), self.mixture_kind)
+        return _to_map(self.logits(density), embedding), _to_map(density, embedding)
+
     def scores(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Logits B x C x h x w and anomaly score -max_c log p(x|c), B x 1 x h x w, of an embedding."""
-        density = self.mixture.combine(self.component_log_density(embedding), self.mixture_kind)
-        anomaly = -density.amax(1, keepdim=True)
-        return _to_map(self.logits(density), embedding), _to_map(anomaly, embedding)
+        logits, density = self.class_maps(embedding)
+        return logits, -density.amax(1, keepdim=True)
 
     def forward(self, features: Tensor) -> Tensor:
         """B x F x h x w features to class logits B x C x h x w."""
-        return self.scores(self.embed(features))[0]
+        return self.class_maps(self.embed(features))[0]
 
     # --- training ----------------------------------------------------------------------------
 

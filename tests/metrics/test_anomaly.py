@@ -119,7 +119,11 @@ def test_memory_does_not_grow_and_is_shared():
         warnings.simplefilter("ignore")
         for _ in range(3):
             metrics.update(torch.rand(1000), torch.randint(2, (1000,)))
-    states = {state.data_ptr(): state for m in metrics.values(copy_state=False) for state in (m.known, m.anomalous)}
+    states = {
+        state.data_ptr(): state
+        for m in metrics.values(copy_state=False)
+        for state in (m.known, m.anomalous)
+    }
     assert sum(state.numel() * 8 for state in states.values()) == 2 * 8 * 2**22
 
 

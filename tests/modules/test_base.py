@@ -40,6 +40,51 @@ def test_parameters_are_grouped_by_encoder_and_by_dimensions():
         assert group["weight_decay"] == (0.0 if name.endswith("no_decay") else 0.01)
 
 
+class Positions(nn.Module):
+    """A transformer's parameters by their usual names, all of them matrices."""
+
+    out_channels = 4
+
+    def __init__(self, inside: dict[str, nn.Module | nn.Parameter]) -> None:
+        super().__init__()
+        for name, value in inside.items():
+            setattr(self, name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "decayed"),
+    [
+        ("absolute_pos_embed", False), ("pos_embed", False), ("pos_embed_win", False),
+        ("position_embeddings", False), ("relative_position_bias_table", False),
+        ("rel_pos_h", False), ("attention_biases", False), ("pos_block", False),
+        ("weight", True), ("exposure", True), ("compose_embed", True), ("position", True),
+    ],
+)  # fmt: skip
+def test_positions_do_not_decay(name, decayed):
+    network = Positions({"attention": Positions({name: nn.Parameter(torch.ones(2, 3))})})
+    model = SoftmaxSegmenter(NUM_CLASSES, features=network, decay_norms=False)
+    group = groups_of(model)["encoder" if decayed else "encoder_no_decay"]
+    assert group["params"] == [getattr(network.attention, name)]
+    assert (group["weight_decay"] == 0) is not decayed
+
+
+def test_a_swin_transformer_decays_its_matrices_only():
+    small = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "img_size": 64}
+    model = SoftmaxSegmenter(
+        NUM_CLASSES, "tu-swin_tiny_patch4_window7_224", "upernet", network_options=small,
+        decay_norms=False, head_lr_factor=10.0,
+    )  # fmt: skip
+    groups, names = groups_of(model), {id(p): name for name, p in model.named_parameters()}
+    for kind, group in groups.items():
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert name.startswith("features.encoder.") == kind.startswith("encoder")
+            table = name.endswith("relative_position_bias_table")
+            assert (parameter.ndim > 1 and not table) == (not kind.endswith("no_decay"))
+    tables = [names[id(p)] for p in groups["encoder_no_decay"]["params"] if p.ndim > 1]
+    assert len(tables) == 4
+
+
 def test_by_default_all_parameters_decay_at_one_rate():
     groups = groups_of(SoftmaxSegmenter(**TINY))
     assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {

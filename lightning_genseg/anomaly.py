@@ -1,0 +1,297 @@
+"""How strange a pixel is: scores for any segmentation network, and thresholds that keep a promise."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_genseg.metrics.anomaly import bin_upper_edge
+
+AnomalyName = Literal["msp", "entropy", "max_logit", "energy", "sml", "mahalanobis", "density"]
+Level = Literal["pixel", "image"]
+
+LOGIT_SCORES = ("msp", "entropy", "max_logit", "energy", "sml")
+FITTED_SCORES = ("sml", "mahalanobis")
+
+
+class Threshold(NamedTuple):
+    """A score above which a pixel is called anomalous, and what was promised of it (`conformal_*`)."""
+
+    value: float
+    false_positive_rate: float
+    level: Level
+    risk: float
+    samples: int
+
+
+def logit_score(name: str, logits: Tensor) -> Tensor:
+    """Anomaly score of class logits B x C x H x W: B x 1 x H x W float32, higher is stranger.
+
+    `msp` 1 - max p and `entropy` of p (Hendrycks and Gimpel, ICLR 2017), `max_logit` its negative
+    (Hendrycks et al., ICML 2022), `energy` -log sum exp (Liu et al., NeurIPS 2020).
+    """
+    logits = logits.float()
+    if name == "max_logit":
+        return -logits.amax(1, keepdim=True)
+    if name == "energy":
+        return -logits.logsumexp(1, keepdim=True)
+    if name == "msp":  # from the other classes: 1 - p would lose what lies between p and 1
+        largest, index = logits.max(1, keepdim=True)
+        others = (logits - largest).exp().scatter(1, index, 0).sum(1, keepdim=True)
+        return others / (1 + others)
+    if name == "entropy":
+        log_p = logits.log_softmax(1)
+        return -(log_p.exp() * log_p).sum(1, keepdim=True)
+    raise ValueError(f"there is no score {name} of logits; known are {', '.join(LOGIT_SCORES)}.")
+
+
+class StandardizedMaxLogit(nn.Module):
+    """Max logit, standardised by its mean and deviation over the training pixels predicted as that class.
+
+    Jung et al.: Standardized Max Logits, ICCV 2021, Eq. 3 (without the boundary suppression and
+    smoothing that follow there). A class that is never predicted gets the statistics of all pixels.
+    """
+
+    average: Tensor | None
+    deviation: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", None, persistent=False)
+        self.register_buffer("deviation", None, persistent=False)
+        self._sums: Tensor | None = None
+
+    def observe(self, logits: Tensor) -> None:
+        """Add the pixels of a training batch, logits B x C x H x W."""
+        largest, predicted = logits.double().max(1)
+        if self._sums is None:
+            self._sums = largest.new_zeros(3, logits.shape[1])
+        index, values = predicted.flatten(), largest.flatten()
+        for row, part in zip(
+            self._sums, (torch.ones_like(values), values, values.square()), strict=True
+        ):
+            row.index_add_(0, index, part)
+
+    def finish(self) -> None:
+        """Turn what was observed into means and deviations."""
+        if self._sums is None:
+            raise ValueError(
+                "no training pixel was seen, so there are no statistics of the logits."
+            )
+        every = self._sums.sum(1, keepdim=True)
+        count, first, second = torch.where(self._sums[0] > 1, self._sums, every)
+        average = first / count
+        self.average = average.float()
+        self.deviation = (second / count - average.square()).clamp_min(1e-12).sqrt().float()
+        self._sums = None
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Score B x 1 x H x W of logits B x C x H x W."""
+        assert self.average is not None
+        assert self.deviation is not None
+        largest, predicted = logits.float().max(1, keepdim=True)
+        return (self.average[predicted] - largest) / self.deviation[predicted]
+
+
+class Mahalanobis(nn.Module):
+    """Squared Mahalanobis distance to the nearest class mean, under one covariance for all classes.
+
+    Lee et al.: A Simple Unified Framework for Detecting Out-of-Distribution Samples, NeurIPS 2018, Eq. 2,
+    on the features that the classifier sees. Classes without a training pixel do not compete.
+    """
+
+    means: Tensor | None
+    whitener: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("means", None, persistent=False)
+        self.register_buffer("whitener", None, persistent=False)
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def observe(self, features: Tensor, labels: Tensor, num_classes: int) -> None:
+        """Add the pixels of a training batch: features B x F x h x w, labels B x h x w."""
+        x = features.movedim(1, -1)[(labels >= 0) & (labels < num_classes)].double()
+        y = labels[(labels >= 0) & (labels < num_classes)]
+        if self._sums is None:
+            dim = x.shape[1]
+            self._sums = (
+                x.new_zeros(num_classes),
+                x.new_zeros(num_classes, dim),
+                x.new_zeros(dim, dim),
+            )
+        counts, first, second = self._sums
+        counts.index_add_(0, y, torch.ones_like(y, dtype=x.dtype))
+        first.index_add_(0, y, x)
+        second.addmm_(x.T, x)
+
+    def finish(self) -> None:
+        """Turn what was observed into class means and the whitening of their common covariance."""
+        if self._sums is None or not bool(self._sums[0].any()):
+            raise ValueError(
+                "no labelled training pixel was seen, so no class Gaussian can be fitted."
+            )
+        counts, first, second = self._sums
+        means = first / counts.clamp_min(1)[:, None]
+        covariance = (second - (means * counts[:, None]).T @ means) / counts.sum()
+        # ReLU features may be constant in a channel; a millionth of the mean variance keeps it regular.
+        ridge = covariance.diagonal().mean().clamp_min(1e-12) * 1e-6
+        factor = torch.linalg.cholesky(
+            covariance + ridge * torch.eye(len(covariance)).to(covariance)
+        )
+        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        whitener = torch.linalg.solve_triangular(factor, identity, upper=False)
+        self.whitener = whitener.float()
+        self.means = (means @ whitener.T)[counts > 0].float()
+        self._sums = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Score B x 1 x h x w of features B x F x h x w."""
+        assert self.means is not None
+        assert self.whitener is not None
+        with torch.autocast(features.device.type, enabled=False):
+            white = features.float().movedim(1, -1) @ self.whitener.T
+            distance = torch.cdist(white, self.means[None].expand(len(white), 1, -1, -1))
+            return distance.amin(-1).square()[:, None]
+
+
+class AnomalyScores(nn.Module):
+    """Every score by its name, with what has been fitted for it: statistics and thresholds.
+
+    A score reads what it needs from a module's `outputs`: `logits` (B x C x H x W, at the size of the
+    image), `features` (B x F x h x w), `log_density` (B x C x h x w, log p(x|c)). `sml` and
+    `mahalanobis` have to be fitted first (`genseg calibrate`). `density` is GMMSeg's -max_c log p(x|c)
+    (Section 3.4).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sml, self.mahalanobis = StandardizedMaxLogit(), Mahalanobis()
+        self.thresholds: dict[str, Threshold] = {}
+
+    def needs(self, name: str) -> str:
+        """Which of a module's outputs a score reads."""
+        return (
+            "logits"
+            if name in LOGIT_SCORES
+            else {"mahalanobis": "features", "density": "log_density"}[name]
+        )
+
+    def is_fitted(self, name: str) -> bool:
+        """Whether a score can be computed: all can but `sml` and `mahalanobis` before they are fitted."""
+        return {"sml": self.sml.average, "mahalanobis": self.mahalanobis.means}.get(
+            name, 0
+        ) is not None
+
+    def forward(self, name: str, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Score B x 1 x ..., higher is stranger, at the resolution of what it reads.
+
+        Raises:
+            ValueError: the module has no such output, or the score has not been fitted.
+        """
+        if self.needs(name) not in outputs:
+            raise ValueError(
+                f"anomaly_score is {name}, but this model has no class densities: choose one of "
+                f"{', '.join(n for n in get_args(AnomalyName) if self.needs(n) in outputs)}."
+            )
+        if not self.is_fitted(name):
+            raise ValueError(
+                f"anomaly_score is {name}, whose statistics of the training data are not in this "
+                "checkpoint: run `genseg calibrate --config CONFIG --ckpt_path CHECKPOINT` and use "
+                "the checkpoint that it writes."
+            )
+        if name == "sml":
+            score: Tensor = self.sml(outputs["logits"])
+        elif name == "mahalanobis":
+            score = self.mahalanobis(outputs["features"])
+        elif name == "density":
+            score = -outputs["log_density"].float().amax(1, keepdim=True)
+        else:
+            score = logit_score(name, outputs["logits"])
+        return score
+
+    def fitted_state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold of it; empty when nothing was fitted."""
+        statistics = {name: value for name, value in self.named_buffers() if value is not None}
+        thresholds = {name: list(value) for name, value in self.thresholds.items()}
+        return (
+            {"statistics": statistics, "thresholds": thresholds} if statistics or thresholds else {}
+        )
+
+    def load_fitted_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `fitted_state` has returned."""
+        for name, value in state.get("statistics", {}).items():
+            module, _, buffer = name.rpartition(".")
+            setattr(self.get_submodule(module), buffer, value)
+        self.thresholds = {
+            name: Threshold(*value) for name, value in state.get("thresholds", {}).items()
+        }
+
+
+def conformal_pixel_threshold(histogram: Tensor, false_positive_rate: float) -> Threshold:
+    """Threshold above which a new known pixel lies with at most the promised probability.
+
+    Split conformal prediction (Vovk et al., 2005): the ceil((n + 1)(1 - rate))-th smallest of n scores
+    of known pixels. The promise holds if the new pixel is exchangeable with these; the pixels of one
+    image are not, which is what `conformal_image_threshold` is for.
+
+    Args:
+        histogram: of the scores of held-out known pixels, see `metrics.anomaly.score_histogram`.
+        false_positive_rate: in (0, 1).
+
+    Raises:
+        ValueError: a rate outside (0, 1), or too few pixels for it.
+    """
+    _check_share("false_positive_rate", false_positive_rate)
+    count = int(histogram.sum())
+    rank = _rank(count, false_positive_rate, "false_positive_rate", "known pixels")
+    value = float(bin_upper_edge(torch.searchsorted(histogram.cumsum(0), rank)))
+    return Threshold(value, false_positive_rate, "pixel", false_positive_rate, count)
+
+
+def conformal_image_threshold(
+    quantiles: list[float], false_positive_rate: float, risk: float
+) -> Threshold:
+    """Threshold that a new image keeps: with probability 1 - risk at most the promised share is above it.
+
+    Split conformal prediction over images, which may be exchangeable where pixels are not: each image's
+    score is the threshold that it would need itself (`image_quantile`); the threshold is the
+    ceil((n + 1)(1 - risk))-th smallest of these.
+
+    Args:
+        quantiles: of each held-out image, see `image_quantile`.
+        false_positive_rate: promised share of an image's known pixels, in (0, 1).
+        risk: probability that a new image breaks the promise, in (0, 1).
+
+    Raises:
+        ValueError: a share outside (0, 1), or too few images for the risk.
+    """
+    _check_share("false_positive_rate", false_positive_rate)
+    _check_share("risk", risk)
+    rank = _rank(len(quantiles), risk, "risk", "held-out images")
+    value = sorted(quantiles)[rank - 1]
+    return Threshold(value, false_positive_rate, "image", risk, len(quantiles))
+
+
+def image_quantile(scores: Tensor, false_positive_rate: float) -> float:
+    """Threshold above which at most that share of one image's known pixels lies; scores of any shape."""
+    rank = max(1, math.ceil(scores.numel() * (1 - false_positive_rate) - 1e-9))
+    return float(scores.flatten().float().kthvalue(rank).values)
+
+
+def _rank(count: int, share: float, name: str, what: str) -> int:
+    rank = math.ceil((count + 1) * (1 - share) - 1e-9)  # 20 x 0.95 must stay 19
+    if rank > count:
+        needed = math.ceil(1 / share) - 1
+        raise ValueError(
+            f"{count} {what} are too few to promise a {name} of {share:g}: use at least {needed}, "
+            f"or a larger {name}."
+        )
+    return rank
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name} is {value} but must lie between 0 and 1.")

@@ -1,0 +1,265 @@
+"""Whether a copy of a data set is right: counts, sizes, class frequencies, files that cannot be read, a picture."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lightning_genseg.callbacks import encode
+from lightning_genseg.datamodules.base import SegmentationDataModule, Split
+from lightning_genseg.datasets.base import (
+    IGNORE,
+    MissingFiles,
+    Sample,
+    SegmentationDataset,
+    check_sizes,
+)
+from lightning_genseg.datasets.class_index import Cache, count_labels
+from lightning_genseg.files import replace_file
+from lightning_genseg.transforms import single_thread
+from lightning_genseg.visualize import Picture, colorize, grid, overlay
+
+__all__ = ["check_data", "summary"]
+
+_SHOWN = 20  # problems on the screen; the report has all
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def check_data(
+    data: SegmentationDataModule, output_dir: Path = Path("data_check"), num_pictures: int = 3
+) -> dict[str, Any]:
+    """Read every image and mask of all splits; go on past whatever is missing or broken.
+
+    Writes `data_check.json`, which is what is returned, and `data_check.png`: images, labels, and both. The counts go
+    into the class index of `data.cache_dir`.
+
+    Args:
+        data: what to check.
+        output_dir: folder to write to.
+        num_pictures: images shown of each split.
+
+    Returns:
+        `splits`: by name `images`, `sizes` (height x width: count), `ignored` (share of the pixels) and `classes`: by
+        name `pixels`, `share` of the labelled pixels and `images` that hold the class; or `same_as` another split.
+        `shared`: for two splits the number of images in both. `problems`: `splits`, `name`, `file` (both null where a
+        split as a whole is wrong) and `problem`, a sentence.
+
+    Raises:
+        ValueError: `num_pictures` is negative, or the folder cannot be written.
+    """
+    if num_pictures < 0:
+        raise ValueError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output_dir '{output_dir}' cannot be made ({error.strerror}): choose another folder."
+        ) from error
+    data.prepare_data()
+    report: dict[str, Any] = {
+        "data": type(data).__name__,
+        "class_names": data.class_names,
+        "splits": {},
+        "shared": {},
+        "problems": [],
+    }
+    wrong: dict[str, list[str]] = {}  # sentence -> splits
+    rows: list[list[Picture]] = []
+    captions: list[str] = []
+    shown: set[int] = set()
+    files: dict[str, list[Path]] = {}
+    for split in _SPLITS:
+        dataset: Any
+        try:
+            dataset = data.make_dataset(split, ())
+        except MissingFiles as error:
+            dataset = error.dataset
+            wrong.setdefault(str(error), []).append(split)
+        except (ValueError, FileNotFoundError) as error:
+            wrong.setdefault(str(error), []).append(split)
+            continue
+        if isinstance(dataset, SegmentationDataset):
+            files[split] = [sample.image for sample in dataset.samples]
+            same = next((s for s in files if s != split and files[s] == files[split]), None)
+            if same is not None:
+                report["splits"][split] = {"images": len(dataset), "same_as": same}
+                continue
+        found = _examine(dataset, split, data.num_workers)
+        report["splits"][split] = _statistics(found, data.class_names)
+        report["problems"] += [
+            {"splits": [split], "name": problem.name, "file": problem.file, "problem": problem.text}
+            for one in found
+            for problem in one.problems
+        ]
+        Cache(dataset, data.cache_dir).save(
+            np.array([np.zeros(data.num_classes) if f.counts is None else f.counts for f in found], np.int64),
+            np.array([f.counts is not None for f in found]),
+        )  # fmt: skip
+        good = [index for index, one in enumerate(found) if not one.problems]
+        spread = np.linspace(0, max(len(good) - 1, 0), num_pictures).round().astype(int)
+        for index in [good[pick] for pick in sorted(set(spread.tolist())) if good]:
+            image, labels = dataset.read_pixels(index), dataset.read_mask_labels(index)
+            rows.append(
+                [image, colorize(labels, data.palette), overlay(image, labels, data.palette)]
+            )
+            captions.append(f"{split}: {found[index].name}")
+            shown.update(np.unique(labels).tolist())
+    report["problems"][:0] = [
+        {"splits": splits, "name": None, "file": None, "problem": text}
+        for text, splits in wrong.items()
+    ]
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        if "same_as" not in report["splits"].get(second, {}):
+            both = len(set(files.get(first, ())) & set(files.get(second, ())))
+            if both:
+                report["shared"][f"{first}, {second}"] = both
+    text = json.dumps(report, indent=1, ensure_ascii=False, default=str)
+    replace_file(output_dir / "data_check.json", text.encode())
+    (output_dir / "data_check.png").unlink(missing_ok=True)  # an earlier check's
+    if rows:
+        legend = [(n, c) for i, (n, c) in enumerate(zip(data.class_names, data.palette, strict=True)) if i in shown]  # fmt: skip
+        legend += [("ignored", (0, 0, 0))] if IGNORE in shown else []
+        picture = grid(rows, ["image", "labels", "both"], legend, captions=captions)
+        replace_file(output_dir / "data_check.png", encode(picture, "png"))
+    return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Say on a screen what `check_data` has found."""
+    splits = report["splits"]
+    lines = [f"{report['data']}, {len(report['class_names'])} classes", ""]
+    for split, found in splits.items():
+        if "same_as" in found:
+            lines.append(f"{split:6}{found['images']:7} images, those of {found['same_as']}")
+            continue
+        sizes = sorted(found["sizes"], key=lambda size: -found["sizes"][size])
+        more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+        lines.append(
+            f"{split:6}{found['images']:7} images, {', '.join(sizes[:3]) or 'none readable'}{more}, "
+            f"{found['ignored']:.1%} of the pixels ignored"
+        )
+    lines += [
+        f"WARNING: {count} images are in {names}" for names, count in report["shared"].items()
+    ]
+    read = {split: found["classes"] for split, found in splits.items() if "classes" in found}
+    if read:
+        width = max(len(name) for name in ["class", *report["class_names"]])
+        lines += ["", "share of the labelled pixels, images with the class"]
+        lines.append(f"{'class':{width}}" + "".join(f"{split:>18}" for split in read))
+        for name in report["class_names"]:
+            cells = [classes[name] for classes in read.values()]
+            cell = "".join(f"{c['share']:10.3%}{c['images']:8}" for c in cells)
+            absent = "   never" if not any(c["images"] for c in cells) else ""
+            lines.append(f"{name:{width}}{cell}{absent}")
+    problems = report["problems"]
+    if problems:
+        lines += ["", f"{len(problems)} problems:"]
+        lines += [f"- {', '.join(p['splits'])}: {p['problem']}" for p in problems[:_SHOWN]]
+        if len(problems) > _SHOWN:
+            lines.append(f"- and {len(problems) - _SHOWN} more, all in data_check.json")
+    return "\n".join(lines)
+
+
+class _Problem(NamedTuple):
+    name: str
+    file: str | None
+    text: str
+
+
+class _Found(NamedTuple):
+    """What one sample consists of; None where it could not be read."""
+
+    name: str
+    size: tuple[int, int] | None
+    counts: NDArray[np.int64] | None
+    pixels: int
+    problems: list[_Problem]
+
+
+class _Samples(Dataset[_Found]):
+    def __init__(self, dataset: Any, split: str) -> None:
+        self.dataset = dataset
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> _Found:
+        sample: Sample | None = None
+        if isinstance(self.dataset, SegmentationDataset):
+            sample = self.dataset.samples[index]
+        name = sample.name if sample else f"{self.split} {index}"
+        problems: list[_Problem] = []
+        arrays: list[NDArray[np.uint8] | None] = []
+        for read, file in (
+            (self.dataset.read_pixels, sample and sample.image),
+            (self.dataset.read_mask_labels, sample and sample.mask),
+        ):
+            try:
+                arrays.append(read(index))
+            except Exception as error:  # whatever it is, the other files are still to be read
+                known = isinstance(error, ValueError | FileNotFoundError)
+                text = str(error) if known else f"'{file}': {type(error).__name__}: {error}"
+                problems.append(_Problem(name, str(file) if file else None, text))
+                arrays.append(None)
+        image, labels = arrays
+        if image is not None and labels is not None and sample is not None:
+            try:
+                check_sizes(image.shape, labels.shape, sample)
+            except ValueError as error:
+                problems.append(_Problem(name, str(sample.mask), str(error)))
+        return _Found(
+            name,
+            None if image is None else (image.shape[0], image.shape[1]),
+            None if labels is None else count_labels(labels, self.dataset.num_classes),
+            0 if labels is None else labels.size,
+            problems,
+        )
+
+
+def _examine(dataset: Any, split: str, num_workers: int) -> list[_Found]:
+    if not hasattr(dataset, "read_pixels"):
+        raise ValueError(
+            f"{type(dataset).__name__} has no read_pixels(index) and read_mask_labels(index), by which data are checked: "
+            "derive it from SegmentationDataset, or add these methods."
+        )
+    loader: DataLoader[_Found] = DataLoader(
+        _Samples(dataset, split),
+        batch_size=4,
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=single_thread,
+    )
+    found: list[_Found] = []
+    with tqdm(total=len(dataset), desc=f"reading {split}", unit="image", disable=None) as bar:
+        for part in loader:
+            found += part
+            bar.update(len(part))
+    return found
+
+
+def _statistics(found: Sequence[_Found], class_names: Sequence[str]) -> dict[str, Any]:
+    counts = np.array([f.counts for f in found if f.counts is not None], np.int64)
+    counts = counts.reshape(-1, len(class_names))
+    pixels, images = counts.sum(0), (counts > 0).sum(0)
+    total, labelled = sum(f.pixels for f in found), int(pixels.sum())
+    sizes = Counter(f"{f.size[0]}x{f.size[1]}" for f in found if f.size is not None)
+    return {
+        "images": len(found),
+        "sizes": dict(sizes.most_common()),
+        "ignored": 1 - labelled / max(total, 1),
+        "classes": {
+            name: {
+                "pixels": int(pixels[c]),
+                "share": float(pixels[c] / max(labelled, 1)),
+                "images": int(images[c]),
+            }
+            for c, name in enumerate(class_names)
+        },
+    }

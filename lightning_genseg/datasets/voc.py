@@ -1,0 +1,147 @@
+"""PASCAL VOC 2012: photographs of twenty kinds of objects."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lightning_genseg.datasets.base import Sample, SegmentationDataset, voc_palette
+from lightning_genseg.datasets.download import Archive, fetch
+from lightning_genseg.datasets.layout import check_files, check_ids, check_root, read_list
+from lightning_genseg.transforms import Transform
+
+__all__ = ["VOC"]
+
+
+class VOC(SegmentationDataset):
+    """PASCAL VOC 2012 segmentation: background and 20 classes; 1464 or 10 582 training and 1449 validation images.
+
+    Layout: `root/JPEGImages/*.jpg`, `root/SegmentationClass/*.png` (palette images, 255 = boundary, ignored) and
+    `root/ImageSets/Segmentation/{train,val}.txt`, as `VOCdevkit/VOC2012` unpacks. The split `trainaug` adds the masks
+    of the Semantic Boundaries Dataset as commonly distributed: `root/SegmentationClassAug/*.png` and
+    `root/ImageSets/Segmentation/trainaug.txt`; where VOC has its own mask, that one is read. The test labels stay on
+    the evaluation server.
+    Get it from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 and http://home.bharathh.info/pubs/codes/SBD (the images
+    are from Flickr, whose terms of use apply; research use), or with `download`.
+
+    Sources: Everingham et al.: The PASCAL visual object classes challenge: a retrospective, IJCV 111, 2015; Hariharan
+    et al.: Semantic contours from inverse detectors, ICCV 2011.
+
+    Args:
+        root: folder that holds `JPEGImages`, usually `VOCdevkit/VOC2012`.
+        split: which part.
+        transform: albumentations transforms.
+
+    Raises:
+        FileNotFoundError: a folder or list is missing, or `root` lies a level too high or too low.
+        ValueError: an image or mask of the list is missing, or masks are not classes; on reading as in
+            `SegmentationDataset`.
+    """
+
+    CLASS_NAMES = (
+        "background",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    )
+    PALETTE = tuple(voc_palette(21))
+    ARCHIVES = (
+        Archive(
+            "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            "md5:6cd6e144f989b92b3379bac3b3de84fd",
+            {
+                f"VOCdevkit/VOC2012/{name}": name
+                for name in ("JPEGImages", "SegmentationClass", "ImageSets")
+            },
+        ),
+    )
+    AUGMENTATION = (
+        Archive(
+            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+            "md5:82b4d87ceb2ed10f6038a1cba92111cb",
+            {
+                f"benchmark_RELEASE/dataset/{name}": f"SBD/{name}"
+                for name in ("cls", "train.txt", "val.txt")
+            },
+        ),
+    )
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: Literal["trainaug", "train", "val"] = "trainaug",
+        transform: Sequence[Transform] | None = None,
+    ) -> None:
+        root = Path(root)
+        images, masks = root / "JPEGImages", root / "SegmentationClass"
+        added = root / "SegmentationClassAug"
+        folders = [images.name, masks.name, "ImageSets"]
+        check_root(root, folders, "PASCAL VOC 2012", downloads=True)
+        if split == "trainaug" and not added.is_dir():
+            raise FileNotFoundError(
+                f"'{added}' does not exist: unpack SegmentationClassAug there, set download to true, or train on the "
+                "1464 images of the split train."
+            )
+        lists = root / "ImageSets" / "Segmentation"
+        names = read_list(lists / f"{split}.txt", "PASCAL VOC 2012")
+        train = read_list(lists / "train.txt", "PASCAL VOC 2012") if split == "trainaug" else names
+        own = set(train)
+        samples = [
+            Sample(name, images / f"{name}.jpg", (masks if name in own else added) / f"{name}.png")
+            for name in names
+        ]
+        super().__init__(samples, self.CLASS_NAMES, self.PALETTE, None, transform)
+        check_files(self)
+        expected = "masks of PASCAL VOC hold 0 to 20 and 255: restore the original palette files"
+        check_ids(self, range(21, 255), expected)
+
+    @classmethod
+    def download(cls, root: Path | str, augmented: bool = True) -> None:
+        """Download what is missing in `root` (2 GB, and 1.4 GB for the augmentation), see `datasets.download.fetch`."""
+        root = Path(root)
+        fetch(root, cls.ARCHIVES)
+        if augmented and not (root / "SegmentationClassAug").is_dir():
+            fetch(root, cls.AUGMENTATION)
+            _write_masks(root / "SBD" / "cls", root / "SegmentationClassAug")
+        lists = root / "ImageSets" / "Segmentation"
+        if augmented and not (lists / "trainaug.txt").is_file():
+            added = [root / "SBD" / "train.txt", root / "SBD" / "val.txt", lists / "train.txt"]
+            names = {name for path in added for name in read_list(path, "SBD")}
+            names -= set(read_list(lists / "val.txt", "PASCAL VOC 2012"))
+            (lists / "trainaug.txt").write_text("\n".join(sorted(names)) + "\n")
+
+
+def _write_masks(source: Path, target: Path) -> None:
+    """Turn SBD's .mat files into PNG files, all or none."""
+    from scipy.io import loadmat  # type: ignore[import-untyped]
+
+    temporary = target.with_name(target.name + ".unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for path in tqdm(sorted(source.glob("*.mat")), desc="converting masks", unit=" files"):
+            mask = loadmat(path)["GTcls"]["Segmentation"][0, 0]
+            Image.fromarray(mask).save(temporary / f"{path.stem}.png")
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

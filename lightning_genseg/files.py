@@ -1,0 +1,31 @@
+"""Files that appear complete or not at all."""
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+
+def replace_file(path: Path, content: bytes, scratch: Path | None = None) -> None:
+    """Write a file so that it appears complete or not at all, also if power fails.
+
+    Args:
+        path: of the file; its folder is made.
+        content: the whole of it.
+        scratch: folder for the half-written file, on the same disk; default: the file's own.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    scratch = path.parent if scratch is None else scratch
+    scratch.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = scratch / f".{uuid4().hex[:12]}-{path.name}"  # also other hosts may write here
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,189 @@
+"""Tiny generated copies of public data sets in their official folder layouts, for tests without a download.
+
+Every function fills `root` and returns the folder that the data set's `root` argument asks for. Scenes are made of a
+few coloured regions, one colour per class, so that a small network learns them; `size` is (height, width).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import savemat
+from scipy.ndimage import maximum_filter, minimum_filter
+
+__all__ = [
+    "make_ade20k",
+    "make_cityscapes",
+    "make_coco_stuff_10k",
+    "make_coco_stuff_164k",
+    "make_voc",
+]
+
+# Ids that never occur in COCO-Stuff (1 to 182): things of COCO that have a number but no masks.
+UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
+Size = tuple[int, int]
+
+
+def make_cityscapes(
+    root: Path, size: Size = (96, 128), images: int = 2, seed: int = 0, train_ids: bool = False
+) -> Path:
+    """leftImg8bit and gtFine; `images` per city, `train_ids` adds what cityscapesScripts makes of the labels."""
+    rng = np.random.default_rng(seed)
+    to_train = {7: 0, 8: 1, 11: 2, 17: 5, 21: 8, 23: 10, 24: 11, 26: 13, 33: 18}
+    cities = {"train": ("aachen", "zurich"), "val": ("frankfurt", "munster"), "test": ("berlin",)}
+    for split, names in cities.items():
+        for city in names:
+            for number in range(images):
+                stem = f"{city}_{number:06d}_000019"
+                image, ids = scene(rng, size, [*to_train, 9])  # 9: parking, which is not scored
+                ids[-size[0] // 12 :] = 1  # ego vehicle
+                ids[:2] = 3  # out of roi
+                if split == "test":
+                    ids[(ids != 1) & (ids != 3)] = 0  # the labels stay on the server
+                save(image, root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png")
+                truth = root / "gtFine" / split / city
+                save(ids, truth / f"{stem}_gtFine_labelIds.png")
+                save(ids.astype(np.uint16), truth / f"{stem}_gtFine_instanceIds.png")
+                save(np.stack([ids] * 3, 2), truth / f"{stem}_gtFine_color.png")
+                polygons = {"imgHeight": size[0], "imgWidth": size[1], "objects": []}
+                (truth / f"{stem}_gtFine_polygons.json").write_text(json.dumps(polygons))
+                if train_ids:
+                    classes = lookup(ids, to_train, 255)
+                    save(classes, truth / f"{stem}_gtFine_labelTrainIds.png")
+    return root
+
+
+def make_ade20k(root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0) -> Path:
+    """ADEChallengeData2016: images, annotations (0 = other objects, 1 to 150) and the lists that come with them."""
+    rng = np.random.default_rng(seed)
+    root = root / "ADEChallengeData2016"
+    for split, short in (("training", "train"), ("validation", "val")):
+        for number in range(1, images + 1):
+            image, ids = scene(rng, varied(rng, size), [1, 2, 3, 4, 5, 7, 13, 21, 150, 0])
+            stem = f"ADE_{short}_{number:08d}"
+            save(image, root / "images" / split / f"{stem}.jpg")
+            save(ids, root / "annotations" / split / f"{stem}.png")
+    (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n1\t0.1576\t4\t4\twall\n")
+    (root / "sceneCategories.txt").write_text("ADE_train_00000001 airport_terminal\n")
+    return root
+
+
+def make_coco_stuff_10k(
+    root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0, mat: bool = True
+) -> Path:
+    """COCO-Stuff 10k v1.1: images, annotations (.mat with S, 0 = unlabelled, 1 to 182), imageLists.
+
+    With `mat=False` the masks are what mmsegmentation's converter makes of them: in train2014 and test2014, beside
+    copies of the images, `_labelTrainIds.png` of 1 to 171, 0 = unlabelled.
+    """
+    rng = np.random.default_rng(seed)
+    ids = [1, 3, 13, 17, 92, 106, 124, 149, 169, 182, 0]
+    compact = {raw: raw - sum(unused < raw for unused in UNUSED_COCO_IDS) for raw in ids}
+    (root / "imageLists").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    first = 9
+    for split in ("train", "test"):
+        stems = [f"COCO_train2014_{first + number:012d}" for number in range(images)]
+        first += images
+        (root / "imageLists" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+        for stem in stems:
+            image, raw = scene(rng, varied(rng, size), ids)
+            save(image, root / "images" / f"{stem}.jpg")
+            if mat:
+                names = np.array(["unlabeled", "person", "bicycle"], dtype=object)
+                contents = {"S": raw, "names": names, "regionMapStuff": raw.astype(np.uint16)}
+                savemat(root / "annotations" / f"{stem}.mat", contents, do_compression=True)
+            else:
+                save(image, root / "images" / f"{split}2014" / f"{stem}.jpg")
+                folder = root / "annotations" / f"{split}2014"
+                save(lookup(raw, compact, 0), folder / f"{stem}_labelTrainIds.png")
+    return root
+
+
+def make_coco_stuff_164k(
+    root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0, train_ids: bool = False
+) -> Path:
+    """Images and stuffthingmaps of COCO 2017 (0 to 181, 255 = unlabelled); `train_ids` adds mmsegmentation's masks."""
+    rng = np.random.default_rng(seed)
+    ids = [0, 2, 12, 16, 91, 105, 123, 148, 168, 181, 255]
+    compact = {raw: raw - sum(unused - 1 < raw for unused in UNUSED_COCO_IDS) for raw in ids[:-1]}
+    number = 9
+    for split in ("train2017", "val2017"):
+        for _ in range(images):
+            image, raw = scene(rng, varied(rng, size), ids)
+            save(image, root / "images" / split / f"{number:012d}.jpg")
+            save(raw, root / "annotations" / split / f"{number:012d}.png")
+            if train_ids:
+                path = root / "annotations" / split / f"{number:012d}_labelTrainIds.png"
+                save(lookup(raw, compact, 255), path)
+            number += 1
+    return root
+
+
+def make_voc(
+    root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0, augmented: bool = True
+) -> Path:
+    """VOCdevkit/VOC2012 with palette masks (255 = boundary); `augmented` adds SegmentationClassAug and trainaug.txt."""
+    rng = np.random.default_rng(seed)
+    root = root / "VOCdevkit" / "VOC2012"
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    splits = {"train": 2007, "val": 2009} | ({"aug": 2011} if augmented else {})
+    stems = {
+        split: [f"{year}_{number:06d}" for number in range(1, images + 1)]
+        for split, year in splits.items()
+    }
+    for split, names in stems.items():
+        for stem in names:
+            image, ids = scene(rng, varied(rng, size), [0, 0, 0, 2, 7, 8, 12, 15, 20])
+            save(image, root / "JPEGImages" / f"{stem}.jpg")
+            if split != "aug":
+                edge = maximum_filter(ids, 3) != minimum_filter(ids, 3)
+                bounded = np.where(edge, 255, ids).astype(np.uint8)
+                save(bounded, root / "SegmentationClass" / f"{stem}.png", palette=True)
+            if augmented:  # the augmented masks have no boundary
+                save(ids, root / "SegmentationClassAug" / f"{stem}.png")
+    stems["trainval"] = stems["train"] + stems["val"]
+    if augmented:
+        stems["trainaug"] = sorted(stems["train"] + stems["aug"])
+    for split, names in stems.items():
+        (lists / f"{split}.txt").write_text("\n".join(names) + "\n")
+    (root / "Annotations").mkdir()
+    return root
+
+
+def scene(rng: np.random.Generator, size: Size, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """An image HxWx3 of six regions, each of the colour of its id plus noise, and its mask HxW; both uint8."""
+    height, width = size
+    points = rng.uniform((0, 0), size, (6, 2))
+    # The first id is always there and the last often, whatever the draw.
+    drawn = np.array([ids[0], ids[-1], *rng.choice(ids, 4)])
+    y, x = np.mgrid[:height, :width]
+    nearest = ((y[..., None] - points[:, 0]) ** 2 + (x[..., None] - points[:, 1]) ** 2).argmin(2)
+    mask = drawn[nearest].astype(np.uint8)
+    colors = np.random.default_rng(7).integers(20, 236, (256, 3))  # the same in every data set
+    image = colors[mask] + rng.normal(0, 12, (height, width, 3))
+    return image.clip(0, 255).astype(np.uint8), mask
+
+
+def varied(rng: np.random.Generator, size: Size) -> Size:
+    """A size up to a quarter larger: photographs do not share one."""
+    return size[0] + int(rng.integers(size[0] // 4)), size[1] + int(rng.integers(size[1] // 4))
+
+
+def lookup(ids: np.ndarray, table: dict[int, int], rest: int) -> np.ndarray:
+    """Replace ids by a table, those that are not in it by `rest`."""
+    values = np.full(256, rest, np.uint8)
+    values[list(table)] = list(table.values())
+    return values[ids]
+
+
+def save(array: np.ndarray, path: Path, palette: bool = False) -> None:
+    """Write an image file, with the folders on its way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    if palette:
+        image = Image.frombytes("P", (array.shape[1], array.shape[0]), array.tobytes())
+        image.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    image.save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
