@@ -1,11 +1,10 @@
 """Fit what anomaly scores need after training: statistics of known data, and thresholds that keep a promise."""
 
 import io
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,6 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.anomaly import (
     FITTED_SCORES,
-    AnomalyName,
     Level,
     Threshold,
     conformal_image_threshold,
@@ -49,6 +47,7 @@ class GenSegTrainer(Trainer):
         false_positive_rate: float = 0.05,
         level: Level = "image",
         risk: float = 0.1,
+        weights_only: bool | None = None,
     ) -> None:
         """Fit what anomaly scores need: statistics on the training set, thresholds on the validation set.
 
@@ -62,6 +61,7 @@ class GenSegTrainer(Trainer):
             false_positive_rate: promised share of known pixels above the threshold, in (0, 1).
             level: `pixel`, or `image` (the share within an image, with probability 1 - `risk`).
             risk: in (0, 1); only for `image`.
+            weights_only: not used, but the configuration that `fit` leaves holds it.
         """
         assert datamodule is not None
         assert ckpt_path is not None
@@ -120,7 +120,7 @@ def calibrate(
     model.eval()
     try:
         _fit_statistics(model, tqdm(train, "training data", disable=not progress))
-        names = [name for name in get_args(AnomalyName) if _computable(model, name)]
+        names = model.computable_scores()
         bar = tqdm(held_out, "held-out data", disable=not progress)
         thresholds = _thresholds(model, names, bar, false_positive_rate, level, risk)
     finally:
@@ -128,10 +128,6 @@ def calibrate(
             module.training = mode
     model.anomaly.thresholds = thresholds
     return thresholds
-
-
-def _computable(model: SegmentationModule, name: str) -> bool:
-    return name != "density" or model.own_anomaly_score == "density"
 
 
 def _fit_statistics(model: SegmentationModule, batches: Iterable[dict[str, Any]]) -> None:
@@ -169,7 +165,7 @@ def _views(
 
 def _thresholds(
     model: SegmentationModule,
-    names: list[str],
+    names: Sequence[str],
     batches: Iterable[dict[str, Any]],
     false_positive_rate: float,
     level: Level,
@@ -208,4 +204,4 @@ def save_calibrated(model: SegmentationModule, source: Path, target: Path) -> No
     checkpoint["anomaly"] = model.anomaly.fitted_state()
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    replace_file(target, buffer.getvalue(), target.parent / f".partial-{os.getpid()}")
+    replace_file(target, buffer.getvalue())

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,31 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from lightning_genseg import __version__
+from lightning_genseg.anomaly import Threshold
 from lightning_genseg.datasets.base import voc_palette
 from lightning_genseg.files import replace_file
-from lightning_genseg.visualize import Picture, colorize, grid, heat_map, overlay, score_range
+from lightning_genseg.inference import infer, softmax
+from lightning_genseg.metrics.anomaly import ScoreHistogram, anomaly_metrics, bin_upper_edge
+from lightning_genseg.modules.base import SegmentationModule
+from lightning_genseg.visualize import (
+    ANOMALY_PALETTE,
+    Picture,
+    anomaly_histogram,
+    colorize,
+    grid,
+    heat_map,
+    outline,
+    overlay,
+    reliability_diagram,
+    score_range,
+)
+
+_CLASSES = ("label", "prediction")
+# K scores, and how many known and how many anomalous pixels have each of them.
+ScoreCounts = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
 
 class ChannelsLast(Callback):
@@ -43,8 +64,14 @@ class Report(Callback):
     Validation leaves ``val_metrics.json`` and ``val_pictures.png``, replaced each time; test leaves
     ``metrics.json`` and ``pictures.png``. The scores are those that the module logs: what it calls
     ``test_mIoU`` is ``mIoU`` here, ``test_IoU_road`` is ``road`` under ``IoU``; NaN is written as
-    null. The pictures (image, labels, prediction and, where the module has it, anomaly) are spread
-    evenly over the data set and show the first image of a batch.
+    null. The pictures (image, labels, prediction and, where they are, anomaly labels, anomaly score
+    and the anomaly mask of a calibrated module) are spread evenly over the data set and show the
+    first image of a batch.
+
+    Test also leaves ``reliability.png`` and, if the data have anomaly labels and the module an anomaly
+    score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score and, of a
+    calibrated module, its ``threshold`` with what was promised of it and the shares of the known and the
+    anomalous test pixels above it.
 
     Args:
         num_pictures: rows of the picture grid; 0 for none.
@@ -125,6 +152,10 @@ class Report(Callback):
         sample["prediction"] = _array(outputs["mask"][0])
         if "anomaly" in outputs:
             sample["anomaly"] = _array(outputs["anomaly"][0].float())
+        if "anomaly_mask" in outputs:
+            sample["anomaly_mask"] = _array(outputs["anomaly_mask"][0].to(torch.uint8))
+        if "anomaly" in batch:
+            sample["anomaly_label"] = _array(batch["anomaly"][0])
         self._samples.append(sample)
 
     def _write(
@@ -135,6 +166,9 @@ class Report(Callback):
         images = trainer.strategy.reduce(
             torch.tensor(self._images, device=pl_module.device), reduce_op="sum"
         )
+        reliability = counts = None
+        if metric_prefix == "test_" and isinstance(pl_module, SegmentationModule):
+            reliability, counts = _reliability(pl_module), _score_counts(pl_module)
         if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         folder = Path(log_dir)
@@ -150,6 +184,7 @@ class Report(Callback):
         report = {
             **scores,
             "IoU": class_iou,
+            **_anomaly_entry(pl_module, counts),
             "images": int(images),
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
@@ -169,9 +204,71 @@ class Report(Callback):
             names, palette = _classes(trainer, pl_module)
             picture = draw_samples(self._samples, names, palette)
             replace_file(folder / f"{file_prefix}pictures.png", encode(picture, "png"), scratch)
+        if reliability is not None and (reliability[:, 2] > 0).any():
+            picture = reliability_diagram(reliability)
+            replace_file(folder / "reliability.png", encode(picture, "png"), scratch)
+        if counts is not None:
+            threshold = _threshold(pl_module)
+            picture = anomaly_histogram(
+                *counts,
+                threshold=None if threshold is None else threshold.value,
+                name=f"anomaly score: {pl_module.anomaly_score}",
+            )
+            replace_file(folder / "anomaly_histogram.png", encode(picture, "png"), scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         self._samples = []
         return folder
+
+
+class CompareScores(Callback):
+    """Measure every anomaly score of the module in one test run, not only the one it is set to.
+
+    Leaves ``anomaly_scores.json`` in the run's folder: by name of the score ``AUROC``, ``AP``, ``FPR95``.
+    Scores that would have to be fitted first (`genseg calibrate`) are left out. Takes a second pass over
+    each image and 64 MB per score. The data need anomaly labels.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, MetricCollection] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with empty histograms."""
+        assert isinstance(pl_module, SegmentationModule)
+        names = pl_module.computable_scores()
+        self._metrics = {name: anomaly_metrics().to(pl_module.device) for name in names}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the pixels of a batch; ValueError if it has no anomaly labels."""
+        assert isinstance(pl_module, SegmentationModule)
+        if "anomaly" not in batch:
+            raise ValueError(
+                "CompareScores needs anomaly labels, which these data do not have: name "
+                "unknown_classes, use data with anomaly masks, or take the callback away."
+            )
+        forward = partial(pl_module.score_maps, names=list(self._metrics))
+        maps = infer(forward, batch["image"], pl_module.inference, {"scores": softmax})
+        for name, metrics in self._metrics.items():
+            metrics.update(maps[name][:, 0], batch["anomaly"])
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        values = {
+            name: {key: value.item() for key, value in metrics.compute().items()}
+            for name, metrics in self._metrics.items()
+        }
+        self._metrics = {}
+        log_dir = trainer.log_dir
+        if log_dir is not None and trainer.is_global_zero:
+            text = json.dumps(values, indent=2) + "\n"
+            replace_file(Path(log_dir) / "anomaly_scores.json", text.encode())
 
 
 class PredictionWriter(Callback):
@@ -180,10 +277,12 @@ class PredictionWriter(Callback):
     Below the output folder, for the image ``<name>``:
     ``masks/<name>.png`` (8-bit class indices), ``overlays/<name>.jpg`` (class colours over the
     image) and, where the module gives it, ``anomaly/<name>.png`` (heat map, each image from its own
-    1st to its 99th percentile, both written down). Then one line of JSON is added to
-    ``predictions.jsonl``: ``name``, ``image`` and ``checkpoint`` (absolute paths), ``mask``,
-    ``overlay``, ``anomaly`` (paths below the folder, or null), ``anomaly_range``, ``classes`` (share
-    of the pixels of each class that occurs) and ``seconds``.
+    1st to its 99th percentile, both written down). A calibrated module (`genseg calibrate`) also gives
+    ``anomaly_masks/<name>.png`` (8-bit palette: 1 anomalous, 0 known), outlined in the overlay. Then one
+    line of JSON is added to ``predictions.jsonl``: ``name``, ``image`` and ``checkpoint`` (absolute
+    paths), ``mask``, ``overlay``, ``anomaly``, ``anomaly_mask`` (paths below the folder, or null),
+    ``anomaly_range``, ``anomaly_threshold``, ``anomalous`` (share of the pixels), ``classes`` (share of
+    the pixels of each class that occurs) and ``seconds``.
 
     Every file appears complete or not at all, and its line only after it: an interrupted run leaves
     no half file, and goes on with `resume`. Of several processes each writes its own
@@ -200,7 +299,7 @@ class PredictionWriter(Callback):
     Raises:
         ValueError: for arguments that exclude each other; for an output folder that already holds
             predictions, unless `resume` or `overwrite` is set; for resuming with another
-            checkpoint or other images of the same name.
+            checkpoint, another anomaly threshold or other images of the same name.
     """
 
     def __init__(
@@ -228,7 +327,9 @@ class PredictionWriter(Callback):
         self.alpha = alpha
         self._folder = Path()
         self._written = 0
-        self._checkpoints: set[str | None] = set()  # of the predictions that are there already
+        # Of the predictions that are there already:
+        self._checkpoints: set[str | None] = set()
+        self._thresholds: set[float | None] = set()
         self._began = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -241,7 +342,7 @@ class PredictionWriter(Callback):
             folder = Path(trainer.default_root_dir if log_dir is None else log_dir) / "predictions"
         self._folder = folder
         self._written = 0
-        self._checkpoints = set()
+        self._checkpoints, self._thresholds = set(), set()
         manifests = sorted(folder.glob("predictions*.jsonl"))
         if manifests and not self.resume and not self.overwrite:
             raise ValueError(
@@ -265,12 +366,20 @@ class PredictionWriter(Callback):
         trainer.strategy.barrier("predictions ready")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to mix the predictions of two checkpoints; `setup` does not know the path yet."""
+        """Refuse to mix the predictions of two checkpoints or thresholds; `setup` does not know them yet."""
         others = self._checkpoints - {_checkpoint(trainer)}
         if others:
             raise ValueError(
                 f"{self._folder} holds predictions of the checkpoint {others.pop()}, not of "
                 f"{_checkpoint(trainer)}: use that checkpoint, or another output_dir."
+            )
+        threshold = _threshold(pl_module)
+        value = None if threshold is None else threshold.value
+        if self._thresholds - {value}:
+            theirs = (self._thresholds - {value}).pop()
+            raise ValueError(
+                f"{self._folder} holds predictions with the anomaly threshold {theirs}, and this model has "
+                f"{value}: it was calibrated since, or has another anomaly_score; use another output_dir."
             )
 
     def on_predict_batch_start(
@@ -299,16 +408,19 @@ class PredictionWriter(Callback):
         )  # waits for the device: the time is the whole time
         seconds = (time.perf_counter() - self._began) / len(masks)
         names, palette = _classes(trainer, pl_module)
+        threshold = _threshold(pl_module)
         paths = batch.get("path", [None] * len(masks))
         rank = trainer.global_rank
         manifest = self._folder / (f"predictions-rank{rank}.jsonl" if rank else "predictions.jsonl")
         for index, (name, path, mask) in enumerate(zip(batch["name"], paths, masks, strict=True)):
             anomaly = _array(outputs["anomaly"][index].float()) if "anomaly" in outputs else None
+            flagged = _array(outputs["anomaly_mask"][index]) if "anomaly_mask" in outputs else None
             line = {
                 "name": name,
                 "image": None if path is None else str(Path(path).absolute()),
                 "checkpoint": _checkpoint(trainer),
-                **self._write(name, batch["image"][index], mask, anomaly, palette),
+                **self._write(name, batch["image"][index], mask, anomaly, flagged, palette),
+                "anomaly_threshold": None if threshold is None else threshold.value,
                 "classes": _shares(mask, names),
                 "seconds": round(seconds, 4),
             }
@@ -343,6 +455,7 @@ class PredictionWriter(Callback):
         done = set()
         for line in lines:
             self._checkpoints.add(line["checkpoint"])
+            self._thresholds.add(line.get("anomaly_threshold"))
             if line["image"] != paths.get(line["name"], line["image"]):
                 raise ValueError(
                     f"{self._folder} holds a prediction named {line['name']} of {line['image']}, not of "
@@ -359,6 +472,7 @@ class PredictionWriter(Callback):
         image: Tensor,
         mask: NDArray[np.uint8],
         anomaly: NDArray[np.float32] | None,
+        flagged: NDArray[np.bool_] | None,
         palette: Sequence[tuple[int, int, int]],
     ) -> dict[str, Any]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -367,10 +481,13 @@ class PredictionWriter(Callback):
                 "names relative to its own folder."
             )
         files: dict[str, bytes] = {f"masks/{name}.png": encode(Image.fromarray(mask), "png")}
-        entry: dict[str, Any] = {"mask": f"masks/{name}.png", "overlay": None, "anomaly": None}
+        entry: dict[str, Any] = {"mask": f"masks/{name}.png"}
+        entry |= dict.fromkeys(("overlay", "anomaly", "anomaly_mask"))
         if self.overlays:
             entry["overlay"] = f"overlays/{name}.jpg"
             picture = overlay(_picture(image), mask, palette, self.alpha)
+            if flagged is not None:
+                picture = outline(picture, flagged)
             files[entry["overlay"]] = encode(Image.fromarray(picture), "jpeg")
         if anomaly is not None:
             low, high = score_range(anomaly)
@@ -382,6 +499,12 @@ class PredictionWriter(Callback):
                 buffer = io.BytesIO()
                 np.save(buffer, anomaly)
                 files[entry["anomaly_scores"]] = buffer.getvalue()
+        if flagged is not None:
+            entry["anomaly_mask"] = f"anomaly_masks/{name}.png"
+            entry["anomalous"] = round(float(flagged.mean()), 6)
+            indexed = Image.fromarray(flagged.astype(np.uint8))
+            indexed.putpalette(bytes(value for color in ANOMALY_PALETTE for value in color))
+            files[entry["anomaly_mask"]] = encode(indexed, "png")
         for file, content in files.items():
             replace_file(self._folder / file, content, self._folder / ".partial")
         return entry
@@ -423,34 +546,46 @@ def draw_samples(
     class_names: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
 ) -> Image.Image:
-    """Rows of image, labels, prediction and, where given, anomaly (one range for all rows).
+    """Rows of image, labels, prediction and, where all samples have them, three columns on anomalies.
 
     Args:
         samples: ``image`` H x W x 3 uint8, ``label`` and ``prediction`` H x W (255 = ignored), and
-            ``anomaly`` H x W.
+            H x W each ``anomaly_label`` (1, 0, 255), ``anomaly`` (scores, drawn in one range for all
+            rows) and ``anomaly_mask`` (1, 0).
         class_names: C names for the legend, which shows only classes that occur.
         palette: C colours.
     """
-    with_anomaly = all("anomaly" in sample for sample in samples)
-    low, high = score_range(*(s["anomaly"] for s in samples)) if with_anomaly else (0.0, 1.0)
-    rows: list[list[Picture]] = []
+    columns = {"image": "image"} | {
+        key: title
+        for key, title in (
+            ("label", "labels"),
+            ("prediction", "prediction"),
+            ("anomaly_label", "anomaly labels"),
+            ("anomaly", "anomaly score"),
+            ("anomaly_mask", "anomaly mask"),
+        )
+        if all(key in sample for sample in samples)
+    }
+    scores = [sample["anomaly"] for sample in samples if "anomaly" in columns]
+    low, high = score_range(*scores) if scores else (0.0, 1.0)
+
+    def draw(key: str, values: NDArray[Any]) -> Picture:
+        if key == "image":
+            return values
+        if key == "anomaly":
+            return heat_map(values, low, high)
+        return colorize(values, palette if key in _CLASSES else ANOMALY_PALETTE)
+
+    rows = [[draw(key, sample[key]) for key in columns] for sample in samples]
     present: set[int] = set()
     for sample in samples:
-        row = [
-            sample["image"],
-            *(colorize(sample[key], palette) for key in ("label", "prediction")),
-        ]
-        if with_anomaly:
-            row.append(heat_map(sample["anomaly"], low, high))
-        rows.append(row)
-        present.update(
-            np.unique(sample["label"]).tolist(), np.unique(sample["prediction"]).tolist()
-        )
+        present.update(*(np.unique(sample[key]).tolist() for key in _CLASSES))
     legend = [(name, palette[c]) for c, name in enumerate(class_names) if c in present]
+    if columns.keys() & {"anomaly_label", "anomaly_mask"}:
+        legend += [("anomalous", ANOMALY_PALETTE[1]), ("not anomalous", ANOMALY_PALETTE[0])]
     if 255 in present:
         legend.append(("ignored", (0, 0, 0)))
-    titles = ["image", "labels", "prediction", "anomaly"][: len(rows[0])]
-    return grid(rows, titles, legend)
+    return grid(rows, list(columns.values()), legend)
 
 
 def _classes(
@@ -466,12 +601,57 @@ def _classes(
     )
 
 
+def _threshold(pl_module: LightningModule) -> Threshold | None:
+    """Threshold of a calibrated module's anomaly score."""
+    if not isinstance(pl_module, SegmentationModule):
+        return None
+    return pl_module.anomaly.thresholds.get(str(pl_module.anomaly_score))
+
+
+def _reliability(module: SegmentationModule) -> NDArray[np.float32]:
+    """Reliability table of a test, of all processes."""
+    with module.test_calibration.sync_context():
+        return _array(module.test_calibration.reliability())
+
+
+def _score_counts(module: SegmentationModule) -> ScoreCounts | None:
+    """Anomaly scores of a test, of all processes; None unless there are known and anomalous pixels."""
+    histogram = next(iter(module.test_anomaly_metrics.values(copy_state=False)))
+    assert isinstance(histogram, ScoreHistogram)
+    with histogram.sync_context():
+        some = (histogram.known + histogram.anomalous).nonzero().flatten()
+        known, anomalous = _array(histogram.known[some]), _array(histogram.anomalous[some])
+    return (
+        (_array(bin_upper_edge(some)), known, anomalous)
+        if known.any() and anomalous.any()
+        else None
+    )
+
+
+def _anomaly_entry(pl_module: LightningModule, counts: ScoreCounts | None) -> dict[str, Any]:
+    """What a report says of the anomaly score, nothing for a module without one."""
+    name = getattr(pl_module, "anomaly_score", None)
+    if name is None:
+        return {}
+    threshold = _threshold(pl_module)
+    entry: dict[str, Any] = {"score": name, "threshold": None}
+    if threshold is not None:
+        value = threshold.value if math.isfinite(threshold.value) else None  # JSON has no infinity
+        entry["threshold"] = {**threshold._asdict(), "value": value}
+        if counts is not None:
+            scores, known, anomalous = counts
+            above = scores > threshold.value
+            entry["known_above"] = float(known[above].sum() / known.sum())
+            entry["anomalous_above"] = float(anomalous[above].sum() / anomalous.sum())
+    return {"anomaly": entry}
+
+
 def _checkpoint(trainer: Trainer) -> str | None:
     return None if trainer.ckpt_path is None else str(Path(trainer.ckpt_path).absolute())
 
 
 def _files(line: Mapping[str, Any]) -> list[str]:
-    keys = ("mask", "overlay", "anomaly", "anomaly_scores")
+    keys = ("mask", "overlay", "anomaly", "anomaly_scores", "anomaly_mask")
     return [line[key] for key in keys if line.get(key) is not None]
 
 

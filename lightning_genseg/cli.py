@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported as packages: this is what makes their classes known by their short names.
 from lightning_genseg import __version__, datamodules, modules
+from lightning_genseg.calibrate import GenSegTrainer
 from lightning_genseg.callbacks import PredictionWriter, Report
 from lightning_genseg.data_check import check_data, summary
 
@@ -46,6 +47,7 @@ class GenSegCLI(LightningCLI):
         """``predict`` writes its results; keeping them in memory is no option."""
         commands = LightningCLI.subcommands()
         commands["predict"].add("return_predictions")
+        commands["calibrate"] = {"model", "datamodule"}
         return commands
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -68,7 +70,7 @@ class GenSegCLI(LightningCLI):
                 "with --ckpt_path."
             )
 
-    before_predict = before_test = before_validate = _require_checkpoint
+    before_predict = before_test = before_validate = before_calibrate = _require_checkpoint
 
     def predict(self, **kwargs: Any) -> None:
         """Predict without keeping anything: `PredictionWriter` has written it."""
@@ -95,8 +97,9 @@ class GenSegCLI(LightningCLI):
         saved.pop("_instantiator", None)
         class_path = saved.pop("_class_path", config.model.class_path)
         given = {"class_path": config.model.class_path, **config.model.init_args}
-        # The data's word is final on the first three, and how to predict is chosen at every run.
-        free = {"num_classes", "ignore_index", "class_names", "inference"}
+        # The data's word is final on the first three, and how to predict and what to call strange
+        # is chosen at every run.
+        free = {"num_classes", "ignore_index", "class_names", "inference", "anomaly_score"}
         saved = {key: value for key, value in saved.items() if key not in free}
         for key, value in {"class_path": class_path, **saved}.items():
             if key in given and _plain(given[key]) != _plain(value):
@@ -148,6 +151,7 @@ def main(args: list[str] | None = None) -> None:
         GenSegCLI(
             modules.SegmentationModule,
             datamodules.SegmentationDataModule,
+            trainer_class=GenSegTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # the modules take their optimiser as an argument

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.callbacks import encode
-from lightning_genseg.datamodules.base import SegmentationDataModule, Split
+from lightning_genseg.datamodules.base import SegmentationDataModule
 from lightning_genseg.datasets.base import (
     IGNORE,
     MissingFiles,
@@ -28,7 +28,6 @@ from lightning_genseg.visualize import Picture, colorize, grid, overlay
 __all__ = ["check_data", "summary"]
 
 _SHOWN = 20  # problems on the screen; the report has all
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def check_data(
@@ -46,7 +45,9 @@ def check_data(
 
     Returns:
         `splits`: by name `images`, `sizes` (height x width: count), `ignored` (share of the pixels) and `classes`: by
-        name `pixels`, `share` of the labelled pixels and `images` that hold the class; or `same_as` another split.
+        name `pixels`, `share` of the labelled pixels and `images` that hold the class; where there are anomalies
+        `anomalies`: `share` of the evaluated pixels, `images` that hold some and `not_evaluated` (share of the pixels);
+        or `same_as` another split.
         `shared`: for two splits the number of images in both. `problems`: `splits`, `name`, `file` (both null where a
         split as a whole is wrong) and `problem`, a sentence.
 
@@ -74,10 +75,15 @@ def check_data(
     captions: list[str] = []
     shown: set[int] = set()
     files: dict[str, list[Path]] = {}
-    for split in _SPLITS:
+    # In the pictures: what the labels of classes do not say, where there are anomalies.
+    anomalous, known = data.num_classes, data.num_classes + 1
+    names = [*data.class_names, "anomalous", "known, without class"]
+    palette = [*data.palette, (255, 0, 255), (110, 110, 110)]
+    void = (255, 255, 255) if (0, 0, 0) in data.palette else (0, 0, 0)  # VOC's background is black
+    for split in data.splits:
         dataset: Any
         try:
-            dataset = data.make_dataset(split, ())
+            dataset = data.split_dataset(split, ())
         except MissingFiles as error:
             dataset = error.dataset
             wrong.setdefault(str(error), []).append(split)
@@ -104,10 +110,13 @@ def check_data(
         good = [index for index, one in enumerate(found) if not one.problems]
         spread = np.linspace(0, max(len(good) - 1, 0), num_pictures).round().astype(int)
         for index in [good[pick] for pick in sorted(set(spread.tolist())) if good]:
-            image, labels = dataset.read_pixels(index), dataset.read_mask_labels(index)
-            rows.append(
-                [image, colorize(labels, data.palette), overlay(image, labels, data.palette)]
-            )
+            image, (labels, anomaly) = dataset.read_pixels(index), read_labels(dataset, index)
+            if anomaly is not None:
+                labels[(anomaly == 0) & (labels == IGNORE)] = known
+                labels[anomaly == 1] = anomalous
+            colors = colorize(labels, palette)
+            colors[labels == IGNORE] = void
+            rows.append([image, colors, overlay(image, labels, palette)])
             captions.append(f"{split}: {found[index].name}")
             shown.update(np.unique(labels).tolist())
     report["problems"][:0] = [
@@ -123,8 +132,8 @@ def check_data(
     replace_file(output_dir / "data_check.json", text.encode())
     (output_dir / "data_check.png").unlink(missing_ok=True)  # an earlier check's
     if rows:
-        legend = [(n, c) for i, (n, c) in enumerate(zip(data.class_names, data.palette, strict=True)) if i in shown]  # fmt: skip
-        legend += [("ignored", (0, 0, 0))] if IGNORE in shown else []
+        legend = [(n, c) for i, (n, c) in enumerate(zip(names, palette, strict=True)) if i in shown]
+        legend += [("ignored", void)] if IGNORE in shown else []
         picture = grid(rows, ["image", "labels", "both"], legend, captions=captions)
         replace_file(output_dir / "data_check.png", encode(picture, "png"))
     return report
@@ -134,20 +143,29 @@ def summary(report: dict[str, Any]) -> str:
     """Say on a screen what `check_data` has found."""
     splits = report["splits"]
     lines = [f"{report['data']}, {len(report['class_names'])} classes", ""]
+    without = [s for s, f in splits.items() if "anomalies" in f and f["ignored"] == 1]
     for split, found in splits.items():
         if "same_as" in found:
             lines.append(f"{split:6}{found['images']:7} images, those of {found['same_as']}")
             continue
         sizes = sorted(found["sizes"], key=lambda size: -found["sizes"][size])
         more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+        ignored = "" if split in without else f", {found['ignored']:.1%} of the pixels ignored"
         lines.append(
-            f"{split:6}{found['images']:7} images, {', '.join(sizes[:3]) or 'none readable'}{more}, "
-            f"{found['ignored']:.1%} of the pixels ignored"
+            f"{split:6}{found['images']:7} images, {', '.join(sizes[:3]) or 'none readable'}{more}{ignored}"
         )
+        if "anomalies" in found:
+            strange = found["anomalies"]
+            lines.append(
+                f"{'':6}anomalies in {strange['images']} images, {strange['share']:.2%} of the pixels that are evaluated"
+            )
     lines += [
         f"WARNING: {count} images are in {names}" for names, count in report["shared"].items()
     ]
     read = {split: found["classes"] for split, found in splits.items() if "classes" in found}
+    if without:
+        lines += ["", f"no labels of classes in {', '.join(without)}, only of anomalies"]
+        read = {split: classes for split, classes in read.items() if split not in without}
     if read:
         width = max(len(name) for name in ["class", *report["class_names"]])
         lines += ["", "share of the labelled pixels, images with the class"]
@@ -179,6 +197,7 @@ class _Found(NamedTuple):
     size: tuple[int, int] | None
     counts: NDArray[np.int64] | None
     pixels: int
+    anomaly: NDArray[np.int64] | None  # pixels that are known, anomalous, not evaluated
     problems: list[_Problem]
 
 
@@ -196,19 +215,23 @@ class _Samples(Dataset[_Found]):
             sample = self.dataset.samples[index]
         name = sample.name if sample else f"{self.split} {index}"
         problems: list[_Problem] = []
-        arrays: list[NDArray[np.uint8] | None] = []
-        for read, file in (
-            (self.dataset.read_pixels, sample and sample.image),
-            (self.dataset.read_mask_labels, sample and sample.mask),
-        ):
-            try:
-                arrays.append(read(index))
-            except Exception as error:  # whatever it is, the other files are still to be read
-                known = isinstance(error, ValueError | FileNotFoundError)
-                text = str(error) if known else f"'{file}': {type(error).__name__}: {error}"
-                problems.append(_Problem(name, str(file) if file else None, text))
-                arrays.append(None)
-        image, labels = arrays
+
+        def complain(error: Exception, *files: Path | None) -> None:
+            known = isinstance(error, ValueError | FileNotFoundError)
+            named = [file for file in files if file is not None and f"'{file}'" in str(error)]
+            file = next(iter([*named, *files]))
+            text = str(error) if known else f"'{file}': {type(error).__name__}: {error}"
+            problems.append(_Problem(name, str(file) if file else None, text))
+
+        image = labels = anomaly = None
+        try:
+            image = self.dataset.read_pixels(index)
+        except Exception as error:  # whatever it is, the other files are still to be read
+            complain(error, sample.image if sample else None)
+        try:
+            labels, anomaly = read_labels(self.dataset, index)
+        except Exception as error:
+            complain(error, *((sample.mask, sample.anomaly) if sample else (None,)))
         if image is not None and labels is not None and sample is not None:
             try:
                 check_sizes(image.shape, labels.shape, sample)
@@ -219,8 +242,19 @@ class _Samples(Dataset[_Found]):
             None if image is None else (image.shape[0], image.shape[1]),
             None if labels is None else count_labels(labels, self.dataset.num_classes),
             0 if labels is None else labels.size,
+            None
+            if anomaly is None
+            else np.bincount(anomaly.ravel(), minlength=256)[[0, 1, IGNORE]],
             problems,
         )
+
+
+def read_labels(dataset: Any, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Labels and, where the data set has them, anomalies of a sample, without transforms."""
+    if hasattr(dataset, "read_labels"):
+        labels, anomaly = dataset.read_labels(index)
+        return labels, anomaly
+    return dataset.read_mask_labels(index), None
 
 
 def _examine(dataset: Any, split: str, num_workers: int) -> list[_Found]:
@@ -250,6 +284,15 @@ def _statistics(found: Sequence[_Found], class_names: Sequence[str]) -> dict[str
     pixels, images = counts.sum(0), (counts > 0).sum(0)
     total, labelled = sum(f.pixels for f in found), int(pixels.sum())
     sizes = Counter(f"{f.size[0]}x{f.size[1]}" for f in found if f.size is not None)
+    strange = [f.anomaly for f in found if f.anomaly is not None]
+    anomalies = {}
+    if strange:
+        fine, odd, rest = np.sum(strange, 0).tolist()
+        anomalies["anomalies"] = {
+            "share": odd / max(fine + odd, 1),
+            "images": sum(int(one[1] > 0) for one in strange),
+            "not_evaluated": rest / max(fine + odd + rest, 1),
+        }
     return {
         "images": len(found),
         "sizes": dict(sizes.most_common()),
@@ -262,4 +305,5 @@ def _statistics(found: Sequence[_Found], class_names: Sequence[str]) -> dict[str
             }
             for c, name in enumerate(class_names)
         },
+        **anomalies,
     }

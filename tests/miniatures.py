@@ -14,9 +14,14 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 __all__ = [
     "make_ade20k",
+    "make_anomaly_folder",
     "make_cityscapes",
     "make_coco_stuff_10k",
     "make_coco_stuff_164k",
+    "make_fishyscapes",
+    "make_road_anomaly",
+    "make_road_anomaly21",
+    "make_street_hazards",
     "make_voc",
 ]
 
@@ -151,6 +156,102 @@ def make_voc(
         (lists / f"{split}.txt").write_text("\n".join(names) + "\n")
     (root / "Annotations").mkdir()
     return root
+
+
+CITYSCAPES_IDS = [7, 8, 11, 17, 21, 23, 24, 26, 33]  # so that the scenes look like make_cityscapes
+
+
+def make_fishyscapes(root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0) -> Path:
+    """fishyscapes_lostandfound (0, 1, 255) and the leftImg8bit of Lost and Found, which has other frames as well."""
+    rng = np.random.default_rng(seed)
+    for number in range(images):
+        street = ("04_Maurener_Weg_8", "13_Elly_Beinhorn_Str")[number % 2]
+        frame = f"{street}_{number:06d}_000030"
+        image, _ = scene(rng, size, CITYSCAPES_IDS)
+        labels = add_anomaly(rng, image)
+        labels[-size[0] // 12 :] = 255  # ego vehicle
+        folder = root / "leftImg8bit" / ("train", "test")[number % 2] / street
+        save(image, folder / f"{frame}_leftImg8bit.png")
+        save(image, folder / f"{street}_{number:06d}_000040_leftImg8bit.png")
+        save(labels, root / "fishyscapes_lostandfound" / f"{number:04d}_{frame}_labels.png")
+    return root
+
+
+def make_road_anomaly(root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0) -> Path:
+    """RoadAnomaly_jpg: frames with folders of labels (0 background, 1 road, 2 anomaly)."""
+    rng = np.random.default_rng(seed)
+    root = root / "RoadAnomaly_jpg"
+    names = [f"animals{number:02d}_cow" for number in range(images)]
+    for number, name in enumerate(names):
+        image, ids = scene(rng, size, CITYSCAPES_IDS)
+        anomaly = add_anomaly(rng, image)
+        road = (ids == 7) if number % 2 else np.zeros_like(anomaly)  # seldom labelled apart
+        labels = np.where(anomaly == 1, 2, road).astype(np.uint8)
+        save(image, root / "frames" / f"{name}.jpg")
+        folder = root / "frames" / f"{name}.labels"
+        save(labels, folder / "labels_semantic.png")
+        save(np.stack([labels] * 3, 2), folder / "labels_semantic_color.png")
+    (root / "frame_list.json").write_text(json.dumps([f"{name}.jpg" for name in names]))
+    return root
+
+
+def make_road_anomaly21(root: Path, size: Size = (96, 128), images: int = 3, seed: int = 0) -> Path:
+    """dataset_AnomalyTrack: `images` with labels_masks (0, 1, 255), and two test images without."""
+    rng = np.random.default_rng(seed)
+    root = root / "dataset_AnomalyTrack"
+    for number in range(images + 2):
+        image, _ = scene(rng, varied(rng, size), CITYSCAPES_IDS)
+        labels = add_anomaly(rng, image)
+        labels[:4] = 255
+        name = f"validation{number:04d}" if number < images else f"cow{number:04d}"
+        save(image, root / "images" / f"{name}.jpg")
+        if number < images:
+            save(labels, root / "labels_masks" / f"{name}_labels_semantic.png")
+            save(image, root / "labels_masks" / f"{name}_labels_semantic_color.png")
+    return root
+
+
+def make_street_hazards(root: Path, size: Size = (96, 128), images: int = 2, seed: int = 0) -> Path:
+    """train and test with images and annotations by town (1 unlabelled, 2 to 13, 14 anomaly); `images` per town."""
+    rng = np.random.default_rng(seed)
+    splits = {"training": ("t1-3",), "validation": ("t4",), "test": ("t5", "t6")}
+    for split, towns in splits.items():
+        part = root / ("test" if split == "test" else "train")
+        for town in towns:
+            for number in range(
+                images * (2 if split == "training" else 1)
+            ):  # numbered anew in each
+                image, ids = scene(rng, size, [1, 2, 7, 8, 9, 10, 11, 13])
+                if split == "test":
+                    ids[add_anomaly(rng, image) == 1] = 14
+                save(image, part / "images" / split / town / f"{number}.png")
+                save(ids, part / "annotations" / split / town / f"{number}.png")
+    return root
+
+
+def make_anomaly_folder(root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0) -> Path:
+    """images (.jpg), masks (0, 1, 255), class_masks (0 to 4, 255) and masks in black and white (0, 255)."""
+    rng = np.random.default_rng(seed)
+    for number in range(images):
+        image, ids = scene(rng, varied(rng, size), [0, 1, 2, 3, 4])
+        anomaly = add_anomaly(rng, image)
+        name = f"street/{number}"
+        save(image, root / "images" / f"{name}.jpg")
+        save(ids, root / "class_masks" / f"{name}.png")
+        save(255 * anomaly, root / "white" / f"{name}.png")
+        anomaly[:3] = 255
+        save(anomaly, root / "masks" / f"{name}.png")
+    return root
+
+
+def add_anomaly(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Draw an ellipse striped in black and white, unlike the scenes, into the image; its mask HxW uint8, 1 there, else 0."""
+    height, width = image.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    middle, radius = rng.uniform((0.4, 0.2), (0.7, 0.8)) * (height, width), rng.uniform(0.1, 0.2, 2)
+    inside = (((y - middle[0]) / (radius[0] * height)) ** 2 + ((x - middle[1]) / (radius[1] * width)) ** 2) < 1  # fmt: skip
+    image[inside] = np.where(x // 6 % 2 == 0, 255, 0)[inside][:, None]
+    return inside.astype(np.uint8)
 
 
 def scene(rng: np.random.Generator, size: Size, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,17 +20,13 @@ class PixelSegmenter(SegmentationModule):
     """One linear map of the colour of a pixel; how little any class likes it is its anomaly."""
 
     def __init__(self, num_classes=6, anomaly=True, class_names=None):
-        super().__init__(num_classes, class_names=class_names)
+        score = "energy" if anomaly else None
+        super().__init__(num_classes, class_names=class_names, anomaly_score=score)
         self.features = nn.Conv2d(3, num_classes, 1)
-        self.anomaly = anomaly
 
-    def forward(self, image):
-        return self.features(self.normalize(image))
-
-    def maps(self, image):
-        scores = self(image)
-        anomaly = {"anomaly": -scores.logsumexp(1, keepdim=True)} if self.anomaly else {}
-        return {"scores": scores, **anomaly}
+    def outputs(self, image):
+        scores = self.features(self.normalize(image))
+        return {"logits": scores, "features": scores}
 
     def compute_loss(self, batch):
         loss = nn.functional.cross_entropy(self(batch["image"]), batch["mask"], ignore_index=255)

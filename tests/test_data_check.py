@@ -216,6 +216,24 @@ def test_scenes_that_are_drawn(tmp_path):
     assert report["splits"]["test"]["ignored"] > 0
 
 
+def test_ignored_pixels_are_not_drawn_like_a_class(root, tmp_path):
+    """VOC's background is black."""
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:9] = 255
+    for folder, array in (("images", np.full((20, 30, 3), 90, np.uint8)), ("masks", mask)):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            Image.fromarray(array).save(tmp_path / folder / f"{name}.png")
+    data = FolderDataModule(tmp_path, num_classes=2, cache_dir=tmp_path / "c", num_workers=0)
+    assert data.palette[0] == (0, 0, 0)
+    check(data, tmp_path / "out", num_pictures=1)
+    with Image.open(tmp_path / "out" / "data_check.png") as picture:
+        labels = np.array(picture)[:, 328 + 10 : 648 - 10]  # the second column
+    rows = [tuple(row[100]) for row in labels]
+    assert (255, 255, 255) in rows
+    assert rows.count((0, 0, 0)) >= 2 * 100
+
+
 def test_no_pictures(data, tmp_path):
     check(data, tmp_path / "out", num_pictures=0)
     assert not (tmp_path / "out" / "data_check.png").exists()

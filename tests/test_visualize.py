@@ -75,6 +75,19 @@ def test_grid_places_pictures_titles_and_legend():
         grid([])
 
 
+def test_grid_captions_rows():
+    dark = np.full((10, 10, 3), 10, np.uint8)
+    plain = grid([[dark], [dark]], cell_width=100, gap=5)
+    named = grid([[dark], [dark]], cell_width=100, gap=5, captions=["a", "b"])
+    line = (named.height - plain.height) // 2
+    assert line > 10
+    pixels = np.asarray(named)
+    for top in (5, 5 + line + 100 + 5):  # text on white, then the picture
+        assert pixels[top : top + line].min() < 100
+        assert pixels[top : top + line, 50:].min() == 255
+        assert (pixels[top + line : top + line + 100, 5:105] == 10).all()
+
+
 def test_grid_keeps_enlarged_pixels_sharp():
     board = (np.indices((4, 4)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, -1)
     picture = np.asarray(grid([[board]], cell_width=40, gap=0))

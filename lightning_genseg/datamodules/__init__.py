@@ -1,22 +1,32 @@
 """Lightning datamodules, one for each data set."""
 
 from lightning_genseg.datamodules.ade20k import ADE20KDataModule
+from lightning_genseg.datamodules.anomaly_folder import AnomalyFolderDataModule
 from lightning_genseg.datamodules.base import SegmentationDataModule
 from lightning_genseg.datamodules.camvid import CamVidDataModule
 from lightning_genseg.datamodules.cityscapes import CityscapesDataModule
 from lightning_genseg.datamodules.coco_stuff import COCOStuff10kDataModule, COCOStuff164kDataModule
+from lightning_genseg.datamodules.fishyscapes import FishyscapesDataModule
 from lightning_genseg.datamodules.folder import FolderDataModule
+from lightning_genseg.datamodules.road_anomaly import RoadAnomalyDataModule
+from lightning_genseg.datamodules.road_anomaly21 import RoadAnomaly21DataModule
+from lightning_genseg.datamodules.street_hazards import StreetHazardsDataModule
 from lightning_genseg.datamodules.synthetic import SyntheticScenesDataModule
 from lightning_genseg.datamodules.voc import VOCDataModule
 
 __all__ = [
     "ADE20KDataModule",
+    "AnomalyFolderDataModule",
     "COCOStuff10kDataModule",
     "COCOStuff164kDataModule",
     "CamVidDataModule",
     "CityscapesDataModule",
+    "FishyscapesDataModule",
     "FolderDataModule",
+    "RoadAnomaly21DataModule",
+    "RoadAnomalyDataModule",
     "SegmentationDataModule",
+    "StreetHazardsDataModule",
     "SyntheticScenesDataModule",
     "VOCDataModule",
 ]

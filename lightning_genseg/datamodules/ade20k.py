@@ -18,7 +18,8 @@ class ADE20KDataModule(SegmentationDataModule):
     Args:
         root: folder that holds images and annotations, usually ADEChallengeData2016; not needed for prediction.
         download: get what is missing in `root` before the run (1 GB).
-        batch_size: see `SegmentationDataModule`, like all that follow.
+        unknown_classes: see `SegmentationDataModule`, like all that follow.
+        batch_size: see there.
         eval_batch_size: see there.
         num_workers: see there.
         crop_size: see there.
@@ -34,6 +35,7 @@ class ADE20KDataModule(SegmentationDataModule):
         self,
         root: Path,
         download: bool = False,
+        unknown_classes: list[str] | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -48,6 +50,7 @@ class ADE20KDataModule(SegmentationDataModule):
         super().__init__(
             class_names=ADE20K.CLASS_NAMES,
             palette=ADE20K.PALETTE,
+            unknown_classes=unknown_classes,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,

@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from lightning_genseg.datasets.base import IGNORE, Color, ImageFolder, check_palette, from_worker
+from lightning_genseg.datasets.base import (
+    IGNORE,
+    Color,
+    ImageFolder,
+    MissingFiles,
+    SegmentationDataset,
+    check_palette,
+    from_worker,
+    known_classes,
+)
 from lightning_genseg.datasets.class_index import Labelled, class_index
 from lightning_genseg.transforms import (
     Transform,
@@ -45,11 +54,14 @@ class SegmentationDataModule(LightningDataModule, ABC):
 
     `num_classes`, `ignore_index` (255), `class_names` and `palette` are there at once, `train_dataset`, `val_dataset`,
     `test_dataset` and `predict_dataset` after `setup`. A batch is a dict: `image` float32 Bx3xHxW in [0, 1],
-    `mask` int64 BxHxW (not when predicting), `name` list of str. Works without a Trainer.
+    `mask` int64 BxHxW (not when predicting), `name` list of str, and where the data have unknown objects `anomaly`
+    int64 BxHxW: 1 anomalous, 0 known, 255 not evaluated; `mask` is 255 where it is 1. Works without a Trainer.
 
     Args:
         class_names: one per class.
         palette: one RGB colour per class; default: PASCAL VOC's.
+        unknown_classes: classes to leave out: 255 in `mask` and 1 in `anomaly`, in all splits. The others keep their
+            order and are numbered anew; `class_names`, `palette` and `num_classes` are theirs.
         batch_size: of training, per process.
         eval_batch_size: of validation, test and prediction; more than 1 needs images of one size.
         num_workers: processes that load data.
@@ -66,10 +78,13 @@ class SegmentationDataModule(LightningDataModule, ABC):
         ValueError: a wrong argument.
     """
 
+    splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")  # those that there are
+
     def __init__(
         self,
         class_names: Sequence[str],
         palette: Sequence[Color] | None = None,
+        unknown_classes: Sequence[str] | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -91,10 +106,13 @@ class SegmentationDataModule(LightningDataModule, ABC):
         ):
             if value < least:
                 raise ValueError(f"{name} is {value} but must be at least {least}.")
-        self.num_classes = len(class_names)
+        colors = check_palette(palette, len(class_names))
+        self.unknown_classes = list(unknown_classes or ())
+        known = known_classes(class_names, self.unknown_classes)
+        self.num_classes = len(known)
         self.ignore_index = IGNORE
-        self.class_names = list(class_names)
-        self.palette = check_palette(palette, self.num_classes)
+        self.class_names = [class_names[c] for c in known]
+        self.palette = [colors[c] for c in known]
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -116,17 +134,38 @@ class SegmentationDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
-        """Build the data set of one split."""
+        """Build the data set of one split, with all classes; called by `split_dataset`."""
+
+    def split_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
+        """Build the data set of one split without the unknown classes; ValueError if there is no such split."""
+        if split not in self.splits:
+            raise ValueError(
+                f"{type(self).__name__} has no {split} split, only {', '.join(self.splits)}: train and validate on data with "
+                "the same classes."
+            )
+        try:
+            dataset = self.make_dataset(split, transform)
+        except MissingFiles as error:
+            if self.unknown_classes:
+                error.dataset.hold_out(self.unknown_classes)
+            raise
+        if self.unknown_classes:
+            if not isinstance(dataset, SegmentationDataset):
+                raise ValueError(
+                    f"{type(dataset).__name__} cannot leave out unknown_classes: derive it from SegmentationDataset."
+                )
+            dataset.hold_out(self.unknown_classes)
+        return dataset
 
     def setup(self, stage: str | None = None) -> None:
         """Build the data sets that a stage (fit, validate, test, predict; None: all) needs."""
-        if stage in ("fit", None):
-            self.train_dataset = self.make_dataset("train", self.train_transform)
+        if stage == "fit" or (stage is None and "train" in self.splits):
+            self.train_dataset = self.split_dataset("train", self.train_transform)
             self._images_of = None
-        if stage in ("fit", "validate", None):
-            self.val_dataset = self.make_dataset("val", self.eval_transform)
-        if stage in ("test", None):
-            self.test_dataset = self.make_dataset("test", self.eval_transform)
+        if stage in ("fit", "validate") or (stage is None and "val" in self.splits):
+            self.val_dataset = self.split_dataset("val", self.eval_transform)
+        if stage == "test" or (stage is None and "test" in self.splits):
+            self.test_dataset = self.split_dataset("test", self.eval_transform)
         if stage == "predict" or (stage is None and self.predict_root is not None):
             if self.predict_root is None:
                 raise ValueError(
@@ -178,9 +217,13 @@ class SegmentationDataModule(LightningDataModule, ABC):
         assert self.predict_dataset is not None
         return self._eval_loader(self.predict_dataset)
 
+    def plain_loader(self, split: Split) -> "CheckedLoader":
+        """Batches of all images of a split in its order, with `eval_transform`, without augmentation."""
+        return self._eval_loader(self.split_dataset(split, self.eval_transform))
+
     def class_index(self, split: Split = "train") -> NDArray[np.int64]:
         """Count pixels of each class in each image of a split, N x C; see `datasets.class_index`."""
-        dataset = self.make_dataset(split, ())
+        dataset = self.split_dataset(split, ())
         return class_index(_labelled(dataset), self.cache_dir, self.num_workers)
 
     def _class_images(self) -> list[NDArray[np.intp]]:
@@ -199,8 +242,9 @@ class SegmentationDataModule(LightningDataModule, ABC):
                     "class_balanced finds no labelled pixel in the training set: check the masks and the table of labels."
                 )
             if absent:
+                shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else ".")
                 rank_zero_warn(
-                    f"{len(absent)} classes occur in no training image and are never drawn: {', '.join(absent)}."
+                    f"{len(absent)} classes occur in no training image and are never drawn: {shown}"
                 )
             self._images_of = images
         return self._images_of
@@ -418,7 +462,7 @@ def check_batch(batch: Batch, num_classes: int | None = None) -> None:
     """Check that a batch is what the modules expect, and warn if all its pixels are ignored.
 
     Args:
-        batch: see `SegmentationDataModule`; without `mask` only the images are checked.
+        batch: see `SegmentationDataModule`; without `mask` only the images are checked, `anomaly` may be absent.
         num_classes: C; None: labels are not compared with it.
 
     Raises:
@@ -463,10 +507,38 @@ def check_batch(batch: Batch, num_classes: int | None = None) -> None:
                 f"mask {_name(names, index)} holds the labels {', '.join(map(str, values[:8]))} but there are {num_classes} "
                 f"classes: use 0 to {num_classes - 1} and 255 for ignore, or raise num_classes."
             )
-    if bool((mask == IGNORE).all()):
+    anomaly = batch.get("anomaly")
+    if anomaly is not None:
+        _check_anomaly(anomaly, mask, names)
+    if bool((mask == IGNORE).all()) and (anomaly is None or bool((anomaly == IGNORE).all())):
         rank_zero_warn(
             f"every pixel of the first batch ({', '.join(names)}) is ignored (255), nothing is learned from it: "
             "check the masks, the ids table and the size of the crop."
+        )
+
+
+def _check_anomaly(anomaly: object, mask: Tensor, names: Sequence[str]) -> None:
+    if (
+        not isinstance(anomaly, Tensor)
+        or anomaly.dtype != torch.int64
+        or anomaly.shape != mask.shape
+    ):
+        raise ValueError(
+            f"the anomaly masks of the batch with {_name(names, 0)} are {_kind(anomaly)} but must be int64 of shape "
+            f"{_shape(mask.shape)}, like the masks: return anomaly as int64 HxW from the data set."
+        )
+    odd = (anomaly != 0) & (anomaly != 1) & (anomaly != IGNORE)
+    both = (anomaly == 1) & (mask != IGNORE)
+    for index in torch.nonzero((odd | both).flatten(1).any(1)).flatten().tolist():
+        if odd[index].any():
+            values = sorted(set(anomaly[index][odd[index]].tolist()))
+            raise ValueError(
+                f"anomaly mask {_name(names, index)} holds {', '.join(map(str, values[:8]))}: use 1 for anomalous, 0 for "
+                "known and 255 for not evaluated."
+            )
+        raise ValueError(
+            f"mask {_name(names, index)} names a class where the anomaly mask says 1: make it 255 (ignore) there, or "
+            "the unknown is learned."
         )
 
 

@@ -15,7 +15,8 @@ class CamVidDataModule(SegmentationDataModule):
 
     Args:
         root: folder with train, trainannot, val, valannot, test, testannot; not needed for prediction.
-        batch_size: see `SegmentationDataModule`, like all that follow.
+        unknown_classes: see `SegmentationDataModule`, like all that follow.
+        batch_size: see there.
         eval_batch_size: see there.
         num_workers: see there.
         crop_size: see there.
@@ -30,6 +31,7 @@ class CamVidDataModule(SegmentationDataModule):
     def __init__(
         self,
         root: Path,
+        unknown_classes: list[str] | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -44,6 +46,7 @@ class CamVidDataModule(SegmentationDataModule):
         super().__init__(
             class_names=CamVid.CLASS_NAMES,
             palette=CamVid.PALETTE,
+            unknown_classes=unknown_classes,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,

@@ -20,7 +20,8 @@ class CityscapesDataModule(SegmentationDataModule):
     Args:
         root: folder that holds leftImg8bit and gtFine; not needed for prediction.
         labels: the masks to read, `labelIds` as distributed or `labelTrainIds` of cityscapesScripts.
-        batch_size: see `SegmentationDataModule`, like all that follow.
+        unknown_classes: see `SegmentationDataModule`, like all that follow.
+        batch_size: see there.
         eval_batch_size: see there.
         num_workers: see there.
         crop_size: see there.
@@ -36,6 +37,7 @@ class CityscapesDataModule(SegmentationDataModule):
         self,
         root: Path,
         labels: Literal["labelIds", "labelTrainIds"] = "labelIds",
+        unknown_classes: list[str] | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -50,6 +52,7 @@ class CityscapesDataModule(SegmentationDataModule):
         super().__init__(
             class_names=Cityscapes.CLASS_NAMES,
             palette=Cityscapes.PALETTE,
+            unknown_classes=unknown_classes,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,

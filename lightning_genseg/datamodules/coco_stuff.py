@@ -18,7 +18,8 @@ class COCOStuff10kDataModule(SegmentationDataModule):
     Args:
         root: folder that holds images, annotations and imageLists; not needed for prediction.
         download: get what is missing in `root` before the run (2 GB).
-        batch_size: see `SegmentationDataModule`, like all that follow.
+        unknown_classes: see `SegmentationDataModule`, like all that follow.
+        batch_size: see there.
         eval_batch_size: see there.
         num_workers: see there.
         crop_size: see there.
@@ -34,6 +35,7 @@ class COCOStuff10kDataModule(SegmentationDataModule):
         self,
         root: Path,
         download: bool = False,
+        unknown_classes: list[str] | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -48,6 +50,7 @@ class COCOStuff10kDataModule(SegmentationDataModule):
         super().__init__(
             class_names=COCOStuff10k.CLASS_NAMES,
             palette=COCOStuff10k.PALETTE,
+            unknown_classes=unknown_classes,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
@@ -81,7 +84,8 @@ class COCOStuff164kDataModule(SegmentationDataModule):
     Args:
         root: folder that holds images and annotations; not needed for prediction.
         download: get what is missing in `root` before the run (20 GB).
-        batch_size: see `SegmentationDataModule`, like all that follow.
+        unknown_classes: see `SegmentationDataModule`, like all that follow.
+        batch_size: see there.
         eval_batch_size: see there.
         num_workers: see there.
         crop_size: see there.
@@ -97,6 +101,7 @@ class COCOStuff164kDataModule(SegmentationDataModule):
         self,
         root: Path,
         download: bool = False,
+        unknown_classes: list[str] | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -111,6 +116,7 @@ class COCOStuff164kDataModule(SegmentationDataModule):
         super().__init__(
             class_names=COCOStuff164k.CLASS_NAMES,
             palette=COCOStuff164k.PALETTE,
+            unknown_classes=unknown_classes,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,

@@ -34,7 +34,8 @@ class FolderDataModule(SegmentationDataModule):
         test_list: likewise.
         val_fraction: share of the images drawn for validation without lists, in (0, 1).
         split_seed: of that draw; apart from `seed`, so that runs with other seeds are scored on the same images.
-        batch_size: see `SegmentationDataModule`, like all that follow.
+        unknown_classes: see `SegmentationDataModule`, like all that follow.
+        batch_size: see there.
         eval_batch_size: see there.
         num_workers: see there.
         crop_size: see there.
@@ -64,6 +65,7 @@ class FolderDataModule(SegmentationDataModule):
         test_list: Path | None = None,
         val_fraction: float = 0.2,
         split_seed: int = 0,
+        unknown_classes: list[str] | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -75,16 +77,7 @@ class FolderDataModule(SegmentationDataModule):
         predict_root: Path | None = None,
         cache_dir: Path | None = None,
     ) -> None:
-        if class_names is None:
-            if num_classes is None:
-                raise ValueError(
-                    "the number of classes is not known: give num_classes or class_names."
-                )
-            class_names = [f"class_{index}" for index in range(num_classes)]
-        if num_classes is not None and num_classes != len(class_names):
-            raise ValueError(
-                f"num_classes is {num_classes} but class_names has {len(class_names)} names: correct one of them."
-            )
+        class_names = named_classes(num_classes, class_names)
         if (train_list is None) != (val_list is None):
             raise ValueError(
                 "train_list and val_list belong together: give both, or neither to draw a validation set."
@@ -95,6 +88,7 @@ class FolderDataModule(SegmentationDataModule):
         super().__init__(
             class_names=class_names,
             palette=palette,
+            unknown_classes=unknown_classes,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
@@ -107,6 +101,8 @@ class FolderDataModule(SegmentationDataModule):
             cache_dir=cache_dir,
         )
         self.root = Path(root)
+        self.file_classes = class_names  # the unknown ones as well
+        self.file_palette = palette
         self.images = images
         self.masks = masks
         self.ids = ids
@@ -124,11 +120,11 @@ class FolderDataModule(SegmentationDataModule):
         self._names = self._names or self._split()
         return Folder(
             self.root,
-            self.class_names,
+            self.file_classes,
             self.images,
             self.masks,
             self._names[split],
-            self.palette,
+            self.file_palette,
             self.ids,
             transform,
         )
@@ -168,3 +164,16 @@ class FolderDataModule(SegmentationDataModule):
 
     def _find(self, path: Path) -> Path:
         return path if Path(path).is_file() else self.root / path
+
+
+def named_classes(num_classes: int | None, class_names: Sequence[str] | None) -> list[str]:
+    """Return one name per class, by default class_0, class_1 ...; ValueError if neither is given or they differ."""
+    if class_names is None:
+        if num_classes is None:
+            raise ValueError("the number of classes is not known: give num_classes or class_names.")
+        return [f"class_{index}" for index in range(num_classes)]
+    if num_classes is not None and num_classes != len(class_names):
+        raise ValueError(
+            f"num_classes is {num_classes} but class_names has {len(class_names)} names: correct one of them."
+        )
+    return list(class_names)

@@ -20,7 +20,8 @@ class VOCDataModule(SegmentationDataModule):
         root: folder that holds JPEGImages, usually VOCdevkit/VOC2012; not needed for prediction.
         train_split: `trainaug` (10 582 images with the masks of SBD) or `train` (VOC's own 1464).
         download: get what is missing in `root` before the run (2 GB, and 1.4 GB for trainaug).
-        batch_size: see `SegmentationDataModule`, like all that follow.
+        unknown_classes: see `SegmentationDataModule`, like all that follow.
+        batch_size: see there.
         eval_batch_size: see there.
         num_workers: see there.
         crop_size: see there.
@@ -37,6 +38,7 @@ class VOCDataModule(SegmentationDataModule):
         root: Path,
         train_split: Literal["trainaug", "train"] = "trainaug",
         download: bool = False,
+        unknown_classes: list[str] | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 1,
         num_workers: int = 2,
@@ -51,6 +53,7 @@ class VOCDataModule(SegmentationDataModule):
         super().__init__(
             class_names=VOC.CLASS_NAMES,
             palette=VOC.PALETTE,
+            unknown_classes=unknown_classes,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,

@@ -1,11 +1,16 @@
 """Data sets in plain torch: read one sample, return `image`, `mask`, `name`."""
 
 from lightning_genseg.datasets.ade20k import ADE20K
+from lightning_genseg.datasets.anomaly_folder import AnomalyFolder
 from lightning_genseg.datasets.base import IGNORE, ImageFolder, Sample, SegmentationDataset
 from lightning_genseg.datasets.camvid import CamVid
 from lightning_genseg.datasets.cityscapes import Cityscapes
 from lightning_genseg.datasets.coco_stuff import COCOStuff10k, COCOStuff164k
+from lightning_genseg.datasets.fishyscapes import FishyscapesLostAndFound
 from lightning_genseg.datasets.folder import Folder
+from lightning_genseg.datasets.road_anomaly import RoadAnomaly
+from lightning_genseg.datasets.road_anomaly21 import RoadAnomaly21
+from lightning_genseg.datasets.street_hazards import StreetHazards
 from lightning_genseg.datasets.synthetic import SyntheticScenes
 from lightning_genseg.datasets.voc import VOC
 
@@ -13,13 +18,18 @@ __all__ = [
     "ADE20K",
     "IGNORE",
     "VOC",
+    "AnomalyFolder",
     "COCOStuff10k",
     "COCOStuff164k",
     "CamVid",
     "Cityscapes",
+    "FishyscapesLostAndFound",
     "Folder",
     "ImageFolder",
+    "RoadAnomaly",
+    "RoadAnomaly21",
     "Sample",
     "SegmentationDataset",
+    "StreetHazards",
     "SyntheticScenes",
 ]

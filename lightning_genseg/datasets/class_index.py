@@ -146,6 +146,9 @@ class Cache:
             name = f"classes_{type(dataset).__name__}_{_digest(dataset)}.npz"
             self.path = (default_cache_dir() if folder is None else Path(folder)) / name
             self.stamps = _stamps([sample.mask for sample in dataset.samples])
+            own = [sample.anomaly for sample in dataset.samples if sample.anomaly is not None]
+            if own:  # one for each
+                self.stamps += _stamps(own)
 
     def load(self) -> tuple[Counts, NDArray[np.bool_]]:
         """Counts, and for which images they are known."""
@@ -188,6 +191,7 @@ def _digest(dataset: SegmentationDataset) -> str:
     """Names and table, but not where the root folder lies: clusters unpack data into a new one for every job."""
     content: list[Any] = [type(dataset).__qualname__, dataset.num_classes, dataset.label_values()]
     content += [(sample.name, sample.mask.parts[-3:]) for sample in dataset.samples]
+    content += [s.anomaly.parts[-3:] for s in dataset.samples if s.anomaly is not None]
     return hashlib.sha256(repr(content).encode()).hexdigest()[:20]
 
 

@@ -11,7 +11,6 @@ from lightning_genseg.datasets.base import (
     IGNORE,
     Sample,
     SegmentationDataset,
-    map_labels,
     read_mask,
     voc_palette,
 )
@@ -128,12 +127,10 @@ class COCOStuff10k(SegmentationDataset):
             expected = "labelTrainIds are 0 to 171: convert the .mat files again"
             check_ids(self, range(172, 256), expected)
 
-    def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
-        """Read the labels of an image as HxW classes (255 = ignore), without transforms."""
+    def read_mask_values(self, index: int) -> NDArray[np.integer[Any]]:
+        """Read what the file of a mask holds, HxW: a .mat file, or a PNG of mmsegmentation's converter."""
         path = self.samples[index].mask
-        return map_labels(
-            _read_mat(path) if path.suffix == ".mat" else read_mask(path), self._table, path
-        )
+        return _read_mat(path) if path.suffix == ".mat" else read_mask(path)
 
     @classmethod
     def download(cls, root: Path | str) -> None:

@@ -107,9 +107,15 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
 
     def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
         """Draw the labels of a scene as HxW classes (255 = ignore), without transforms."""
+        return self.read_labels(index)[0]
+
+    def read_labels(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Draw classes (255 = ignore) and, with `held_out`, anomalies (1, 0, 255), both HxW, without transforms."""
         _, mask = _draw(np.random.default_rng([self.seed, index]), self.size, self.held_out)
-        mask[mask == _HELD_OUT] = IGNORE
-        return mask
+        unknown = mask == _HELD_OUT
+        anomaly = np.where(mask == IGNORE, np.uint8(IGNORE), unknown.astype(np.uint8))
+        mask[unknown] = IGNORE
+        return mask, anomaly if self.held_out else None
 
 
 class _Scene:

@@ -139,6 +139,15 @@ class SegmentationModule(LightningModule, ABC):
         maps = self.score_maps(image, [self.anomaly_score])
         return {"scores": maps["scores"], "anomaly": maps[self.anomaly_score]}
 
+    def computable_scores(self) -> list[AnomalyName]:
+        """Names of the anomaly scores that this module can give now."""
+        return [
+            name
+            for name in get_args(AnomalyName)
+            if self.anomaly.is_fitted(name)
+            and (name != "density" or self.own_anomaly_score == "density")
+        ]
+
     def score_maps(self, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """`scores` B x C x H x W and the named anomaly scores B x 1 x H x W.
 
@@ -307,6 +316,12 @@ class SegmentationModule(LightningModule, ABC):
         """Log `val_mIoU`, `val_pixel_accuracy` and `val_IoU_<class>`."""
         self._log_scores("val", self.val_metrics)
 
+    def on_test_epoch_start(self) -> None:
+        """Count anew. What was counted stays after the test, for reports and notebooks to draw."""
+        for metric in (self.test_metrics, self.test_calibration, self.test_anomaly_metrics):
+            metric.reset()
+        self._has_anomalies = False
+
     def on_test_epoch_end(self) -> None:
         """Log `test_mIoU`, `test_pixel_accuracy`, `test_IoU_<class>`, `test_ECE`.
 
@@ -317,9 +332,6 @@ class SegmentationModule(LightningModule, ABC):
         scores = {"ECE": self.test_calibration.compute()}
         if self._has_anomalies:
             scores |= self.test_anomaly_metrics.compute()
-        for metric in (self.test_calibration, self.test_anomaly_metrics):
-            metric.reset()
-        self._has_anomalies = False
         for name, value in scores.items():
             self.log(f"test_{name}", value.float(), sync_dist=True)
 

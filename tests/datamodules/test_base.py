@@ -110,6 +110,13 @@ def test_given_transforms_replace_the_default():
     assert next(iter(data.val_dataloader()))["image"].shape[2:] == (8, 16)
 
 
+def test_plain_loader_gives_any_split_in_order():
+    data = synthetic()
+    names = [name for batch in data.plain_loader("train") for name in batch["name"]]
+    assert names == [f"scene_0_{index:05}" for index in range(13)]
+    assert next(iter(data.plain_loader("test")))["image"].shape == (2, 3, 32, 40)
+
+
 def test_batches_do_not_depend_on_workers():
     runs = []
     for num_workers in (0, 1, 2):
@@ -465,6 +472,44 @@ def test_wrong_batches(changes, message):
 def test_batch_of_ignored_pixels_is_warned_about():
     with pytest.warns(UserWarning, match=r"every pixel of the first batch \(a, b\) is ignored"):
         check_batch(batch(mask=torch.full((2, 4, 5), 255)), 3)
+
+
+def strange(value=1, **changes):
+    anomaly = torch.zeros(2, 4, 5, dtype=torch.int64)
+    anomaly[1, 0, 0] = value
+    mask = torch.where(anomaly == 1, 255, torch.ones_like(anomaly))
+    return batch(**{"mask": mask, "anomaly": anomaly, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": 2}, "anomaly mask 'b' holds 2: use 1 for anomalous, 0 for known and 255"),
+        (
+            {"mask": torch.ones(2, 4, 5, dtype=torch.int64)},
+            "mask 'b' names a class where the anomaly",
+        ),
+        (
+            {"anomaly": torch.zeros(2, 4, 5)},
+            "anomaly masks of the batch with 'a' are float32 of shape",
+        ),
+        (
+            {"anomaly": torch.zeros(2, 5, 4, dtype=torch.int64)},
+            "are int64 of shape 2x5x4 but must be int64 of shape 2x4x5, like the masks",
+        ),
+    ],
+)
+def test_wrong_anomalies(changes, message):
+    check_batch(strange(), 3)
+    with pytest.raises(ValueError, match=message):
+        check_batch(strange(**changes), 3)
+
+
+def test_data_without_classes_are_not_warned_about():
+    ignored = torch.full((2, 4, 5), 255)
+    check_batch(strange(mask=ignored), 3)
+    with pytest.warns(UserWarning, match="every pixel of the first batch"):
+        check_batch(strange(mask=ignored, anomaly=ignored), 3)
 
 
 class Wrong(Dataset):

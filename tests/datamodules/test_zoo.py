@@ -83,6 +83,26 @@ def test_two_class_balanced_steps(tmp_path, kind, make, classes, counts):
     assert 0 <= scores["val_mIoU"] <= 1
 
 
+def test_a_few_of_many_absent_classes_are_named(tmp_path):
+    data = ADE20KDataModule(
+        make_ade20k(tmp_path, SIZE),
+        batch_size=2,
+        num_workers=0,
+        class_balanced=True,
+        cache_dir=tmp_path / "cache",
+    )
+    absent = [
+        n for n, held in zip(data.class_names, data.class_index().T, strict=True) if not held.any()
+    ]
+    assert len(absent) > 100
+    with pytest.warns(UserWarning, match="classes occur in no training image") as record:
+        data.train_dataloader()
+    (warning,) = record
+    assert str(warning.message) == (
+        f"{len(absent)} classes occur in no training image and are never drawn: {', '.join(absent[:5])} ..."
+    )
+
+
 def test_choices(tmp_path):
     root = make_voc(tmp_path / "voc", SIZE)
     data = VOCDataModule(root, "train", num_workers=0)

@@ -72,7 +72,7 @@ def test_augmentation_follows_the_seed(sample):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr"])
 def test_every_image_mode_becomes_rgb(tmp_path, mode):
-    path = tmp_path / ("x.tif" if mode in ("CMYK", "YCbCr") else "x.png")
+    path = tmp_path / ("x.jpg" if mode in ("CMYK", "YCbCr") else "x.png")
     Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
     image = read_image(path)
     assert image.shape == (4, 5, 3)

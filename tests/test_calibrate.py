@@ -1,0 +1,94 @@
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_genseg.anomaly import AnomalyName
+from lightning_genseg.calibrate import calibrate, save_calibrated
+from lightning_genseg.modules import GMMSeg, SoftmaxSegmenter
+
+TINY = {"num_classes": 3, "encoder": "tu-test_resnet", "decoder": "fpn"}
+
+
+def batches(count, size=(40, 52)):
+    for _ in range(count):
+        mask = torch.randint(3, (1, *size))
+        mask[:, :4] = 255
+        yield {"image": torch.rand(1, 3, *size), "mask": mask, "name": ["x"]}
+
+
+def gmmseg(**arguments):
+    return GMMSeg(**TINY, embedding_dim=8, components=2, memory_size=50, **arguments)
+
+
+@pytest.mark.parametrize(
+    "inference",
+    [
+        None,
+        {"scales": [0.5]},
+        {"window": (32, 32), "stride": (16, 32)},
+        {"scales": [0.75, 1.0], "flip": True},
+    ],
+)
+def test_fits_every_score_under_any_inference(inference):
+    model = gmmseg(inference=inference)
+    thresholds = calibrate(model, batches(2), batches(9), progress=False)
+    assert set(thresholds) == set(get_args(AnomalyName))
+    assert model.training  # as it was
+    image = torch.rand(1, 3, 40, 52)
+    for name, threshold in thresholds.items():
+        model.anomaly_score = name
+        prediction = model.eval().predict_step({"image": image, "name": ["x"]}, 0)
+        above = prediction["anomaly"] > threshold.value
+        assert torch.equal(prediction["anomaly_mask"], above)
+
+
+def test_known_pixels_of_the_held_out_images_keep_the_promise():
+    model = SoftmaxSegmenter(**TINY, anomaly_score="energy")
+    held_out = list(batches(19))
+    calibrate(model, batches(2), held_out, 0.1, "image", 0.05, progress=False)
+    model.eval()
+    shares = []
+    for batch in held_out:
+        flagged = model.predict_step(batch, 0)["anomaly_mask"]
+        shares.append(flagged[batch["mask"] < 3].float().mean())
+    assert max(shares) <= 0.1  # ceil(20 x 0.95) = 19: here all of them
+    calibrate(model, batches(2), held_out, 0.1, "pixel", progress=False)
+    flagged = [model.eval().predict_step(b, 0)["anomaly_mask"][b["mask"] < 3] for b in held_out]
+    assert 0.08 < torch.cat(flagged).float().mean() <= 0.1
+
+
+def test_softmax_has_no_density():
+    thresholds = calibrate(SoftmaxSegmenter(**TINY), batches(1), batches(9), progress=False)
+    assert set(thresholds) == set(get_args(AnomalyName)) - {"density"}
+
+
+def test_the_checkpoint_carries_what_was_fitted(tmp_path: Path):
+    model = gmmseg()
+    trainer = Trainer(logger=False, barebones=True)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    calibrate(model, batches(1), batches(9), progress=False)
+    save_calibrated(model, tmp_path / "a.ckpt", tmp_path / "b.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt"]
+    loaded = GMMSeg.load_from_checkpoint(tmp_path / "b.ckpt", anomaly_score="mahalanobis")
+    assert loaded.anomaly.thresholds == model.anomaly.thresholds
+    image = torch.rand(1, 3, 40, 52)
+    names = ["sml", "mahalanobis", "density"]
+    mine, theirs = (m.eval().score_maps(image, names) for m in (model, loaded))
+    for name in names:
+        torch.testing.assert_close(theirs[name], mine[name])
+    assert not GMMSeg.load_from_checkpoint(tmp_path / "a.ckpt").anomaly.thresholds
+
+
+def test_no_known_pixel_and_too_few_images_are_refused():
+    model = SoftmaxSegmenter(**TINY)
+    with pytest.raises(ValueError, match="5 held-out images are too few"):
+        calibrate(model, batches(1), batches(5), progress=False)
+    void = [{**batch, "mask": torch.full((1, 40, 52), 255)} for batch in batches(2)]
+    with pytest.raises(ValueError, match="no labelled training pixel"):
+        calibrate(model, void, batches(9), progress=False)
+    with pytest.raises(ValueError, match="no labelled pixel in the held-out"):
+        calibrate(model, batches(1), void, progress=False)
