@@ -257,22 +257,26 @@ def reliability_diagram(
     figure, (upper, lower) = _figure(size, rows=(3.2, 1))
     width = 1 / len(share)
     centers = (np.arange(len(share)) + 0.5) * width
-    bars: dict[str, Any] = {"width": width, "linewidth": 0.8}
-    blue = {"color": _KNOWN_BLUE, "edgecolor": "white", "label": "accuracy"}
-    upper.bar(centers[some], accuracy[some], **blue, **bars)
-    gap = {
-        "facecolor": "none",
-        "edgecolor": _GAP_RED,
-        "hatch": "////",
-        "label": "gap to confidence",
-    }
-    upper.bar(centers[some], (confidence - accuracy)[some], bottom=accuracy[some], **gap, **bars)
+    bars: dict[str, Any] = {"width": width, "edgecolor": "white", "linewidth": 0.8}
+    upper.bar(centers[some], accuracy[some], color="#9dbfe0", label="accuracy", **bars)
+    # Hatched: seen on white, where the model is too sure, and on blue, where not sure enough.
+    upper.bar(
+        centers[some],
+        (confidence - accuracy)[some],
+        width,
+        accuracy[some],
+        facecolor="none",
+        edgecolor=_GAP_RED,
+        hatch="////",
+        linewidth=0.8,
+        label="gap to confidence",
+    )
     upper.plot([0, 1], [0, 1], "--", color="#404040", linewidth=1, label="calibrated")
     error = float(np.sum(share[some] * np.abs(accuracy - confidence)[some]))
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
     upper.legend(loc="upper left", title=f"ECE {error:.2%}", edgecolor="none")
     upper.tick_params(labelbottom=False)
-    lower.bar(centers, share, color="#8a8f99", edgecolor="white", **bars)
+    lower.bar(centers, share, color="#8a8f99", **bars)
     lower.set(xlim=(0, 1), xlabel="confidence", ylabel="share of pixels")
     lower.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return _render(figure)

@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,10 +12,13 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import nn
 
+from lightning_genseg.anomaly import Threshold
 from lightning_genseg.callbacks import ChannelsLast, PredictionWriter, Report, read_manifest
 from lightning_genseg.datamodules import SyntheticScenesDataModule
 from lightning_genseg.datasets import SyntheticScenes
 from lightning_genseg.modules import SegmentationModule
+from lightning_genseg.visualize import ANOMALY_PALETTE, colorize
+from tests.report_run import run as report_run
 
 
 class PixelSegmenter(SegmentationModule):
@@ -31,6 +36,14 @@ class PixelSegmenter(SegmentationModule):
     def compute_loss(self, batch):
         loss = nn.functional.cross_entropy(self(batch["image"]), batch["mask"], ignore_index=255)
         return {"loss": loss}
+
+
+def calibrated(value):
+    """Module with a threshold; `value` is about the median of its scores, so that both sides occur."""
+    torch.manual_seed(0)
+    module = PixelSegmenter()
+    module.anomaly.thresholds["energy"] = Threshold(value, 0.1, "image", 0.2, 9)
+    return module
 
 
 def trainer(folder, *callbacks, **options):
@@ -143,6 +156,89 @@ def test_report_writes_null_for_absent_classes(tmp_path):
     assert not (tmp_path / "pictures.png").exists()
 
 
+def test_report_of_a_calibrated_module_on_unknown_objects(tmp_path):
+    module, data = calibrated(-2.1), scenes(held_out=True)
+    run = trainer(tmp_path, Report(num_pictures=2))
+    (logged,) = run.test(module, data, verbose=False)
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    for name in ("ECE", "AUROC", "AP", "FPR95"):
+        assert report[name] == logged[f"test_{name}"]
+    assert report["anomaly"]["score"] == "energy"
+    promise = {"value": -2.1, "false_positive_rate": 0.1, "level": "image", "risk": 0.2}
+    assert report["anomaly"]["threshold"] == {**promise, "samples": 9}
+    batches = list(data.test_dataloader())
+    with torch.no_grad():
+        scores = torch.cat([module.maps(batch["image"])["anomaly"][:, 0] for batch in batches])
+    labels = torch.cat([batch["anomaly"] for batch in batches])
+    for name, label in (("known_above", 0), ("anomalous_above", 1)):
+        share = (scores[labels == label] > -2.1).float().mean().item()
+        assert 0.05 < share < 0.95
+        assert report["anomaly"][name] == pytest.approx(share, abs=2e-3)  # bins
+    names = ["anomaly_histogram.png", "metrics.json", "pictures.png", "reliability.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert pixels(tmp_path / "reliability.png").shape == (600, 500, 3)
+    assert pixels(tmp_path / "anomaly_histogram.png").shape == (440, 640, 3)
+
+    picture = pixels(tmp_path / "pictures.png")
+    assert picture.shape[1] == 6 * 320 + 7 * 4
+    left = {"labels": 3 * 324 + 4, "mask": 5 * 324 + 4}
+    first = scores[0] > -2.1
+    for key, values in (("labels", labels[0]), ("mask", first.long())):
+        column = picture[27 : 27 + 213, left[key] : left[key] + 320]
+        expected = colorize(values.numpy(), ANOMALY_PALETTE)
+        rows = ((np.arange(32) + 0.5) * 213 / 32).astype(int)
+        columns = ((np.arange(48) + 0.5) * 320 / 48).astype(int)
+        np.testing.assert_array_equal(column[rows][:, columns], expected)
+
+
+def test_report_without_unknown_objects_or_score(tmp_path):
+    trainer(tmp_path / "a", Report(1)).test(PixelSegmenter(), scenes(), verbose=False)
+    assert not (tmp_path / "a" / "anomaly_histogram.png").exists()
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["anomaly"] == {
+        "score": "energy",
+        "threshold": None,
+    }
+    data = scenes(held_out=True)
+    trainer(tmp_path / "b", Report(1)).test(PixelSegmenter(anomaly=False), data, verbose=False)
+    assert not (tmp_path / "b" / "anomaly_histogram.png").exists()
+    assert "anomaly" not in json.loads((tmp_path / "b" / "metrics.json").read_text())
+    assert (tmp_path / "b" / "reliability.png").exists()
+    # image, labels, prediction, and the anomaly labels, which need no score
+    assert pixels(tmp_path / "b" / "pictures.png").shape[1] == 4 * 320 + 5 * 4
+
+
+def test_report_of_another_test_counts_anew(tmp_path):
+    module, data = calibrated(-2.1), scenes(held_out=True)
+    files = ("metrics.json", "reliability.png", "anomaly_histogram.png")
+    reports = []
+    for _ in range(2):
+        trainer(tmp_path, Report(0)).test(module, data, verbose=False)
+        reports.append([(tmp_path / name).read_bytes() for name in files])
+    assert reports[0] == reports[1]
+    known = sum((batch["mask"] != 255).sum().item() for batch in data.test_dataloader())
+    assert module.test_calibration.counts.sum() == known  # still there, for a notebook
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_report_of_two_processes_is_that_of_one(tmp_path):
+    command = [sys.executable, "-m", "tests.report_run", str(tmp_path / "two"), "2"]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    report_run(tmp_path / "one", 1)
+    two, one = (json.loads((tmp_path / k / "metrics.json").read_text()) for k in ("two", "one"))
+    assert two["images"] == one["images"] == 8
+    for name in ("known_above", "anomalous_above"):
+        assert 0 < one["anomaly"][name] < 1
+        assert two["anomaly"][name] == pytest.approx(one["anomaly"][name], abs=1e-3)
+    for name in ("ECE", "AUROC", "AP"):
+        assert two[name] == pytest.approx(one[name], abs=1e-4)
+    for name in ("reliability.png", "anomaly_histogram.png"):
+        differing = pixels(tmp_path / "two" / name) != pixels(tmp_path / "one" / name)
+        assert differing.mean() < 1e-3
+
+
 def test_report_leaves_nothing_in_a_fast_dev_run(tmp_path):
     run = trainer(tmp_path, Report(), fast_dev_run=True)
     run.fit(PixelSegmenter(), scenes())
@@ -194,6 +290,68 @@ def test_predictions_without_extras_go_to_the_runs_folder(tmp_path, photos):
     (line, *_) = read_manifest(out / "predictions.jsonl")
     assert line["overlay"] is None
     assert line["anomaly"] is None
+
+
+def test_predictions_of_a_calibrated_module(tmp_path, photos):
+    out, module = tmp_path / "out", calibrated(-2.1)
+    predict(PredictionWriter(out), photos, tmp_path, module)
+    predict(PredictionWriter(tmp_path / "plain"), photos, tmp_path, PixelSegmenter())
+    plain = {line["name"]: line for line in read_manifest(tmp_path / "plain" / "predictions.jsonl")}
+    shares = []
+    for line in read_manifest(out / "predictions.jsonl"):
+        assert line["anomaly_mask"] == f"anomaly_masks/{line['name']}.png"
+        expected = module.predict_image(pixels(line["image"]))["anomaly"] > -2.1
+        with Image.open(out / line["anomaly_mask"]) as file:
+            assert file.mode == "P"
+            np.testing.assert_array_equal(np.array(file), expected)
+            colors = np.array(file.convert("RGB"))
+        np.testing.assert_array_equal(colors, colorize(expected.astype(int), ANOMALY_PALETTE))
+        assert line["anomalous"] == pytest.approx(expected.mean(), abs=1e-6)
+        assert line["anomaly_threshold"] == -2.1
+        shares.append(line["anomalous"])
+        other = plain[line["name"]]
+        assert other["anomaly_mask"] is other["anomaly_threshold"] is None
+        assert "anomalous" not in other
+    assert 0 < min(shares) < max(shares) < 1
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
+    assert len(files) == 6 * 3
+
+
+def test_the_overlay_outlines_anomalies(tmp_path, photos):
+    for name, value in (("some", -2.1), ("none", 1e9)):
+        writer = PredictionWriter(tmp_path / name, alpha=0)
+        predict(writer, photos, tmp_path, calibrated(value))
+    for file in (tmp_path / "none" / "overlays").rglob("*.jpg"):
+        other = pixels(tmp_path / "some" / file.relative_to(tmp_path / "none"))
+        assert (np.abs(pixels(file).astype(int) - other).max(-1) > 60).mean() > 0.02
+
+
+def test_resume_knows_of_anomaly_masks(tmp_path, photos):
+    out = tmp_path / "out"
+    predict(PredictionWriter(out), photos, tmp_path, calibrated(-2.1))
+    lines = read_manifest(out / "predictions.jsonl")
+    lost = out / lines[2]["anomaly_mask"]
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    lost.unlink()
+    predict(PredictionWriter(out, resume=True), photos, tmp_path, calibrated(-2.1))
+    changed = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed == {out / lines[2][key] for key in ("mask", "anomaly", "anomaly_mask")}
+    predict(PredictionWriter(out, overwrite=True), photos / "more", tmp_path, calibrated(-2.1))
+    masks = {path.name for path in (out / "anomaly_masks").rglob("*.png")}
+    assert masks == {"photo.4.png", "photo.5.png"}
+
+
+def test_resume_refuses_another_threshold(tmp_path, photos):
+    out = tmp_path / "out"
+    predict(PredictionWriter(out), photos, tmp_path, calibrated(-2.1))
+    sentence = (
+        r"predictions with the anomaly threshold -2\.1, and this model has {}: it was calibrated"
+    )
+    manifest = out / "predictions.jsonl"
+    manifest.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:3]))
+    for value, module in (("-2.5", calibrated(-2.5)), ("None", PixelSegmenter())):
+        with pytest.raises(ValueError, match=sentence.format(value)):
+            predict(PredictionWriter(out, resume=True), photos, tmp_path, module)
 
 
 def test_earlier_predictions_are_not_lost_silently(tmp_path, photos):

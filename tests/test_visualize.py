@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from lightning_genseg.visualize import colorize, grid, heat_map, overlay, score_range
+from lightning_genseg.visualize import (
+    anomaly_histogram,
+    colorize,
+    grid,
+    heat_map,
+    outline,
+    overlay,
+    reliability_diagram,
+    score_range,
+)
 
 PALETTE = [(10, 20, 30), (200, 0, 0), (0, 255, 0)]
 MASK = np.array([[0, 1, 2], [255, 1, 0]], dtype=np.uint8)
@@ -93,3 +102,93 @@ def test_grid_keeps_enlarged_pixels_sharp():
     picture = np.asarray(grid([[board]], cell_width=40, gap=0))
     assert set(np.unique(picture)) == {0, 255}
     assert (picture[:10, :10] == 0).all()
+
+
+def test_outline_is_inside_a_region_and_black_around_it():
+    picture = np.full((8, 9, 3), 100, np.uint8)
+    mask = np.zeros((8, 9), bool)
+    mask[3:7, 0:5] = True  # at the left edge of the picture
+    lines = outline(picture, mask, (200, 10, 10))
+    kinds = {(100, 100, 100): ".", (200, 10, 10): "o", (0, 0, 0): "#"}
+    drawn = ["".join(kinds[tuple(pixel)] for pixel in row) for row in lines.tolist()]
+    assert drawn == [
+        ".........",
+        ".........",
+        "#####....",
+        "ooooo#...",
+        "....o#...",
+        "....o#...",
+        "ooooo#...",
+        "#####....",
+    ]
+    assert (picture == 100).all()
+    np.testing.assert_array_equal(outline(picture, mask & False), picture)
+    with pytest.raises(ValueError, match=r"the image is \(8, 9\) but the mask \(9, 8\)"):
+        outline(picture, mask.T)
+
+
+def near(picture, color, tolerance=30):
+    return np.abs(np.asarray(picture).astype(int) - color).max(-1) <= tolerance
+
+
+def reliability_table(gap):
+    share = np.array([0, 1, 2, 3, 4, 10]) / 20
+    confidence = (np.arange(6) + 0.5) / 6
+    accuracy = np.where(share > 0, np.clip(confidence - gap, 0, 1), np.nan)
+    return np.stack([np.where(share > 0, confidence, np.nan), accuracy, share], 1)
+
+
+def test_reliability_diagram_shows_the_gap():
+    red = (200, 68, 47)
+    pictures = {gap: reliability_diagram(reliability_table(gap)) for gap in (0, 0.07, -0.07)}
+    assert all(picture.size == (500, 600) for picture in pictures.values())
+    # Right of the legend, above the shares.
+    count = {gap: near(p, red)[40:400, 260:].sum() for gap, p in pictures.items()}
+    assert count[0.07] > 2 * count[0] + 300
+    assert count[-0.07] > 2 * count[0] + 300
+    with pytest.raises(ValueError, match="all bins of the reliability table are empty"):
+        reliability_diagram(np.array([[np.nan, np.nan, 0.0]] * 5))
+
+
+BLUE, ORANGE = (59, 110, 165), (232, 135, 14)
+
+
+def bars(picture, color):
+    """Columns of pixels, below the legend and without the axis, in which a histogram's outline is seen."""
+    return np.flatnonzero(near(picture, color)[150:368, 80:].any(0)) + 80
+
+
+def test_anomaly_histogram_places_both_kinds():
+    scores = np.concatenate([np.linspace(-9, -5, 500), np.linspace(-4, 3, 400), [np.inf, -np.inf]])
+    known = np.array([1000] * 500 + [0] * 400 + [1, 1])  # unequal numbers, equal areas
+    anomalous = np.array([0] * 500 + [2] * 400 + [0, 0])
+    order = np.random.default_rng(0).permutation(len(scores))
+    picture = anomaly_histogram(scores[order], known[order], anomalous[order])
+    assert picture.size == (640, 440)
+    assert bars(picture, BLUE).max() < 330
+    assert bars(picture, ORANGE).min() > 300
+    height = {color: near(picture, color)[:, 100:].any(1).argmax() for color in (BLUE, ORANGE)}
+    assert abs(height[BLUE] - height[ORANGE]) < 60  # the legend's first lines
+
+    line = (32, 32, 32)
+    drawn = near(anomaly_histogram(scores, known, anomalous, -4.5), line, 10)[200:368, 80:]
+    columns = np.flatnonzero(drawn.mean(0) > 0.4) + 80
+    assert 300 < columns.mean() < 340
+    assert len(columns) <= 3
+    plain = near(picture, line, 10)[200:368, 80:]
+    assert not (plain.mean(0) > 0.4).any()
+
+
+def test_anomaly_histogram_keeps_small_bars_visible():
+    """999 of 1000 known pixels in one bar: the last one would be a fifth of a pixel high."""
+    scores = np.array([0.0, 0.5, 1.0])
+    picture = anomaly_histogram(scores, np.array([9960, 40, 0]), np.array([5, 0, 5]))
+    assert (np.abs(bars(picture, BLUE) - 350) < 30).any()
+
+
+def test_anomaly_histogram_of_one_score_and_of_none():
+    assert anomaly_histogram(np.array([2.0]), np.array([3]), np.array([4])).size == (640, 440)
+    with pytest.raises(ValueError, match="no anomalous pixel has a finite score"):
+        anomaly_histogram(np.array([2.0, np.inf]), np.array([3, 0]), np.array([0, 4]))
+    with pytest.raises(ValueError, match="no known pixel has a finite score"):
+        anomaly_histogram(np.array([2.0]), np.array([0]), np.array([4]))

@@ -2,7 +2,7 @@
 
 Each pipeline reads files of its data set's real size and format and cuts the paper's crop: CamVid's real frames
 (`--camvid`), for the others generated street scenes in a temporary folder. `before` is how it was done until
-commit 3b4c60d: images copied three times on reading, labels looked up in numpy, the whole image zoomed and then
+commit 3b4c60d: images copied twice more on reading, labels looked up in numpy, the whole image zoomed and then
 cropped, labels counted in numpy. Both are measured in turns, in processor time.
 
     python experiments/benchmarks/loaders.py --camvid path/to/camvid

@@ -326,10 +326,13 @@ class SegmentationModule(LightningModule, ABC):
         """Log `test_mIoU`, `test_pixel_accuracy`, `test_IoU_<class>`, `test_ECE`.
 
         And, if the data have anomaly masks and the module an anomaly score, `test_AUROC`, `test_AP`,
-        `test_FPR95`.
+        `test_FPR95`; only these where nothing else is labelled.
         """
-        self._log_scores("test", self.test_metrics)
         scores = {"ECE": self.test_calibration.compute()}
+        if scores["ECE"].isnan() and self._has_anomalies:  # the data have labels of anomalies only
+            scores = {}
+        else:
+            self._log_scores("test", self.test_metrics)
         if self._has_anomalies:
             scores |= self.test_anomaly_metrics.compute()
         for name, value in scores.items():
