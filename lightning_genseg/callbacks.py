@@ -20,14 +20,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from lightning_genseg import __version__
 from lightning_genseg.anomaly import Threshold
 from lightning_genseg.datasets.base import voc_palette
 from lightning_genseg.files import replace_file
 from lightning_genseg.inference import infer, softmax
-from lightning_genseg.metrics.anomaly import ScoreHistogram, anomaly_metrics, bin_upper_edge
+from lightning_genseg.metrics.anomaly import AnomalyMetrics, bin_upper_edge
 from lightning_genseg.modules.base import SegmentationModule
 from lightning_genseg.visualize import (
     ANOMALY_PALETTE,
@@ -229,13 +228,13 @@ class CompareScores(Callback):
     """
 
     def __init__(self) -> None:
-        self._metrics: dict[str, MetricCollection] = {}
+        self._metrics: dict[str, AnomalyMetrics] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with empty histograms."""
         assert isinstance(pl_module, SegmentationModule)
         names = pl_module.computable_scores()
-        self._metrics = {name: anomaly_metrics().to(pl_module.device) for name in names}
+        self._metrics = {name: AnomalyMetrics().to(pl_module.device) for name in names}
 
     def on_test_batch_end(
         self,
@@ -616,8 +615,9 @@ def _reliability(module: SegmentationModule) -> NDArray[np.float32]:
 
 def _score_counts(module: SegmentationModule) -> ScoreCounts | None:
     """Anomaly scores of a test, of all processes; None unless there are known and anomalous pixels."""
-    histogram = next(iter(module.test_anomaly_metrics.values(copy_state=False)))
-    assert isinstance(histogram, ScoreHistogram)
+    histogram = module.test_anomaly_metrics
+    if histogram is None:
+        return None
     with histogram.sync_context():
         some = (histogram.known + histogram.anomalous).nonzero().flatten()
         known, anomalous = _array(histogram.known[some]), _array(histogram.anomalous[some])

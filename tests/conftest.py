@@ -32,10 +32,11 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _empty_hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A weight cached in the home folder must not make a test pass here and fail elsewhere."""
+    """What is cached in the home folder must not make a test pass here and fail elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # class indices
         yield
 
 

@@ -167,13 +167,15 @@ def test_anomaly_histogram_places_both_kinds():
     assert picture.size == (640, 440)
     assert bars(picture, BLUE).max() < 330
     assert bars(picture, ORANGE).min() > 300
-    height = {color: near(picture, color)[:, 100:].any(1).argmax() for color in (BLUE, ORANGE)}
-    assert abs(height[BLUE] - height[ORANGE]) < 60  # the legend's first lines
+    # Shares of a kind's own pixels: 80 bars over 12, of which 26.7 share the known, 46.7 the anomalous.
+    blue = 370 - near(picture, BLUE)[30:370, 90:250].any(1).argmax() - 30
+    orange = 370 - near(picture, ORANGE)[100:370, 350:].any(1).argmax() - 100
+    assert blue / orange == pytest.approx(46.7 / 26.7, rel=0.05)
 
     line = (32, 32, 32)
     drawn = near(anomaly_histogram(scores, known, anomalous, -4.5), line, 10)[200:368, 80:]
     columns = np.flatnonzero(drawn.mean(0) > 0.4) + 80
-    assert 300 < columns.mean() < 340
+    assert 270 < columns.mean() < 300
     assert len(columns) <= 3
     plain = near(picture, line, 10)[200:368, 80:]
     assert not (plain.mean(0) > 0.4).any()

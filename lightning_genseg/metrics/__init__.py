@@ -4,8 +4,8 @@ from lightning_genseg.metrics.anomaly import (
     AnomalyAUROC,
     AnomalyAveragePrecision,
     AnomalyFPR,
+    AnomalyMetrics,
     ScoreHistogram,
-    anomaly_metrics,
 )
 from lightning_genseg.metrics.calibration import CalibrationError
 from lightning_genseg.metrics.segmentation import named_scores, segmentation_metrics
@@ -14,9 +14,9 @@ __all__ = [
     "AnomalyAUROC",
     "AnomalyAveragePrecision",
     "AnomalyFPR",
+    "AnomalyMetrics",
     "CalibrationError",
     "ScoreHistogram",
-    "anomaly_metrics",
     "named_scores",
     "segmentation_metrics",
 ]

@@ -5,16 +5,16 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
-_BITS = 22  # of 32: sign, exponent and 13 bits of the mantissa
+_BITS = 21  # of 32: sign, exponent and 12 bits of the mantissa
 
 
 def score_bin(scores: Tensor) -> Tensor:
-    """Number of each score's bin, 0 to 2**22 - 1, in the order of the scores.
+    """Number of each score's bin, 0 to 2**21 - 1, in the order of the scores.
 
-    The bins are the float32 numbers themselves, cut to 22 bits: no range has to be known, and every
-    bin is at most 1/8192 of its scores wide, near zero as at 10**6.
+    The bins are the float32 numbers themselves, cut to 21 bits: no range has to be known, and every
+    bin is at most 1/4096 of its scores wide, near zero as at 10**6.
     """
     bits = (scores.float() + 0.0).view(torch.int32).long() & 0xFFFFFFFF  # + 0.0: no negative zero
     ordered = torch.where(bits >> 31 == 1, 0xFFFFFFFF - bits, bits + 0x80000000)
@@ -46,8 +46,7 @@ def score_histogram(scores: Tensor) -> Tensor:
 class ScoreHistogram(Metric):
     """Histograms of the anomaly scores of known and of anomalous pixels: 64 MB for any number of pixels.
 
-    Base of the three metrics below, which compute their number from it as if all scores of a bin were
-    equal. Scores may be of any range; bins are 1/8192 of the score wide.
+    Base of the metrics below, which compute their numbers from it as if all scores of a bin were equal. Scores may be of any range; bins are 1/4096 of the score wide.
 
     `known` and `anomalous` are the counts, one per bin of `score_bin`.
     """
@@ -80,7 +79,7 @@ class ScoreHistogram(Metric):
         self.known += score_histogram(scores[labels == 0])
         self.anomalous += score_histogram(scores[labels == 1])
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Any:
         """Both histograms, 2 x bins: known, anomalous."""
         return torch.stack([self.known, self.anomalous])
 
@@ -111,10 +110,7 @@ class AnomalyAUROC(ScoreHistogram):
     def compute(self) -> Tensor:
         """In [0, 1]; NaN where known or anomalous pixels are missing."""
         curve = self._curve()
-        if curve is None:
-            return self._undefined()
-        false, true = (torch.cat([counts.new_zeros(1), counts / counts[-1]]) for counts in curve)
-        return torch.trapezoid(true, false).float()
+        return self._undefined() if curve is None else _auroc(*curve)
 
 
 class AnomalyAveragePrecision(ScoreHistogram):
@@ -125,11 +121,7 @@ class AnomalyAveragePrecision(ScoreHistogram):
     def compute(self) -> Tensor:
         """In [0, 1]; NaN where known or anomalous pixels are missing."""
         curve = self._curve()
-        if curve is None:
-            return self._undefined()
-        false, true = curve
-        gain = true.diff(prepend=true.new_zeros(1)) / true[-1]
-        return (gain * true / (true + false)).sum().float()
+        return self._undefined() if curve is None else _average_precision(*curve)
 
 
 class AnomalyFPR(ScoreHistogram):
@@ -150,27 +142,41 @@ class AnomalyFPR(ScoreHistogram):
     def compute(self) -> Tensor:
         """In [0, 1]; NaN where known or anomalous pixels are missing."""
         curve = self._curve()
-        if curve is None:
-            return self._undefined()
-        false, true = curve
-        first = torch.searchsorted(true / true[-1], self.recall)
-        return (false[first] / false[-1]).float()
+        return self._undefined() if curve is None else _false_positive_rate(*curve, self.recall)
 
 
-def anomaly_metrics() -> MetricCollection:
-    """`AUROC`, `AP` and `FPR95` over one pair of histograms.
-
-    Update with scores (any shape, higher is stranger) and labels (1 anomalous, 0 known, else ignored).
+class AnomalyMetrics(ScoreHistogram):
+    """`AUROC`, `AP` and `FPR95` from one pair of histograms, as a dict.
 
     Example:
-        >>> metrics = anomaly_metrics()
+        >>> metrics = AnomalyMetrics()
         >>> metrics.update(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([0, 0, 1, 1]))
         >>> {name: round(value.item(), 3) for name, value in metrics.compute().items()}
-        {'AP': 0.833, 'AUROC': 0.75, 'FPR95': 0.5}
+        {'AUROC': 0.75, 'AP': 0.833, 'FPR95': 0.5}
     """
-    metrics: dict[str, Metric | MetricCollection] = {
-        "AUROC": AnomalyAUROC(),
-        "AP": AnomalyAveragePrecision(),
-        "FPR95": AnomalyFPR(),
-    }
-    return MetricCollection(metrics, compute_groups=[list(metrics)])
+
+    def compute(self) -> dict[str, Tensor]:
+        """The three in [0, 1]; NaN where known or anomalous pixels are missing."""
+        curve = self._curve()
+        if curve is None:
+            return dict.fromkeys(("AUROC", "AP", "FPR95"), self._undefined())
+        return {
+            "AUROC": _auroc(*curve),
+            "AP": _average_precision(*curve),
+            "FPR95": _false_positive_rate(*curve, recall=0.95),
+        }
+
+
+def _auroc(false: Tensor, true: Tensor) -> Tensor:
+    """Of the numbers of known and anomalous pixels above each threshold, highest first."""
+    false, true = (torch.cat([x.new_zeros(1), x / x[-1]]) for x in (false, true))
+    return torch.trapezoid(true, false).float()
+
+
+def _average_precision(false: Tensor, true: Tensor) -> Tensor:
+    gain = true.diff(prepend=true.new_zeros(1)) / true[-1]
+    return (gain * true / (true + false)).sum().float()
+
+
+def _false_positive_rate(false: Tensor, true: Tensor, recall: float) -> Tensor:
+    return (false[torch.searchsorted(true / true[-1], recall)] / false[-1]).float()

@@ -24,8 +24,8 @@ from lightning_genseg.inference import (
     softmax,
 )
 from lightning_genseg.metrics import (
+    AnomalyMetrics,
     CalibrationError,
-    anomaly_metrics,
     named_scores,
     segmentation_metrics,
 )
@@ -101,8 +101,9 @@ class SegmentationModule(LightningModule, ABC):
         self.val_metrics = segmentation_metrics(num_classes, ignore_index)
         self.test_metrics = self.val_metrics.clone()
         self.test_calibration = CalibrationError(ignore_index=ignore_index)
-        self.test_anomaly_metrics = anomaly_metrics()
-        self._has_anomalies = False  # in the batches of this test
+        self.test_anomaly_metrics: AnomalyMetrics | None = (
+            None  # made when there are anomaly labels
+        )
 
     # --- to be written by a method -----------------------------------------------------------
 
@@ -278,7 +279,8 @@ class SegmentationModule(LightningModule, ABC):
             probabilities = softmax(probabilities)
         self.test_calibration.update(probabilities, batch["mask"])
         if "anomaly" in batch and "anomaly" in maps:
-            self._has_anomalies = True
+            if self.test_anomaly_metrics is None:
+                self.test_anomaly_metrics = AnomalyMetrics().to(self.device)
             self.test_anomaly_metrics.update(maps["anomaly"][:, 0], batch["anomaly"])
         return self._evaluate(maps, batch, self.test_metrics)
 
@@ -318,9 +320,9 @@ class SegmentationModule(LightningModule, ABC):
 
     def on_test_epoch_start(self) -> None:
         """Count anew. What was counted stays after the test, for reports and notebooks to draw."""
-        for metric in (self.test_metrics, self.test_calibration, self.test_anomaly_metrics):
-            metric.reset()
-        self._has_anomalies = False
+        self.test_metrics.reset()
+        self.test_calibration.reset()
+        self.test_anomaly_metrics = None
 
     def on_test_epoch_end(self) -> None:
         """Log `test_mIoU`, `test_pixel_accuracy`, `test_IoU_<class>`, `test_ECE`.
@@ -328,13 +330,14 @@ class SegmentationModule(LightningModule, ABC):
         And, if the data have anomaly masks and the module an anomaly score, `test_AUROC`, `test_AP`,
         `test_FPR95`; only these where nothing else is labelled.
         """
+        anomaly = self.test_anomaly_metrics
         scores = {"ECE": self.test_calibration.compute()}
-        if scores["ECE"].isnan() and self._has_anomalies:  # the data have labels of anomalies only
+        if scores["ECE"].isnan() and anomaly is not None:  # the data have labels of anomalies only
             scores = {}
         else:
             self._log_scores("test", self.test_metrics)
-        if self._has_anomalies:
-            scores |= self.test_anomaly_metrics.compute()
+        if anomaly is not None:
+            scores |= anomaly.compute()
         for name, value in scores.items():
             self.log(f"test_{name}", value.float(), sync_dist=True)
 

@@ -14,6 +14,7 @@ def pixel_cross_entropy(scores: Tensor, mask: Tensor, ignore_index: int = 255) -
         ignore_index: label that does not count.
     """
     if scores.ndim == 4 and scores.is_contiguous(memory_format=torch.channels_last):
-        scores, mask = scores.movedim(1, -1).flatten(0, 2), mask.flatten()  # a view, and half the time
+        # A view, and half the time.
+        scores, mask = scores.movedim(1, -1).flatten(0, 2), mask.flatten()
     total = F.cross_entropy(scores.float(), mask, ignore_index=ignore_index, reduction="sum")
     return total / (mask != ignore_index).sum().clamp_min(1)
