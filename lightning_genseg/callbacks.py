@@ -614,18 +614,17 @@ def _reliability(module: SegmentationModule) -> NDArray[np.float32]:
 
 
 def _score_counts(module: SegmentationModule) -> ScoreCounts | None:
-    """Anomaly scores of a test, of all processes; None unless there are known and anomalous pixels."""
+    """Anomaly scores of a test, of all processes; None unless both kinds of pixels have finite ones."""
     histogram = module.test_anomaly_metrics
     if histogram is None:
         return None
     with histogram.sync_context():
         some = (histogram.known + histogram.anomalous).nonzero().flatten()
         known, anomalous = _array(histogram.known[some]), _array(histogram.anomalous[some])
-    return (
-        (_array(bin_upper_edge(some)), known, anomalous)
-        if known.any() and anomalous.any()
-        else None
-    )
+    scores = _array(bin_upper_edge(some))
+    finite = np.isfinite(scores)
+    both = known[finite].any() and anomalous[finite].any()
+    return (scores, known, anomalous) if both else None
 
 
 def _anomaly_entry(pl_module: LightningModule, counts: ScoreCounts | None) -> dict[str, Any]:

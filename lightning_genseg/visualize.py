@@ -300,7 +300,7 @@ def anomaly_histogram(
         scores: K scores.
         known: how many known pixels have each of them.
         anomalous: likewise anomalous pixels.
-        threshold: drawn as a line, with the shares above it.
+        threshold: drawn as a line, with the shares above it, if it is finite.
         name: of the score, for the axis.
         title: drawn above.
         size: (width, height) in inches, of 100 pixels.
@@ -321,7 +321,9 @@ def anomaly_histogram(
             )
     ranges = [_percentiles(scores[finite], counts[finite]) for counts in groups.values()]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-    if threshold is not None and np.isfinite(threshold):
+    if threshold is not None and not np.isfinite(threshold):
+        threshold = None
+    if threshold is not None:
         low, high = min(low, threshold), max(high, threshold)
     if high <= low:
         low, high = low - 0.5, high + 0.5

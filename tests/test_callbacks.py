@@ -207,6 +207,16 @@ def test_report_without_unknown_objects_or_score(tmp_path):
     assert pixels(tmp_path / "b" / "pictures.png").shape[1] == 4 * 320 + 5 * 4
 
 
+def test_report_of_infinite_scores_has_no_histogram(tmp_path):
+    module = calibrated(math.inf)
+    module.anomaly.forward = lambda name, outputs: outputs["logits"][:, :1] * 0 + math.inf
+    trainer(tmp_path, Report(0)).test(module, scenes(held_out=True), verbose=False)
+    assert not (tmp_path / "anomaly_histogram.png").exists()
+    text = (tmp_path / "metrics.json").read_text()
+    assert "Infinity" not in text
+    assert json.loads(text)["anomaly"]["threshold"]["value"] is None
+
+
 def test_report_of_another_test_counts_anew(tmp_path):
     module, data = calibrated(-2.1), scenes(held_out=True)
     files = ("metrics.json", "reliability.png", "anomaly_histogram.png")

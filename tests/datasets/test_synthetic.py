@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_genseg.datamodules import SyntheticScenesDataModule
 from lightning_genseg.datasets.synthetic import SyntheticScenes
 from lightning_genseg.transforms import default_train_transform
 
@@ -58,6 +59,17 @@ def test_held_out_objects():
         assert item["mask"][anomaly == 0].max() < 6
         pixels += (anomaly == 1).sum()
     assert 0.005 < pixels / (20 * 128 * 160) < 0.15
+
+
+def test_only_the_test_split_holds_strange_objects():
+    size = (48, 64)
+    lengths = {"train_length": 4, "val_length": 4, "test_length": 4, "num_workers": 0}
+    data = SyntheticScenesDataModule(size, held_out=True, eval_batch_size=4, **lengths)
+    (batch,) = data.plain_loader("test")
+    assert (batch["anomaly"] == 1).flatten(1).any(1).sum() >= 2  # others may hide one
+    assert (batch["mask"][batch["anomaly"] == 1] == 255).all()
+    for split in ("train", "val"):
+        assert all("anomaly" not in batch for batch in data.plain_loader(split))
 
 
 def test_augmentation_moves_mask_and_anomaly_together():
