@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_genseg.metrics.anomaly import bin_upper_edge
+from lightning_genseg.metrics.anomaly import bin_upper_edge, check_finite
 
 AnomalyName = Literal["msp", "entropy", "max_logit", "energy", "sml", "mahalanobis", "density"]
 Level = Literal["pixel", "image"]
@@ -61,6 +61,10 @@ class StandardizedMaxLogit(nn.Module):
         super().__init__()
         self.register_buffer("average", None, persistent=False)
         self.register_buffer("deviation", None, persistent=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was observed."""
         self._sums: Tensor | None = None
 
     def observe(self, logits: Tensor) -> None:
@@ -103,12 +107,17 @@ class Mahalanobis(nn.Module):
     """
 
     means: Tensor | None
+    centre: Tensor | None
     whitener: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("means", None, persistent=False)
-        self.register_buffer("whitener", None, persistent=False)
+        for name in ("means", "centre", "whitener"):
+            self.register_buffer(name, None, persistent=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was observed."""
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
 
     def observe(self, features: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -143,16 +152,19 @@ class Mahalanobis(nn.Module):
         )
         identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
         whitener = torch.linalg.solve_triangular(factor, identity, upper=False)
-        self.whitener = whitener.float()
-        self.means = (means @ whitener.T)[counts > 0].float()
+        # Whitened features far from the origin would lose their differences in float32.
+        centre = first.sum(0) / counts.sum()
+        self.centre, self.whitener = centre.float(), whitener.float()
+        self.means = ((means - centre) @ whitener.T)[counts > 0].float()
         self._sums = None
 
     def forward(self, features: Tensor) -> Tensor:
         """Score B x 1 x h x w of features B x F x h x w."""
         assert self.means is not None
+        assert self.centre is not None
         assert self.whitener is not None
         with torch.autocast(features.device.type, enabled=False):
-            white = features.float().movedim(1, -1) @ self.whitener.T
+            white = (features.float().movedim(1, -1) - self.centre) @ self.whitener.T
             distance = torch.cdist(white, self.means[None].expand(len(white), 1, -1, -1))
             return distance.amin(-1).square()[:, None]
 
@@ -170,6 +182,7 @@ class AnomalyScores(nn.Module):
         super().__init__()
         self.sml, self.mahalanobis = StandardizedMaxLogit(), Mahalanobis()
         self.thresholds: dict[str, Threshold] = {}
+        self.inference: dict[str, Any] = {}  # under which the thresholds were found
 
     def needs(self, name: str) -> str:
         """Which of a module's outputs a score reads."""
@@ -216,9 +229,9 @@ class AnomalyScores(nn.Module):
         """What a checkpoint has to hold of it; empty when nothing was fitted."""
         statistics = {name: value for name, value in self.named_buffers() if value is not None}
         thresholds = {name: list(value) for name, value in self.thresholds.items()}
-        return (
-            {"statistics": statistics, "thresholds": thresholds} if statistics or thresholds else {}
-        )
+        if not statistics and not thresholds:
+            return {}
+        return {"statistics": statistics, "thresholds": thresholds, "inference": self.inference}
 
     def load_fitted_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `fitted_state` has returned."""
@@ -228,6 +241,7 @@ class AnomalyScores(nn.Module):
         self.thresholds = {
             name: Threshold(*value) for name, value in state.get("thresholds", {}).items()
         }
+        self.inference = dict(state.get("inference", {}))
 
 
 def conformal_pixel_threshold(histogram: Tensor, false_positive_rate: float) -> Threshold:
@@ -244,7 +258,7 @@ def conformal_pixel_threshold(histogram: Tensor, false_positive_rate: float) -> 
     Raises:
         ValueError: a rate outside (0, 1), or too few pixels for it.
     """
-    _check_share("false_positive_rate", false_positive_rate)
+    check_share("false_positive_rate", false_positive_rate)
     count = int(histogram.sum())
     rank = _rank(count, false_positive_rate, "false_positive_rate", "known pixels")
     value = float(bin_upper_edge(torch.searchsorted(histogram.cumsum(0), rank)))
@@ -268,15 +282,20 @@ def conformal_image_threshold(
     Raises:
         ValueError: a share outside (0, 1), or too few images for the risk.
     """
-    _check_share("false_positive_rate", false_positive_rate)
-    _check_share("risk", risk)
+    check_share("false_positive_rate", false_positive_rate)
+    check_share("risk", risk)
     rank = _rank(len(quantiles), risk, "risk", "held-out images")
     value = sorted(quantiles)[rank - 1]
     return Threshold(value, false_positive_rate, "image", risk, len(quantiles))
 
 
 def image_quantile(scores: Tensor, false_positive_rate: float) -> float:
-    """Threshold above which at most that share of one image's known pixels lies; scores of any shape."""
+    """Threshold above which at most that share of one image's known pixels lies; scores of any shape.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    check_finite(scores)
     rank = max(1, math.ceil(scores.numel() * (1 - false_positive_rate) - 1e-9))
     return float(scores.flatten().float().kthvalue(rank).values)
 
@@ -292,6 +311,7 @@ def _rank(count: int, share: float, name: str, what: str) -> int:
     return rank
 
 
-def _check_share(name: str, value: float) -> None:
+def check_share(name: str, value: float) -> None:
+    """Refuse a share that is not between 0 and 1."""
     if not 0 < value < 1:
         raise ValueError(f"{name} is {value} but must lie between 0 and 1.")

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from lightning_genseg.anomaly import (
     FITTED_SCORES,
     Level,
     Threshold,
+    check_share,
     conformal_image_threshold,
     conformal_pixel_threshold,
     image_quantile,
@@ -26,6 +27,7 @@ from lightning_genseg.inference import (
     InferenceOptions,
     infer,
     input_size,
+    plain_options,
     softmax,
     window_positions,
 )
@@ -66,7 +68,13 @@ class GenSegTrainer(Trainer):
         assert datamodule is not None
         assert ckpt_path is not None
         target = output or ckpt_path.with_name(f"{ckpt_path.stem}-calibrated{ckpt_path.suffix}")
+        if target.is_dir():
+            raise ValueError(f"output '{target}' is a folder: give the path of a new .ckpt file.")
         checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
+        if "state_dict" not in checkpoint:
+            raise ValueError(
+                f"{ckpt_path} is not a Lightning checkpoint: give a .ckpt file that `genseg fit` has written."
+            )
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
         model.to(self.strategy.root_device)
@@ -116,6 +124,11 @@ def calibrate(
     Raises:
         ValueError: no labelled pixel, or too few images or pixels for the promise.
     """
+    check_share("false_positive_rate", false_positive_rate)
+    check_share("risk", risk)
+    if level not in get_args(Level):
+        raise ValueError(f"level is {level!r} but must be one of {', '.join(get_args(Level))}.")
+    model.anomaly.thresholds = {}
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -127,10 +140,13 @@ def calibrate(
         for module, mode in modes.items():
             module.training = mode
     model.anomaly.thresholds = thresholds
+    model.anomaly.inference = plain_options(model.inference)
     return thresholds
 
 
 def _fit_statistics(model: SegmentationModule, batches: Iterable[dict[str, Any]]) -> None:
+    for name in FITTED_SCORES:  # an interrupted call has left its sums
+        model.anomaly.get_submodule(name).reset()  # type: ignore[operator]
     for batch in batches:
         image, mask = batch["image"].to(model.device), batch["mask"].to(model.device)
         for view, labels in _views(image, mask, model.inference or {}):

@@ -328,7 +328,7 @@ class PredictionWriter(Callback):
         self._written = 0
         # Of the predictions that are there already:
         self._checkpoints: set[str | None] = set()
-        self._thresholds: set[float | None] = set()
+        self._thresholds: set[tuple[str | None, float | None]] = set()
         self._began = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -373,12 +373,13 @@ class PredictionWriter(Callback):
                 f"{_checkpoint(trainer)}: use that checkpoint, or another output_dir."
             )
         threshold = _threshold(pl_module)
-        value = None if threshold is None else threshold.value
-        if self._thresholds - {value}:
-            theirs = (self._thresholds - {value}).pop()
+        score = getattr(pl_module, "anomaly_score", None)
+        mine = (score, None if threshold is None else threshold.value)
+        if self._thresholds - {mine}:
+            theirs = (self._thresholds - {mine}).pop()
             raise ValueError(
-                f"{self._folder} holds predictions with the anomaly threshold {theirs}, and this model has "
-                f"{value}: it was calibrated since, or has another anomaly_score; use another output_dir."
+                f"{self._folder} holds predictions with the anomaly score {theirs[0]} and threshold {theirs[1]}, "
+                f"and this model has {mine[0]} and {mine[1]}: use these, or another output_dir."
             )
 
     def on_predict_batch_start(
@@ -419,6 +420,7 @@ class PredictionWriter(Callback):
                 "image": None if path is None else str(Path(path).absolute()),
                 "checkpoint": _checkpoint(trainer),
                 **self._write(name, batch["image"][index], mask, anomaly, flagged, palette),
+                "anomaly_score": getattr(pl_module, "anomaly_score", None),
                 "anomaly_threshold": None if threshold is None else threshold.value,
                 "classes": _shares(mask, names),
                 "seconds": round(seconds, 4),
@@ -454,7 +456,7 @@ class PredictionWriter(Callback):
         done = set()
         for line in lines:
             self._checkpoints.add(line["checkpoint"])
-            self._thresholds.add(line.get("anomaly_threshold"))
+            self._thresholds.add((line.get("anomaly_score"), line.get("anomaly_threshold")))
             if line["image"] != paths.get(line["name"], line["image"]):
                 raise ValueError(
                     f"{self._folder} holds a prediction named {line['name']} of {line['image']}, not of "

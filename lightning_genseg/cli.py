@@ -32,6 +32,11 @@ _OF_OTHER_COMMANDS = (
     "predictions",
     "ckpt_path",
     "weights_only",
+    "verbose",
+    "output",
+    "false_positive_rate",
+    "level",
+    "risk",
 )
 
 
@@ -233,6 +238,10 @@ def _user_message(error: BaseException) -> str | None:
             return str(link)
     if isinstance(error, ArgumentError):
         return _condense(str(error))
+    if isinstance(
+        error, FileExistsError | IsADirectoryError | NotADirectoryError | PermissionError
+    ):
+        return f"'{error.filename}' cannot be used ({error.strerror}): choose another path."
     if isinstance(error, FileNotFoundError | MisconfigurationException):
         return str(error)
     return None

@@ -117,6 +117,15 @@ def has_several_views(options: InferenceOptions | None) -> bool:
     return bool(options.get("flip")) or len(options.get("scales") or [1.0]) > 1
 
 
+def plain_options(options: InferenceOptions | None) -> dict[str, Any]:
+    """Options as a checkpoint may hold them: lists for tuples, nothing that is None or false."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in (options or {}).items()
+        if value is not None and value is not False
+    }
+
+
 def forward_windows(
     forward: Callable[[Tensor], Scores], image: Tensor, options: InferenceOptions
 ) -> Scores:

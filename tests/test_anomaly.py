@@ -78,6 +78,18 @@ def test_mahalanobis_agrees_with_scikit_learn():
     assert score.means.shape == (3, 6)
 
 
+def test_mahalanobis_far_from_the_origin():
+    labels = torch.randint(3, (1, 20, 20))
+    features = torch.randn(3, 5)[labels].movedim(-1, 1) + torch.randn(1, 5, 20, 20)
+    distances = []
+    for shift in (0, 1000):
+        score = Mahalanobis()
+        score.observe(features + shift, labels, 3)
+        score.finish()
+        distances.append(score(features + shift))
+    torch.testing.assert_close(distances[1], distances[0], rtol=1e-2, atol=1e-2)
+
+
 def test_what_is_not_fitted_or_not_there_says_what_to_do():
     scores, outputs = AnomalyScores(), {"logits": torch.randn(1, 3, 4, 4)}
     with pytest.raises(ValueError, match="run `genseg calibrate"):

@@ -83,6 +83,77 @@ def test_the_checkpoint_carries_what_was_fitted(tmp_path: Path):
     assert not GMMSeg.load_from_checkpoint(tmp_path / "a.ckpt").anomaly.thresholds
 
 
+def test_a_promise_made_under_other_inference_options_is_refused():
+    model = gmmseg(inference={"scales": [0.5], "flip": False})
+    calibrate(model, batches(1), batches(9), progress=False)
+    model.inference = {"scales": [0.5]}
+    model.on_predict_start()
+    model.inference = {"scales": [0.5], "flip": True}
+    for hook in (model.on_predict_start, model.on_test_start):
+        with pytest.raises(ValueError, match=r"calibrated with inference .* calibrate again"):
+            hook()
+
+
+def test_training_on_forgets_what_was_fitted():
+    model = gmmseg()
+    calibrate(model, batches(1), batches(9), progress=False)
+    model.on_train_start()
+    assert model.anomaly.fitted_state() == {}
+
+
+def test_an_interrupted_call_leaves_nothing_behind():
+    model, clean = gmmseg(), list(batches(2))
+
+    def interrupted():
+        yield {**clean[0], "image": clean[0]["image"] / 10}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, interrupted(), batches(9), progress=False)
+    calibrate(model, clean, batches(9), progress=False)
+    state = model.anomaly.fitted_state()["statistics"]
+    state = {name: value.clone() for name, value in state.items()}
+    calibrate(model, clean, batches(9), progress=False)
+    for name, value in model.anomaly.fitted_state()["statistics"].items():
+        torch.testing.assert_close(value, state[name])
+
+
+def test_predict_image_flags_as_well():
+    model = gmmseg()
+    calibrate(model, batches(1), batches(9), progress=False)
+    prediction = model.predict_image(torch.randint(256, (40, 52, 3), dtype=torch.uint8).numpy())
+    above = prediction["anomaly"] > model.anomaly.thresholds["density"].value
+    assert (prediction["anomaly_mask"] == above).all()
+
+
+def test_wrong_arguments_are_refused_before_anything_is_read():
+    def unread():
+        raise AssertionError("read")
+        yield
+
+    model = SoftmaxSegmenter(**TINY)
+    for arguments, sentence in (
+        ({"level": "images"}, "level is 'images' but must be one of pixel, image"),
+        ({"false_positive_rate": 1.5}, "false_positive_rate is 1.5"),
+        ({"risk": 0.0}, "risk is 0.0"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            calibrate(model, unread(), unread(), progress=False, **arguments)
+    with pytest.raises(ValueError, match="density, but SoftmaxSegmenter has no class densities"):
+        SoftmaxSegmenter(**TINY, anomaly_score="density")
+    with pytest.raises(ValueError, match="sml, which is fitted after training"):
+        SoftmaxSegmenter(**TINY, anomaly_score="sml").setup("fit")
+    with pytest.raises(ValueError, match="anomaly_score is nonsense; known are msp"):
+        SoftmaxSegmenter(**TINY, anomaly_score="nonsense")
+
+
+def test_nan_images_are_refused():
+    model = SoftmaxSegmenter(**TINY)
+    broken = [{**batch, "image": batch["image"] * torch.nan} for batch in batches(9)]
+    with pytest.raises(ValueError, match="anomaly scores are NaN"):
+        calibrate(model, batches(1), broken, progress=False)
+
+
 def test_no_known_pixel_and_too_few_images_are_refused():
     model = SoftmaxSegmenter(**TINY)
     with pytest.raises(ValueError, match="5 held-out images are too few"):

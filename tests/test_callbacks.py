@@ -354,9 +354,7 @@ def test_resume_knows_of_anomaly_masks(tmp_path, photos):
 def test_resume_refuses_another_threshold(tmp_path, photos):
     out = tmp_path / "out"
     predict(PredictionWriter(out), photos, tmp_path, calibrated(-2.1))
-    sentence = (
-        r"predictions with the anomaly threshold -2\.1, and this model has {}: it was calibrated"
-    )
+    sentence = r"anomaly score \w+ and threshold -2\.1, and this model has \w+ and {}: use these"
     manifest = out / "predictions.jsonl"
     manifest.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:3]))
     for value, module in (("-2.5", calibrated(-2.5)), ("None", PixelSegmenter())):

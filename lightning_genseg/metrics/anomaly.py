@@ -29,17 +29,22 @@ def bin_upper_edge(index: Tensor) -> Tensor:
     return edge.nan_to_num(torch.inf, torch.inf, -torch.inf)  # NaN's numbers lie beyond infinity's
 
 
+def check_finite(scores: Tensor) -> None:
+    """Refuse NaN, which has no place in an order."""
+    if bool(scores.isnan().any()):
+        raise ValueError(
+            f"{int(scores.isnan().sum())} of {scores.numel()} anomaly scores are NaN: the model's "
+            "weights or the images are not finite."
+        )
+
+
 def score_histogram(scores: Tensor) -> Tensor:
     """How many scores fall into each bin of `score_bin`, int64.
 
     Raises:
         ValueError: a score is NaN.
     """
-    if bool(scores.isnan().any()):
-        raise ValueError(
-            f"{int(scores.isnan().sum())} of {scores.numel()} anomaly scores are NaN: the model's "
-            "weights or the images are not finite."
-        )
+    check_finite(scores)
     return torch.bincount(score_bin(scores).flatten(), minlength=2**_BITS)
 
 

@@ -10,17 +10,19 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from lightning_genseg.anomaly import AnomalyName, AnomalyScores
+from lightning_genseg.anomaly import FITTED_SCORES, AnomalyName, AnomalyScores
 from lightning_genseg.inference import (
     InferenceOptions,
     check_options,
     has_several_views,
     infer,
+    plain_options,
     softmax,
 )
 from lightning_genseg.metrics import (
@@ -89,6 +91,11 @@ class SegmentationModule(LightningModule, ABC):
         if anomaly_score is not None and anomaly_score not in get_args(AnomalyName):
             raise ValueError(
                 f"anomaly_score is {anomaly_score}; known are {', '.join(get_args(AnomalyName))}."
+            )
+        if anomaly_score == "density" and self.own_anomaly_score != "density":
+            raise ValueError(
+                f"anomaly_score is density, but {type(self).__name__} has no class densities: choose "
+                "another score, or GMMSeg."
             )
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.class_names, self.inference = class_names, inference
@@ -221,8 +228,8 @@ class SegmentationModule(LightningModule, ABC):
             image: H x W x 3, uint8 RGB.
 
         Returns:
-            `mask` H x W int64, `scores` C x H x W float32 and, where the method has it, `anomaly`
-            H x W float32 (higher is stranger).
+            `mask` H x W int64, `scores` C x H x W float32 and, where there is an anomaly score, `anomaly`
+            H x W float32 (higher is stranger) and, after calibration, `anomaly_mask` H x W bool.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
@@ -237,13 +244,40 @@ class SegmentationModule(LightningModule, ABC):
         finally:
             for module, mode in modes.items():  # parts may be frozen in evaluation mode
                 module.training = mode
-        result = {"mask": maps["scores"].argmax(1), **maps}
-        return {
-            name: (value[0, 0] if name == "anomaly" else value[0]).cpu().numpy()
-            for name, value in result.items()
-        }
+        result = {"scores": maps["scores"], **self._prediction(maps)}
+        return {name: value[0].cpu().numpy() for name, value in result.items()}
 
     # --- steps -------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse what could only fail later: a score that training cannot have, another world's threshold.
+
+        Raises:
+            ValueError: `fit` with a score of fitted statistics; test or prediction with other
+                `inference` options than the thresholds were found under.
+        """
+        if stage == "fit" and self.anomaly_score in FITTED_SCORES:
+            raise ValueError(
+                f"anomaly_score is {self.anomaly_score}, which is fitted after training: leave it out of "
+                "fit, run `genseg calibrate`, and give it to test and predict."
+            )
+
+    def on_train_start(self) -> None:
+        """What was fitted to other weights holds no longer."""
+        self.anomaly = AnomalyScores()
+
+    def on_test_start(self) -> None:
+        """As `on_predict_start`."""
+        self.on_predict_start()
+
+    def on_predict_start(self) -> None:
+        """Refuse thresholds that were found under other `inference` options: their promise is void."""
+        now, then = plain_options(self.inference), self.anomaly.inference
+        if self.anomaly.thresholds and now != then:
+            raise ValueError(
+                f"the checkpoint was calibrated with inference {then or 'none'} and is used with "
+                f"{now or 'none'}: calibrate again with these options, or use the checkpoint from before."
+            )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Loss of a batch; everything in it that begins with `loss` is logged."""
@@ -423,6 +457,12 @@ class SegmentationModule(LightningModule, ABC):
             raise ValueError(
                 f"The checkpoint was trained on {theirs} classes and the data have "
                 f"{self.num_classes}; use the data's num_classes it was trained with, or train anew."
+            )
+        names = checkpoint.get("hyper_parameters", {}).get("class_names")
+        if names and self.class_names and list(names) != list(self.class_names):
+            rank_zero_warn(
+                f"the checkpoint was trained on the classes {', '.join(names)} and the data have "
+                f"{', '.join(self.class_names)}: classes are compared by their numbers."
             )
         self.anomaly.load_fitted_state(checkpoint.get("anomaly", {}))
 
