@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,9 +13,18 @@ import yaml
 from lightning.pytorch import Callback
 from PIL import Image
 
+from lightning_genseg.anomaly import AnomalyName
 from lightning_genseg.cli import main
 from lightning_genseg.datasets import CamVid
-from tests.miniatures import make_ade20k, make_cityscapes, make_coco_stuff_10k, make_voc
+from tests.miniatures import (
+    make_ade20k,
+    make_cityscapes,
+    make_coco_stuff_10k,
+    make_fishyscapes,
+    make_road_anomaly,
+    make_road_anomaly21,
+    make_voc,
+)
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SMOKE = sorted((EXPERIMENTS / "smoke").glob("*.yaml"))
@@ -24,6 +34,11 @@ MINIATURES = {
     "cityscapes": make_cityscapes,
     "coco_stuff": make_coco_stuff_10k,
     "voc": make_voc,
+}
+ANOMALY_MINIATURES = {
+    "fishyscapes": make_fishyscapes,
+    "road_anomaly": make_road_anomaly,
+    "road_anomaly21": make_road_anomaly21,
 }
 RECIPES = sorted(path for folder in MINIATURES for path in (EXPERIMENTS / folder).glob("*.yaml"))
 TWO_STEPS = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--data.num_workers=0"]
@@ -238,3 +253,60 @@ def test_post_hoc_recipe_follows_its_softmax_recipe(tmp_path):
     fitted = two_steps(path, root, f"--model.extractor={extractor}")
     for checkpoint in (extractor, fitted):
         checkpoint.unlink()
+
+
+# --- anomalies -------------------------------------------------------------------------------
+
+
+def test_anomaly_data_of_a_network_trained_on_cityscapes(tmp_path):
+    root = make_cityscapes(tmp_path / "cityscapes")
+    base = ["--trainer.accelerator=cpu", "--data.num_workers=0", "--trainer.logger=CSVLogger"]
+    base.append("--trainer.logger.save_dir=runs")
+    main(
+        [
+            "fit",
+            "--model=SoftmaxSegmenter",
+            "--model.encoder=tu-test_resnet",
+            "--model.decoder=fpn",
+            "--data=CityscapesDataModule",
+            f"--data.root={root}",
+            "--data.batch_size=2",
+            "--data.crop_size=[64,64]",
+            "--trainer.log_every_n_steps=1",
+            *base,
+            *TWO_STEPS,
+        ]
+    )
+    (run,) = (tmp_path / "runs").rglob("version_0")
+    (checkpoint,) = run.glob("checkpoints/*.ckpt")
+    config = ["--config", str(run / "config.yaml")]
+    main(
+        [
+            "calibrate",
+            *config,
+            f"--ckpt_path={checkpoint}",
+            "--risk=0.5",
+            "--output=calibrated.ckpt",
+        ]
+    )
+    for name, make in ANOMALY_MINIATURES.items():
+        main(
+            [
+                "test",
+                *config,
+                "--config",
+                str(EXPERIMENTS / "anomaly" / f"{name}.yaml"),
+                f"--data.root={make(tmp_path / name)}",
+                "--ckpt_path=calibrated.ckpt",
+                "--trainer.callbacks+=CompareScores",
+                "--data.num_workers=0",
+                "--model.anomaly_score=sml",
+                f"--trainer.logger.init_args.version={name}",
+            ]
+        )
+        (scores,) = (tmp_path / "runs").rglob(f"{name}/anomaly_scores.json")
+        assert set(json.loads(scores.read_text())) == set(get_args(AnomalyName)) - {"density"}
+        (report,) = (tmp_path / "runs").rglob(f"{name}/metrics.json")
+        report = json.loads(report.read_text())
+        assert report["anomaly"]["score"] == "sml"
+        assert 0 <= report["AUROC"] <= 1
