@@ -198,9 +198,7 @@ def _check(args: list[str]) -> None:
     config = parser.parse_args(args)
     for key in _OF_OTHER_COMMANDS:
         config.pop(key, None)
-    # jsonargparse 4.49 has a new name for it, and warns of the old one.
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    data = instantiate(config).data
+    data = parser.instantiate(config).data
     report = check_data(data, config.output_dir, config.num_pictures)
     print(summary(report))
     print(f"\nthe report is in {config.output_dir}")
