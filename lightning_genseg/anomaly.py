@@ -12,7 +12,6 @@ from lightning_genseg.metrics.anomaly import bin_upper_edge, check_finite
 AnomalyName = Literal["msp", "entropy", "max_logit", "energy", "sml", "mahalanobis", "density"]
 Level = Literal["pixel", "image"]
 
-LOGIT_SCORES = ("msp", "entropy", "max_logit", "energy", "sml")
 FITTED_SCORES = ("sml", "mahalanobis")
 
 
@@ -44,7 +43,9 @@ def logit_score(name: str, logits: Tensor) -> Tensor:
     if name == "entropy":
         log_p = logits.log_softmax(1)
         return -(log_p.exp() * log_p).sum(1, keepdim=True)
-    raise ValueError(f"there is no score {name} of logits; known are {', '.join(LOGIT_SCORES)}.")
+    raise ValueError(
+        f"there is no score {name} of logits alone; known are msp, entropy, max_logit, energy."
+    )
 
 
 class StandardizedMaxLogit(nn.Module):
@@ -122,8 +123,8 @@ class Mahalanobis(nn.Module):
 
     def observe(self, features: Tensor, labels: Tensor, num_classes: int) -> None:
         """Add the pixels of a training batch: features B x F x h x w, labels B x h x w."""
-        x = features.movedim(1, -1)[(labels >= 0) & (labels < num_classes)].double()
-        y = labels[(labels >= 0) & (labels < num_classes)]
+        valid = (labels >= 0) & (labels < num_classes)
+        x, y = features.movedim(1, -1)[valid].double(), labels[valid]
         if self._sums is None:
             dim = x.shape[1]
             self._sums = (
@@ -186,11 +187,7 @@ class AnomalyScores(nn.Module):
 
     def needs(self, name: str) -> str:
         """Which of a module's outputs a score reads."""
-        return (
-            "logits"
-            if name in LOGIT_SCORES
-            else {"mahalanobis": "features", "density": "log_density"}[name]
-        )
+        return {"mahalanobis": "features", "density": "log_density"}.get(name, "logits")
 
     def is_fitted(self, name: str) -> bool:
         """Whether a score can be computed: all can but `sml` and `mahalanobis` before they are fitted."""

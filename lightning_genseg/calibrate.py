@@ -25,9 +25,11 @@ from lightning_genseg.datamodules.base import SegmentationDataModule
 from lightning_genseg.files import replace_file
 from lightning_genseg.inference import (
     InferenceOptions,
+    evaluation_mode,
     infer,
     input_size,
     plain_options,
+    resize_labels,
     softmax,
     window_positions,
 )
@@ -129,16 +131,11 @@ def calibrate(
     if level not in get_args(Level):
         raise ValueError(f"level is {level!r} but must be one of {', '.join(get_args(Level))}.")
     model.anomaly.thresholds = {}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluation_mode(model):
         _fit_statistics(model, tqdm(train, "training data", disable=not progress))
         names = model.computable_scores()
         bar = tqdm(held_out, "held-out data", disable=not progress)
         thresholds = _thresholds(model, names, bar, false_positive_rate, level, risk)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     model.anomaly.thresholds = thresholds
     model.anomaly.inference = plain_options(model.inference)
     return thresholds
@@ -151,11 +148,9 @@ def _fit_statistics(model: SegmentationModule, batches: Iterable[dict[str, Any]]
         image, mask = batch["image"].to(model.device), batch["mask"].to(model.device)
         for view, labels in _views(image, mask, model.inference or {}):
             outputs = model.outputs(view)
-            small = model.cover(labels, outputs["features"])[:, None].float()
-            small = F.interpolate(small, outputs["features"].shape[-2:], mode="nearest-exact")
-            model.anomaly.mahalanobis.observe(
-                outputs["features"], small[:, 0].long(), model.num_classes
-            )
+            features = outputs["features"]
+            small = resize_labels(model.cover(labels, features), features.shape[-2:])
+            model.anomaly.mahalanobis.observe(features, small, model.num_classes)
             model.anomaly.sml.observe(model.to_image(outputs["logits"], view))
     for name in FITTED_SCORES:
         model.anomaly.get_submodule(name).finish()  # type: ignore[operator]
@@ -170,7 +165,7 @@ def _views(
         scaled, labels = image, mask
         if size != tuple(image.shape[-2:]):
             scaled = F.interpolate(image, size, mode="bilinear")
-            labels = F.interpolate(mask[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+            labels = resize_labels(mask, size)
         window = options.get("window")
         if window is None:
             yield scaled, labels

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
@@ -237,6 +238,26 @@ def check_options(options: Mapping[str, Any] | None) -> None:
     flip = options.get("flip")
     if flip is not None and not isinstance(flip, bool):
         raise ValueError(f"inference.flip must be true or false, not {flip!r}.")
+
+
+def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest label (B x H x W int64) for each pixel of another size.
+
+    `nearest-exact` reads the middle of a pixel's cell; `nearest` would read its corner.
+    """
+    return F.interpolate(labels[:, None].float(), list(size), mode="nearest-exact")[:, 0].long()
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """`module.eval()` for a while; then every part is as it was, also those that were frozen."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def pad_to_multiple(image: Tensor, multiple: int, minimum: int = 0) -> Tensor:

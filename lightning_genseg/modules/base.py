@@ -20,6 +20,7 @@ from lightning_genseg.anomaly import FITTED_SCORES, AnomalyName, AnomalyScores
 from lightning_genseg.inference import (
     InferenceOptions,
     check_options,
+    evaluation_mode,
     has_several_views,
     infer,
     plain_options,
@@ -108,9 +109,8 @@ class SegmentationModule(LightningModule, ABC):
         self.val_metrics = segmentation_metrics(num_classes, ignore_index)
         self.test_metrics = self.val_metrics.clone()
         self.test_calibration = CalibrationError(ignore_index=ignore_index)
-        self.test_anomaly_metrics: AnomalyMetrics | None = (
-            None  # made when there are anomaly labels
-        )
+        # Made when there are anomaly labels: it is large.
+        self.test_anomaly_metrics: AnomalyMetrics | None = None
 
     # --- to be written by a method -----------------------------------------------------------
 
@@ -236,26 +236,16 @@ class SegmentationModule(LightningModule, ABC):
                 "predict_image takes an RGB picture, H x W x 3 of uint8; "
                 f"got {image.shape} of {image.dtype}."
             )
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
         tensor = torch.tensor(np.ascontiguousarray(image), device=self.device)  # may be read-only
-        try:
+        with evaluation_mode(self):
             maps = self.predict_maps(tensor.permute(2, 0, 1)[None].float() / 255)
-        finally:
-            for module, mode in modes.items():  # parts may be frozen in evaluation mode
-                module.training = mode
         result = {"scores": maps["scores"], **self._prediction(maps)}
         return {name: value[0].cpu().numpy() for name, value in result.items()}
 
     # --- steps -------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Refuse what could only fail later: a score that training cannot have, another world's threshold.
-
-        Raises:
-            ValueError: `fit` with a score of fitted statistics; test or prediction with other
-                `inference` options than the thresholds were found under.
-        """
+        """Refuse a score that training cannot have, and that would only fail at the first validation."""
         if stage == "fit" and self.anomaly_score in FITTED_SCORES:
             raise ValueError(
                 f"anomaly_score is {self.anomaly_score}, which is fitted after training: leave it out of "

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from lightning_genseg.inference import resize_labels
 from lightning_genseg.mixtures import (
     Assignment,
     Covariance,
@@ -229,12 +230,8 @@ class GMMHead(nn.Module):
         return {"loss": loss, **losses, "embedding": embedding.detach()}
 
     def labels(self, mask: Tensor, embedding: Tensor) -> Tensor:
-        """Nearest label of each feature pixel, (B h w); ignored where it is no class or the embedding NaN.
-
-        `nearest-exact` reads the middle of the feature's cell; `nearest` would read its corner.
-        """
-        size = embedding.shape[-2:]
-        small = F.interpolate(mask[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+        """Nearest label of each feature pixel, (B h w); ignored where it is no class or the embedding NaN."""
+        small = resize_labels(mask, embedding.shape[-2:])
         valid = embedding.isfinite().all(1) & (small >= 0) & (small < self.num_classes)
         return torch.where(valid, small, self.ignore_index).flatten()
 
