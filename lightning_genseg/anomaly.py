@@ -257,7 +257,7 @@ def conformal_pixel_threshold(histogram: Tensor, false_positive_rate: float) -> 
     """
     check_share("false_positive_rate", false_positive_rate)
     count = int(histogram.sum())
-    rank = _rank(count, false_positive_rate, "false_positive_rate", "known pixels")
+    rank = conformal_rank(count, false_positive_rate, "false_positive_rate", "known pixels")
     value = float(bin_upper_edge(torch.searchsorted(histogram.cumsum(0), rank)))
     return Threshold(value, false_positive_rate, "pixel", false_positive_rate, count)
 
@@ -281,7 +281,7 @@ def conformal_image_threshold(
     """
     check_share("false_positive_rate", false_positive_rate)
     check_share("risk", risk)
-    rank = _rank(len(quantiles), risk, "risk", "held-out images")
+    rank = conformal_rank(len(quantiles), risk, "risk", "held-out images")
     value = sorted(quantiles)[rank - 1]
     return Threshold(value, false_positive_rate, "image", risk, len(quantiles))
 
@@ -297,7 +297,12 @@ def image_quantile(scores: Tensor, false_positive_rate: float) -> float:
     return float(scores.flatten().float().kthvalue(rank).values)
 
 
-def _rank(count: int, share: float, name: str, what: str) -> int:
+def conformal_rank(count: int, share: float, name: str, what: str) -> int:
+    """Which of `count` sorted values a new one exceeds with probability `share` at most, from 1.
+
+    Raises:
+        ValueError: too few values; the sentence calls them `what` and the share `name`.
+    """
     rank = math.ceil((count + 1) * (1 - share) - 1e-9)  # 20 x 0.95 must stay 19
     if rank > count:
         needed = math.ceil(1 / share) - 1

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.anomaly import (
@@ -19,6 +21,7 @@ from lightning_genseg.anomaly import (
     check_share,
     conformal_image_threshold,
     conformal_pixel_threshold,
+    conformal_rank,
     image_quantile,
 )
 from lightning_genseg.datamodules.base import SegmentationDataModule
@@ -55,13 +58,14 @@ class GenSegTrainer(Trainer):
     ) -> None:
         """Fit what anomaly scores need: statistics on the training set, thresholds on the validation set.
 
-        See `lightning_genseg.calibrate.calibrate` for what is promised. One process.
+        See `lightning_genseg.calibrate.calibrate` for what is promised. One process; `limit_train_batches` and
+        `limit_val_batches` hold.
 
         Args:
             model: the model to calibrate.
             datamodule: its data.
             ckpt_path: checkpoint of the trained model.
-            output: checkpoint to write; default: `<ckpt_path>` with `calibrated` before its suffix.
+            output: checkpoint to write; default: `<ckpt_path>` with `-calibrated` before its suffix.
             false_positive_rate: promised share of known pixels above the threshold, in (0, 1).
             level: `pixel`, or `image` (the share within an image, with probability 1 - `risk`).
             risk: in (0, 1); only for `image`.
@@ -69,7 +73,8 @@ class GenSegTrainer(Trainer):
         """
         assert datamodule is not None
         assert ckpt_path is not None
-        target = output or ckpt_path.with_name(f"{ckpt_path.stem}-calibrated{ckpt_path.suffix}")
+        stem = ckpt_path.stem.removesuffix("-calibrated")
+        target = output or ckpt_path.with_name(f"{stem}-calibrated{ckpt_path.suffix}")
         if target.is_dir():
             raise ValueError(f"output '{target}' is a folder: give the path of a new .ckpt file.")
         checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
@@ -82,8 +87,8 @@ class GenSegTrainer(Trainer):
         model.to(self.strategy.root_device)
         thresholds = calibrate(
             model,
-            datamodule.plain_loader("train"),
-            datamodule.plain_loader("val"),
+            _first(datamodule.plain_loader("train"), self.limit_train_batches),
+            _first(datamodule.plain_loader("val"), self.limit_val_batches),
             false_positive_rate,
             level,
             risk,
@@ -130,6 +135,9 @@ def calibrate(
     check_share("risk", risk)
     if level not in get_args(Level):
         raise ValueError(f"level is {level!r} but must be one of {', '.join(get_args(Level))}.")
+    if level == "image" and isinstance(held_out, DataLoader):  # not after two passes over the data
+        count = len(held_out.dataset)  # type: ignore[arg-type]
+        conformal_rank(count, risk, "risk", "held-out images")
     model.anomaly.thresholds = {}
     with evaluation_mode(model):
         _fit_statistics(model, tqdm(train, "training data", disable=not progress))
@@ -139,6 +147,13 @@ def calibrate(
     model.anomaly.thresholds = thresholds
     model.anomaly.inference = plain_options(model.inference)
     return thresholds
+
+
+def _first(loader: DataLoader[Any], limit: float | None) -> Iterable[dict[str, Any]]:
+    """A Trainer's `limit_*_batches`: so many batches, or such a share of them (1.0 is all)."""
+    if limit is None or (isinstance(limit, float) and limit >= 1):
+        return loader
+    return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))
 
 
 def _fit_statistics(model: SegmentationModule, batches: Iterable[dict[str, Any]]) -> None:

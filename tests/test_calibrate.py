@@ -4,9 +4,11 @@ from typing import get_args
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
 
 from lightning_genseg.anomaly import AnomalyName
-from lightning_genseg.calibrate import calibrate, save_calibrated
+from lightning_genseg.calibrate import GenSegTrainer, calibrate, save_calibrated
+from lightning_genseg.datamodules import SyntheticScenesDataModule
 from lightning_genseg.modules import GMMSeg, SoftmaxSegmenter
 
 TINY = {"num_classes": 3, "encoder": "tu-test_resnet", "decoder": "fpn"}
@@ -158,8 +160,37 @@ def test_no_known_pixel_and_too_few_images_are_refused():
     model = SoftmaxSegmenter(**TINY)
     with pytest.raises(ValueError, match="5 held-out images are too few"):
         calibrate(model, batches(1), batches(5), progress=False)
+
+    def unread():
+        raise AssertionError("read")
+        yield
+
+    loader = DataLoader(list(batches(5)), batch_size=None)
+    with pytest.raises(ValueError, match="5 held-out images are too few"):
+        calibrate(model, unread(), loader, progress=False)
     void = [{**batch, "mask": torch.full((1, 40, 52), 255)} for batch in batches(2)]
     with pytest.raises(ValueError, match="no labelled training pixel"):
         calibrate(model, void, batches(9), progress=False)
     with pytest.raises(ValueError, match="no labelled pixel in the held-out"):
         calibrate(model, batches(1), void, progress=False)
+
+
+def test_the_command_keeps_the_limits_and_the_name(tmp_path: Path):
+    data = SyntheticScenesDataModule(
+        size=(48, 64), train_length=20, val_length=20, eval_batch_size=1, num_workers=0
+    )
+    trainer = GenSegTrainer(logger=False, barebones=True)
+    model = SoftmaxSegmenter(**{**TINY, "num_classes": data.num_classes})
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    limited = GenSegTrainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        limit_train_batches=0.1,
+        limit_val_batches=11,
+    )
+    limited.calibrate(model, data, tmp_path / "a.ckpt")
+    limited.calibrate(model, data, tmp_path / "a-calibrated.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-calibrated.ckpt", "a.ckpt"]
+    assert {threshold.samples for threshold in model.anomaly.thresholds.values()} == {11}
