@@ -23,16 +23,20 @@ from torch import Tensor, nn
 
 from lightning_genseg import __version__
 from lightning_genseg.anomaly import Threshold
+from lightning_genseg.datamodules.base import collate
 from lightning_genseg.datasets.base import voc_palette
 from lightning_genseg.files import replace_file
-from lightning_genseg.inference import infer, softmax
+from lightning_genseg.inference import evaluation_mode, infer, softmax
 from lightning_genseg.metrics.anomaly import AnomalyMetrics, bin_upper_edge
+from lightning_genseg.modules.agmm import AGMM
 from lightning_genseg.modules.base import SegmentationModule
 from lightning_genseg.visualize import (
     ANOMALY_PALETTE,
+    Palette,
     Picture,
     anomaly_histogram,
     colorize,
+    enlarge,
     grid,
     heat_map,
     outline,
@@ -268,6 +272,76 @@ class CompareScores(Callback):
         if log_dir is not None and trainer.is_global_zero:
             text = json.dumps(values, indent=2) + "\n"
             replace_file(Path(log_dir) / "anomaly_scores.json", text.encode())
+
+
+class LabelSpreading(Callback):
+    """Draw how the sparse labels of a few training images spread, at every validation.
+
+    Leaves ``label_spreading/step_<step>.png`` in the run's folder. A row is a training image, whole and
+    without augmentation: the image; its labels, enlarged; of an `AGMM` the Gaussian map, in the colour of
+    the highest class and as bright as that is high; and the prediction. The images are spread evenly over
+    the training set and always the same.
+
+    Args:
+        num_images: rows.
+
+    Raises:
+        ValueError: if `num_images` is not positive; at the start, if the data have no sparse labels.
+    """
+
+    def __init__(self, num_images: int = 4) -> None:
+        if num_images < 1:
+            raise ValueError(f"num_images is {num_images} but must be 1 or more.")
+        self.num_images = num_images
+        self._batches: list[dict[str, Any]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the images."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if getattr(data, "sparse", None) is None:
+            raise ValueError(
+                "LabelSpreading draws sparse labels and the data have none: set data.sparse, or take "
+                "the callback away."
+            )
+        if not trainer.is_global_zero:
+            return
+        dataset = data.split_dataset("train", data.eval_transform)
+        chosen = np.linspace(0, len(dataset) - 1, min(self.num_images, len(dataset)))
+        self._batches = [collate([dataset[i]]) for i in chosen.round().astype(int).tolist()]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the picture."""
+        log_dir = trainer.log_dir  # asks the other processes
+        if trainer.sanity_checking or not self._batches or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        names, palette = _classes(trainer, pl_module)
+        rows = [self._row(pl_module, batch, palette) for batch in self._batches]
+        spread = ["Gaussian map"] if isinstance(pl_module, AGMM) else []
+        titles = ["image", "labels", *spread, "prediction"]
+        picture = grid(rows, titles, list(zip(names, palette, strict=True)))
+        path = Path(log_dir) / "label_spreading" / f"step_{trainer.global_step:06d}.png"
+        replace_file(path, encode(picture, "png"))
+
+    @staticmethod
+    @torch.no_grad()
+    def _row(
+        pl_module: LightningModule, batch: Mapping[str, Any], palette: Palette
+    ) -> list[Picture]:
+        assert isinstance(pl_module, SegmentationModule)
+        batch = {
+            key: value.to(pl_module.device) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
+        image, mask = _picture(batch["image"][0]), _array(batch["mask"][0])
+        row = [image, overlay(image // 2, enlarge(mask), palette, 1.0)]
+        if isinstance(pl_module, AGMM):
+            strength, likeliest = (_array(x[0]) for x in pl_module.gaussian_map(batch).max(1))
+            row.append(np.rint(colorize(likeliest, palette) * strength[..., None]).astype(np.uint8))
+        with evaluation_mode(pl_module):
+            scores = pl_module.predict_maps(batch["image"])["scores"]
+        if scores.shape[-2:] != mask.shape:
+            scores = nn.functional.interpolate(scores, mask.shape, mode="bilinear")
+        return [*row, overlay(image, _array(scores[0].argmax(0)), palette, 0.7)]
 
 
 class PredictionWriter(Callback):

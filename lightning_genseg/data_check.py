@@ -17,13 +17,13 @@ from lightning_genseg.datasets.base import (
     IGNORE,
     MissingFiles,
     Sample,
-    SegmentationDataset,
     check_sizes,
 )
 from lightning_genseg.datasets.class_index import Cache, count_labels
+from lightning_genseg.datasets.sparse import SparseDataset
 from lightning_genseg.files import replace_file
 from lightning_genseg.transforms import single_thread
-from lightning_genseg.visualize import Picture, colorize, grid, overlay
+from lightning_genseg.visualize import Picture, colorize, enlarge, grid, overlay
 
 __all__ = ["check_data", "summary"]
 
@@ -47,7 +47,8 @@ def check_data(
         `splits`: by name `images`, `sizes` (height x width: count), `ignored` (share of the pixels) and `classes`: by
         name `pixels`, `share` of the labelled pixels and `images` that hold the class; where there are anomalies
         `anomalies`: `share` of the evaluated pixels, `images` that hold some and `not_evaluated` (share of the pixels);
-        or `same_as` another split.
+        where the labels are sparse `sparse`: `labelled` and `unlabelled` (shares of the pixels, `ignored` is the rest),
+        `marks` (points or scribbles, null for areas) and `empty` (images without any label); or `same_as` another split.
         `shared`: for two splits the number of images in both. `problems`: `splits`, `name`, `file` (both null where a
         split as a whole is wrong) and `problem`, a sentence.
 
@@ -75,10 +76,15 @@ def check_data(
     captions: list[str] = []
     shown: set[int] = set()
     files: dict[str, list[Path]] = {}
-    # In the pictures: what the labels of classes do not say, where there are anomalies.
-    anomalous, known = data.num_classes, data.num_classes + 1
-    names = [*data.class_names, "anomalous", "known, without class"]
-    palette = [*data.palette, (255, 0, 255), (110, 110, 110)]
+    # In the pictures: what the labels of classes do not say, where there are anomalies or few labels.
+    anomalous, known, blank = range(data.num_classes, data.num_classes + 3)
+    names = [
+        *data.class_names,
+        "anomalous",
+        "known, without class",
+        "unlabelled (labels are enlarged)",
+    ]
+    palette = [*data.palette, (255, 0, 255), (110, 110, 110), (200, 200, 200)]
     void = (255, 255, 255) if (0, 0, 0) in data.palette else (0, 0, 0)  # VOC's background is black
     for split in data.splits:
         dataset: Any
@@ -90,7 +96,7 @@ def check_data(
         except (ValueError, FileNotFoundError) as error:
             wrong.setdefault(str(error), []).append(split)
             continue
-        if isinstance(dataset, SegmentationDataset):
+        if hasattr(dataset, "samples"):
             files[split] = [sample.image for sample in dataset.samples]
             same = next((s for s in files if s != split and files[s] == files[split]), None)
             if same is not None:
@@ -114,11 +120,17 @@ def check_data(
             if anomaly is not None:
                 labels[(anomaly == 0) & (labels == IGNORE)] = known
                 labels[anomaly == 1] = anomalous
-            colors = colorize(labels, palette)
-            colors[labels == IGNORE] = void
-            rows.append([image, colors, overlay(image, labels, palette)])
+            drawn: NDArray[np.integer[Any]] = labels
+            opacity = 0.5
+            if isinstance(dataset, SparseDataset):
+                labels, opacity = enlarge(labels), 1.0
+                unlabelled = (labels == IGNORE) & dataset.read_raster(index).unlabelled
+                drawn = np.where(unlabelled, blank, labels.astype(np.int64))
+            colors = colorize(drawn, palette)
+            colors[drawn == IGNORE] = void
+            rows.append([image, colors, overlay(image, labels, palette, opacity)])
             captions.append(f"{split}: {found[index].name}")
-            shown.update(np.unique(labels).tolist())
+            shown.update(np.unique(drawn).tolist())
     report["problems"][:0] = [
         {"splits": splits, "name": None, "file": None, "problem": text}
         for text, splits in wrong.items()
@@ -154,6 +166,14 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(
             f"{split:6}{found['images']:7} images, {', '.join(sizes[:3]) or 'none readable'}{more}{ignored}"
         )
+        if "sparse" in found:
+            sparse = found["sparse"]
+            count = found["images"] - sparse["empty"]
+            marks = "" if sparse["marks"] is None else f", {sparse['marks']} points or scribbles"
+            lines.append(
+                f"{'':6}sparse labels: {sparse['labelled']:.3%} of the pixels in {count} images{marks}; "
+                f"{sparse['empty']} images without any"
+            )
         if "anomalies" in found:
             strange = found["anomalies"]
             lines.append(
@@ -198,6 +218,8 @@ class _Found(NamedTuple):
     counts: NDArray[np.int64] | None
     pixels: int
     anomaly: NDArray[np.int64] | None  # pixels that are known, anomalous, not evaluated
+    unlabelled: int | None  # pixels, where labels are sparse
+    marks: int | None  # points or scribbles
     problems: list[_Problem]
 
 
@@ -211,7 +233,7 @@ class _Samples(Dataset[_Found]):
 
     def __getitem__(self, index: int) -> _Found:
         sample: Sample | None = None
-        if isinstance(self.dataset, SegmentationDataset):
+        if hasattr(self.dataset, "samples"):
             sample = self.dataset.samples[index]
         name = sample.name if sample else f"{self.split} {index}"
         problems: list[_Problem] = []
@@ -223,13 +245,17 @@ class _Samples(Dataset[_Found]):
             text = str(error) if known else f"'{file}': {type(error).__name__}: {error}"
             problems.append(_Problem(name, str(file) if file else None, text))
 
-        image = labels = anomaly = None
+        image = labels = anomaly = unlabelled = marks = None
         try:
             image = self.dataset.read_pixels(index)
         except Exception as error:  # whatever it is, the other files are still to be read
             complain(error, sample.image if sample else None)
         try:
             labels, anomaly = read_labels(self.dataset, index)
+            if isinstance(self.dataset, SparseDataset):
+                unlabelled = int(self.dataset.read_raster(index).unlabelled.sum())
+                found = self.dataset.read_marks(index)
+                marks = None if found is None else len(found.classes)
         except Exception as error:
             complain(error, *((sample.mask, sample.anomaly) if sample else (None,)))
         if image is not None and labels is not None and sample is not None:
@@ -245,6 +271,8 @@ class _Samples(Dataset[_Found]):
             None
             if anomaly is None
             else np.bincount(anomaly.ravel(), minlength=256)[[0, 1, IGNORE]],
+            unlabelled,
+            marks,
             problems,
         )
 
@@ -293,10 +321,20 @@ def _statistics(found: Sequence[_Found], class_names: Sequence[str]) -> dict[str
             "images": sum(int(one[1] > 0) for one in strange),
             "not_evaluated": rest / max(fine + odd + rest, 1),
         }
+    blank = [f.unlabelled for f in found if f.unlabelled is not None]
+    sparse = {}
+    if blank:
+        marks = [f.marks for f in found if f.marks is not None]
+        sparse["sparse"] = {
+            "labelled": labelled / max(total, 1),
+            "unlabelled": sum(blank) / max(total, 1),
+            "marks": sum(marks) if marks else None,
+            "empty": int((counts.sum(1) == 0).sum()),
+        }
     return {
         "images": len(found),
         "sizes": dict(sizes.most_common()),
-        "ignored": 1 - labelled / max(total, 1),
+        "ignored": (total - labelled - sum(blank)) / max(total, 1),
         "classes": {
             name: {
                 "pixels": int(pixels[c]),
@@ -306,4 +344,5 @@ def _statistics(found: Sequence[_Found], class_names: Sequence[str]) -> dict[str
             for c, name in enumerate(class_names)
         },
         **anomalies,
+        **sparse,
     }

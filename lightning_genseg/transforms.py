@@ -120,7 +120,7 @@ class RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
         p: probability of doing it.
     """
 
-    _targets = (Targets.IMAGE, Targets.MASK)
+    _targets = (Targets.IMAGE, Targets.MASK, Targets.KEYPOINTS)
 
     class InitSchema(BaseTransformInitSchema):  # type: ignore[misc]
         """Ranges of the arguments, checked by albumentations."""
@@ -207,6 +207,23 @@ class RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
     ) -> NDArray[Any]:
         """Cut the mask."""
         return self._pad(_zoom_mask(mask, size, window), self.ignore_index)
+
+    def apply_to_keypoints(
+        self,
+        keypoints: NDArray[Any],
+        size: tuple[int, int],
+        window: tuple[int, int, int, int],
+        **params: Any,
+    ) -> NDArray[Any]:
+        """Move points (x, y and what follows) as the pixels under them move."""
+        rows, columns = params["shape"][:2]
+        top, left, height, width = window
+        moved = keypoints.astype(np.float64)
+        moved[:, 0] = (moved[:, 0] + 0.5) * (size[1] / columns) - 0.5
+        moved[:, 1] = (moved[:, 1] + 0.5) * (size[0] / rows) - 0.5
+        moved[:, 0] += (self.width - width) // 2 - left
+        moved[:, 1] += (self.height - height) // 2 - top
+        return moved
 
     def _pad(self, array: NDArray[Any], value: int | tuple[int, int, int]) -> NDArray[Any]:
         rows, columns = self.height - array.shape[0], self.width - array.shape[1]
@@ -315,8 +332,12 @@ def default_eval_transform(resize: tuple[int, int] | None = None) -> list[Transf
     return [] if resize is None else [A.Resize(height=resize[0], width=resize[1])]
 
 
-def compose(transforms: Sequence[Transform] | None) -> A.Compose:
-    """Chain transforms; warns about one that would pad masks with class 0 instead of 255 (ignore)."""
+def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.Compose:
+    """Chain transforms, of points as well if asked to.
+
+    Warns about one that would pad masks with class 0 instead of 255 (ignore); ValueError about one that cannot move
+    points.
+    """
     for transform in transforms or ():
         if _pads_with_a_class(transform):
             warnings.warn(
@@ -324,7 +345,31 @@ def compose(transforms: Sequence[Transform] | None) -> A.Compose:
                 "give it fill_mask=255 if the border is to be ignored.",
                 stacklevel=3,
             )
-    return A.Compose(list(transforms or ()), additional_targets={"anomaly": "mask"})
+    moving = points and _move_points(transforms or ())
+    return A.Compose(
+        list(transforms or ()),
+        additional_targets={"anomaly": "mask", "unlabelled": "mask"},
+        # Those outside stay, because a line that crosses the border needs both of its ends.
+        keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False)
+        if moving
+        else None,
+    )
+
+
+def _move_points(transforms: Sequence[Transform]) -> bool:
+    """Whether any of the transforms moves points; ValueError if one moves pixels only."""
+    moving = False
+    for transform in transforms:
+        if isinstance(transform, A.BaseCompose):
+            moving |= _move_points(transform.transforms)
+        elif isinstance(transform, A.DualTransform):
+            if type(transform).apply_to_keypoints is A.DualTransform.apply_to_keypoints:
+                raise ValueError(
+                    f"{type(transform).__name__} moves pixels but not points and scribbles: leave it out of "
+                    "train_transform where the labels are sparse."
+                )
+            moving = True
+    return moving
 
 
 def _pads_with_a_class(transform: Transform) -> bool:
@@ -353,18 +398,22 @@ def apply_all(
     masks: Mapping[str, NDArray[np.integer[Any]]],
     seed: int,
     name: str = "",
+    points: NDArray[np.floating[Any]] | None = None,
 ) -> dict[str, Tensor]:
     """Transform one sample; the result depends on the arguments only, not on what was drawn before.
 
     Args:
         transform: what `compose` returned.
         image: HxWx3 uint8.
-        masks: `mask` HxW class numbers and 255, `anomaly` HxW 1, 0 and 255; both, one or none. They move together.
+        masks: `mask` HxW class numbers and 255, `anomaly` HxW 1, 0 and 255, `unlabelled` HxW 1 and 0; any of them. They
+            move together.
         seed: of this sample's random numbers, not negative.
         name: of the sample, for error messages.
+        points: P x 2 or more, x and y in pixels (0 = middle of the first) and what goes with them; P may be 0.
 
     Returns:
-        `image` 3xHxW float32 in [0, 1], and each of the masks HxW int64.
+        `image` 3xHxW float32 in [0, 1], each of the masks HxW int64 (255 where the transforms have padded), and where
+        there were `points` these as float64, in their order, also those that have left the image.
 
     Raises:
         ValueError: the pipeline crops more than the image has, or returns no numpy image.
@@ -372,8 +421,12 @@ def apply_all(
     # One generator for the whole chain: `set_random_seed` would give every transform the same stream, so that
     # the flip and the jitter of a sample were correlated, and costs several times as much.
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    # Without a transform that moves them albumentations would warn of points; without points it loses a column.
+    keypoints = {}
+    if points is not None and len(points) and "keypoints" in transform.processors:
+        keypoints = {"keypoints": points.astype(np.float64)}
     try:
-        result = transform(image=image, **masks)
+        result = transform(image=image, **masks, **keypoints)
     except CropSizeError as error:
         raise ValueError(
             f"a crop of the transforms is larger than image '{name}' ({image.shape[0]}x{image.shape[1]} as read; {error}): "
@@ -393,6 +446,9 @@ def apply_all(
     else:
         chw = np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
     labels = {key: torch.from_numpy(result[key].astype(np.int64)) for key in masks}
+    if points is not None:
+        moved = np.asarray(result.get("keypoints", points))
+        labels["points"] = torch.from_numpy(moved.astype(np.float64))
     return {"image": torch.from_numpy(chw), **labels}
 
 

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import matplotlib
@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Palette = Sequence[tuple[int, int, int]]
 Picture = NDArray[np.uint8]
+Label = TypeVar("Label", bound=np.integer[Any])
 
 ANOMALY_PALETTE: Palette = ((54, 58, 72), (0, 229, 255))  # known, anomalous
 
@@ -79,6 +80,28 @@ def overlay(
     weight = np.where(mask == ignore_index, 0.0, alpha).astype(np.float32)[..., None]
     colors = colorize(mask, palette, ignore_index)
     return np.rint(image * (1 - weight) + colors * weight).astype(np.uint8)
+
+
+def enlarge(mask: NDArray[Label], ignore_index: int = 255) -> NDArray[Label]:
+    """Grow labelled spots so that single pixels can be seen in a picture.
+
+    Args:
+        mask: H x W class indices.
+        ignore_index: where there is no label.
+
+    Returns:
+        H x W: pixels without label within a fiftieth of the shorter side, at least one pixel, of a label take it; the
+        nearest one where there are several.
+    """
+    empty = mask == ignore_index
+    if empty.all():
+        return mask.copy()
+    distance, nearest = cv2.distanceTransformWithLabels(
+        empty.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    value_of = np.full(int(nearest.max()) + 1, ignore_index, mask.dtype)
+    value_of[nearest[~empty]] = mask[~empty]
+    return np.where(distance <= max(1.0, min(mask.shape) / 50), value_of[nearest], mask)
 
 
 def outline(

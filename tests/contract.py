@@ -27,9 +27,20 @@ TINY = {
 
 @cache
 def scenes(count: int = 32) -> list[dict[str, Any]]:
-    """Toy street scenes of 48 x 64 pixels."""
+    """Toy street scenes of 48 x 64 pixels, with what sparse labels say beside the mask."""
     dataset = SyntheticScenes(count, (48, 64), seed=0)
-    return [dataset[i] for i in range(count)]
+    return [with_sparse_keys(dataset[i]) for i in range(count)]
+
+
+def with_sparse_keys(sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample whose ignored pixels are outside the image, and whose other ones are all labelled."""
+    mask = sample["mask"]
+    classes = torch.bincount(mask[mask != 255], minlength=NUM_CLASSES) > 0
+    return {
+        **sample,
+        "unlabelled": torch.zeros_like(mask, dtype=torch.bool),
+        "image_classes": classes,
+    }
 
 
 def batch_of(start: int = 0, count: int = 2) -> dict[str, Any]:
@@ -144,7 +155,10 @@ class ModuleContract:
 
     def test_odd_sizes_train(self):
         model = self.make()
-        batch = {"image": torch.rand(2, 3, 37, 51), "mask": torch.randint(NUM_CLASSES, (2, 37, 51))}
+        masks = torch.randint(NUM_CLASSES, (2, 37, 51))
+        batch = collate(
+            [with_sparse_keys({"image": torch.rand(3, 37, 51), "mask": m}) for m in masks]
+        )
         losses = model.compute_loss(batch)
         losses["loss"].backward()
         finish_step(model, losses, batch)

@@ -33,10 +33,14 @@ Size = tuple[int, int]
 def make_cityscapes(
     root: Path, size: Size = (96, 128), images: int = 2, seed: int = 0, train_ids: bool = False
 ) -> Path:
-    """leftImg8bit and gtFine; `images` per city, `train_ids` adds what cityscapesScripts makes of the labels."""
+    """leftImg8bit and gtFine; `images` per city, `train_ids` adds what cityscapesScripts makes of the labels.
+
+    Also the clicks on training frames, as GatedCRFLoss publishes them.
+    """
     rng = np.random.default_rng(seed)
     to_train = {7: 0, 8: 1, 11: 2, 17: 5, 21: 8, 23: 10, 24: 11, 26: 13, 33: 18}
     cities = {"train": ("aachen", "zurich"), "val": ("frankfurt", "munster"), "test": ("berlin",)}
+    clicks = {}
     for split, names in cities.items():
         for city in names:
             for number in range(images):
@@ -56,6 +60,9 @@ def make_cityscapes(
                 if train_ids:
                     classes = lookup(ids, to_train, 255)
                     save(classes, truth / f"{stem}_gtFine_labelTrainIds.png")
+                if split == "train":
+                    clicks[stem] = [click(ids, value) for value in to_train if value in ids]
+    (root / "cityscapes_synthetic_clicks.json").write_text(json.dumps(clicks))
     return root
 
 
@@ -129,7 +136,10 @@ def make_coco_stuff_164k(
 def make_voc(
     root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0, augmented: bool = True
 ) -> Path:
-    """VOCdevkit/VOC2012 with palette masks (255 = boundary); `augmented` adds SegmentationClassAug and trainaug.txt."""
+    """VOCdevkit/VOC2012 with palette masks (255 = boundary); `augmented` adds SegmentationClassAug and trainaug.txt.
+
+    Also points and scribbles on training images, as GatedCRFLoss publishes them; the first image has no background point.
+    """
     rng = np.random.default_rng(seed)
     root = root / "VOCdevkit" / "VOC2012"
     lists = root / "ImageSets" / "Segmentation"
@@ -139,6 +149,8 @@ def make_voc(
         split: [f"{year}_{number:06d}" for number in range(1, images + 1)]
         for split, year in splits.items()
     }
+    (root / "voc_scribbles").mkdir()
+    objects, background = {}, {}
     for split, names in stems.items():
         for stem in names:
             image, ids = scene(rng, varied(rng, size), [0, 0, 0, 2, 7, 8, 12, 15, 20])
@@ -149,6 +161,13 @@ def make_voc(
                 save(bounded, root / "SegmentationClass" / f"{stem}.png", palette=True)
             if augmented:  # the augmented masks have no boundary
                 save(ids, root / "SegmentationClassAug" / f"{stem}.png")
+            if split != "val":
+                present = [value for value in np.unique(ids).tolist() if value]
+                objects[stem] = [{**click(ids, value), "rank": 1} for value in present]
+                background[stem] = [click(ids, 0)] if background or objects.keys() != {stem} else []
+                (root / "voc_scribbles" / f"{stem}.xml").write_text(scribbles(ids))
+    (root / "voc_whats_the_point.json").write_text(json.dumps(objects))
+    (root / "voc_whats_the_point_bg_from_scribbles.json").write_text(json.dumps(background))
     stems["trainval"] = stems["train"] + stems["val"]
     if augmented:
         stems["trainaug"] = sorted(stems["train"] + stems["aug"])
@@ -266,6 +285,33 @@ def scene(rng: np.random.Generator, size: Size, ids: list[int]) -> tuple[np.ndar
     colors = np.random.default_rng(7).integers(20, 236, (256, 3))  # the same in every data set
     image = colors[mask] + rng.normal(0, 12, (height, width, 3))
     return image.clip(0, 255).astype(np.uint8), mask
+
+
+def click(ids: np.ndarray, value: int) -> dict:
+    """A point in the middle of the largest run of a value, as the published JSON files hold it."""
+    inside = minimum_filter(ids == value, 5)
+    rows, columns = np.nonzero(inside if inside.any() else ids == value)
+    middle = len(rows) // 2
+    return {"x": float(columns[middle]), "y": float(rows[middle]), "cls": int(value)}
+
+
+def scribbles(ids: np.ndarray) -> str:
+    """An XML file of ScribbleSup: for each value a line of three points along one row."""
+    names = {0: "background", 2: "bike", 7: "car", 8: "cat", 12: "dog", 15: "person", 20: "monitor"}
+    lines = []
+    for value in np.unique(ids).tolist():
+        rows, columns = np.nonzero(ids == value)
+        row = np.bincount(rows).argmax()
+        along = columns[rows == row]
+        stop = np.flatnonzero(np.diff(along) != 1)
+        along = along[: stop[0] + 1] if stop.size else along
+        points = "".join(
+            f"<point><X>{x}</X><Y>{row}</Y></point>"
+            for x in (along[0], along[len(along) // 2], along[-1])
+        )
+        lines.append(f"<polygon><tag>{names[value]}</tag>{points}</polygon>")
+    size = f"<size><width>{ids.shape[1]}</width><height>{ids.shape[0]}</height></size>"
+    return f"<annotation>{size}{''.join(lines)}</annotation>"
 
 
 def varied(rng: np.random.Generator, size: Size) -> Size:

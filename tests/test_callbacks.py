@@ -13,10 +13,16 @@ from PIL import Image
 from torch import nn
 
 from lightning_genseg.anomaly import Threshold
-from lightning_genseg.callbacks import ChannelsLast, PredictionWriter, Report, read_manifest
+from lightning_genseg.callbacks import (
+    ChannelsLast,
+    LabelSpreading,
+    PredictionWriter,
+    Report,
+    read_manifest,
+)
 from lightning_genseg.datamodules import SyntheticScenesDataModule
-from lightning_genseg.datasets import SyntheticScenes
-from lightning_genseg.modules import SegmentationModule
+from lightning_genseg.datasets import Points, SyntheticScenes
+from lightning_genseg.modules import AGMM, SegmentationModule
 from lightning_genseg.visualize import ANOMALY_PALETTE, colorize
 from tests.report_run import run as report_run
 
@@ -259,6 +265,59 @@ def test_report_leaves_nothing_in_a_fast_dev_run(tmp_path):
 def test_report_refuses_a_negative_number():
     with pytest.raises(ValueError, match="num_pictures is -1"):
         Report(-1)
+
+
+# --- LabelSpreading -------------------------------------------------------------------------
+
+
+def column(picture, index):
+    """Middle of each cell of a column of 320 pixels, two rows below a line of titles, as 32 x 48 images."""
+    x = 4 + 324 * index + ((np.arange(48) + 0.5) * 320 / 48).astype(int)
+    y = ((np.arange(32) + 0.5) * 213 / 32).astype(int)
+    return [picture[27 + row * 217 + y][:, x] for row in range(2)]
+
+
+def test_label_spreading_of_agmm(tmp_path):
+    data = scenes(sparse=Points(2))
+    features = nn.Conv2d(3, 8, 3, padding=1)
+    module = AGMM(6, features=features, class_names=data.class_names)
+    spreading = LabelSpreading(num_images=2)
+    trainer(tmp_path, spreading, val_check_interval=1).fit(module, data)
+    folder = tmp_path / "label_spreading"
+    assert sorted(p.name for p in folder.iterdir()) == ["step_000001.png", "step_000002.png"]
+    first, last = (pixels(path) for path in sorted(folder.iterdir()))
+    assert first.shape == last.shape
+    assert last.shape[1] == 4 * 320 + 5 * 4
+    dataset = data.split_dataset("train", ())
+    for i, index in enumerate((0, 3)):
+        sample = dataset[index]
+        image = sample["image"].mul(255).round().byte().permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(column(first, 0)[i], image)
+        labels, mask = column(first, 1)[i], sample["mask"].numpy()
+        drawn = (labels == colorize(mask, data.palette)).all(2)
+        assert drawn[mask != 255].all()
+        batch = data.train_dataloader().collate_fn([sample])
+        strength, likeliest = (x[0].numpy() for x in module.gaussian_map(batch).max(1))
+        expected = colorize(likeliest, data.palette) * strength[..., None]
+        np.testing.assert_array_equal(column(last, 2)[i], np.rint(expected).astype(np.uint8))
+    assert (first != last).any()  # the map and the prediction
+    assert all((a == b).all() for a, b in zip(column(first, 1), column(last, 1), strict=True))
+
+
+def test_label_spreading_of_another_method_has_no_gaussians(tmp_path):
+    spreading = LabelSpreading(num_images=9)  # there are four images
+    module = PixelSegmenter(anomaly=False)
+    trainer(tmp_path, spreading).fit(module, scenes(sparse=Points()))
+    picture = pixels(tmp_path / "label_spreading" / "step_000002.png")
+    assert picture.shape[1] == 3 * 320 + 4 * 4
+    assert 4 * 213 < picture.shape[0] < 4 * 213 + 100
+
+
+def test_label_spreading_needs_sparse_labels(tmp_path):
+    with pytest.raises(ValueError, match=r"the data have none: set data\.sparse"):
+        trainer(tmp_path, LabelSpreading()).fit(PixelSegmenter(anomaly=False), scenes())
+    with pytest.raises(ValueError, match="num_images is 0 but must be 1 or more"):
+        LabelSpreading(num_images=0)
 
 
 # --- PredictionWriter -----------------------------------------------------------------------

@@ -21,6 +21,7 @@ from lightning_genseg.datamodules import (
     SegmentationDataModule,
     SyntheticScenesDataModule,
 )
+from lightning_genseg.datasets import Points, SparseMasks
 from lightning_genseg.datasets.class_index import Cache, class_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -357,3 +358,55 @@ def test_from_a_shell(config, root, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("genseg: error: 7 problems")
     assert "train       6 images" in done.stdout
+
+
+def test_sparse_labels(root, tmp_path):
+    """Counted as they are, one pixel a point; drawn so that they can be seen."""
+    cache = tmp_path / "cache"
+    data = CamVidDataModule(root, sparse=Points(2), cache_dir=cache, num_workers=0)
+    report = check(data, tmp_path / "out", num_pictures=1)
+    train, val = report["splits"]["train"], report["splits"]["val"]
+    pixels, points = 6 * 600, 2 * (2 * 6 + 1)  # sky and road in six images, a car in one
+    assert train["classes"]["sky"] == {"pixels": 12, "share": pytest.approx(12 / 26), "images": 6}
+    assert train["sparse"] == {
+        "labelled": pytest.approx(points / pixels),
+        "unlabelled": pytest.approx(1 - points / pixels),
+        "marks": points,
+        "empty": 0,
+    }
+    assert train["ignored"] == 0  # the border of the dense masks is unlabelled
+    assert "sparse" not in val
+    assert val["ignored"] == pytest.approx(1 / 20)
+    shown = summary(report)
+    assert (
+        "sparse labels: 0.722% of the pixels in 6 images, 26 points or scribbles; 0 images without any"
+        in shown
+    )
+    assert (data.class_index() == class_index(data.split_dataset("train", ()), cache)).all()
+    with Image.open(tmp_path / "out" / "data_check.png") as picture:
+        colors = {color: n for n, color in picture.convert("RGB").getcolors(10**6)}
+    assert colors[200, 200, 200] > 10_000  # unlabelled
+    assert colors[64, 0, 128] > 200  # two points of a car in a picture of 320 x 213, twice
+
+
+def test_sparse_labels_that_are_missing_or_broken(root, tmp_path):
+    """All problems at once, and the good images are counted."""
+    folder = tmp_path / "brushed"
+    folder.mkdir()
+    for index in range(5):
+        raw = np.full((20, 30), 99, np.uint8)
+        raw[5, :6], raw[6, :3] = 3, 255
+        if index == 1:
+            raw[raw == 99] = 255
+        Image.fromarray(raw).save(folder / f"train_{index}.png")
+    data = CamVidDataModule(root, sparse=SparseMasks(99, folder), num_workers=0, cache_dir=tmp_path)
+    report = check(data, tmp_path / "out")
+    assert [problem["problem"].split(":")[0] for problem in report["problems"]] == [
+        f"1 of 6 images have no sparse masks (expected: '{folder}/train_5.png')".split(":")[0],
+        f"mask '{folder}/train_1.png' holds no pixel of the value 99 (unlabelled), but 99% of 255, which means ignored",
+        f"mask '{folder}/train_5.png' does not exist",
+    ]
+    train = report["splits"]["train"]
+    assert train["classes"]["road"] == {"pixels": 24, "share": 1.0, "images": 4}
+    assert train["sparse"]["marks"] is None
+    assert train["ignored"] == pytest.approx(3 / 600)

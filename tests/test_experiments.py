@@ -29,6 +29,7 @@ from tests.miniatures import (
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SMOKE = sorted((EXPERIMENTS / "smoke").glob("*.yaml"))
 CAMVID = sorted((EXPERIMENTS / "camvid").glob("*.yaml"))
+MSRC = sorted((EXPERIMENTS / "msrc").glob("*.yaml"))
 MINIATURES = {
     "ade20k": make_ade20k,
     "cityscapes": make_cityscapes,
@@ -41,6 +42,8 @@ ANOMALY_MINIATURES = {
     "road_anomaly21": make_road_anomaly21,
 }
 RECIPES = sorted(path for folder in MINIATURES for path in (EXPERIMENTS / folder).glob("*.yaml"))
+SPARSE_RECIPES = [p for p in RECIPES if p.stem.endswith(("points", "scribbles", "clicks"))]
+RECIPES = [path for path in RECIPES if path not in SPARSE_RECIPES]
 TWO_STEPS = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--data.num_workers=0"]
 
 
@@ -103,6 +106,45 @@ def test_camvid(path, tmp_path):
         ]
     )
     assert list((tmp_path / "runs").glob("*/*/*/checkpoints/last.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", MSRC, ids=name)
+def test_msrc(path, tmp_path):
+    write_images(tmp_path / "images", tmp_path / "masks", 12, (72, 96), 23)
+    for split, numbers in {"train": range(8), "val": range(8, 10), "test": range(10, 12)}.items():
+        (tmp_path / f"{split}.txt").write_text("".join(f"{number}\n" for number in numbers))
+    main(
+        [
+            "fit",
+            "--config",
+            str(path),
+            "--data.root=.",
+            "--trainer.val_check_interval=1",
+            *TWO_STEPS,
+        ]
+    )
+    assert list((tmp_path / "runs" / "msrc" / path.stem).glob("*/checkpoints/last.ckpt"))
+
+
+@pytest.mark.parametrize("folder", ["camvid", "msrc"])
+def test_points_are_learned_from_in_the_same_way(folder):
+    """One network, schedule and data; of the methods only their own arguments differ."""
+    softmax, agmm, gmmseg = (
+        arguments(EXPERIMENTS / folder / f"{method}_fpn_points.yaml")
+        for method in ("softmax", "agmm", "gmmseg")
+    )
+    assert softmax[2] == agmm[2] == gmmseg[2]
+    for own in (agmm, gmmseg):
+        assert {k: own[0][k] for k in own[0].keys() - {"logger", "callbacks"}} == {
+            k: softmax[0][k] for k in softmax[0].keys() - {"logger", "callbacks"}
+        }
+        for key in softmax[1].keys() - {"dropout"}:
+            assert own[1][key] == softmax[1][key]
+    assert agmm[1]["dropout"] == softmax[1]["dropout"]
+    dense = arguments(EXPERIMENTS / "camvid" / "softmax_fpn.yaml")
+    for key in dense[1].keys() - {"inference"}:
+        assert softmax[1][key] == dense[1][key]
 
 
 def test_quickstart():
@@ -191,14 +233,16 @@ class EveryParameterLearns(Callback):
         assert [key for key, p in named if p.requires_grad and p.grad is None] == []
 
 
-def two_steps(path, root, *options):
+def two_steps(path, root, *options, smaller=8):
     """Fit two steps of the configuration; only sizes are smaller, and the weights random."""
     _, model, data = arguments(path)
-    small = model["inference"]
+    small = model.get("inference") or {}
     if "short_side" in small:
         small = {**small, "short_side": 96, "long_side": 384}
     crop = data["train_transform"][0]["init_args"]
-    crop.update({key: crop[key] // 8 for key in crop if key.endswith(("height", "width", "side"))})
+    crop.update(
+        {key: crop[key] // smaller for key in crop if key.endswith(("height", "width", "side"))}
+    )
     if "memory_size" in model:
         options = ("--model.memory_size=50", "--model.em_interval=1", *options)
     main(
@@ -253,6 +297,74 @@ def test_post_hoc_recipe_follows_its_softmax_recipe(tmp_path):
     fitted = two_steps(path, root, f"--model.extractor={extractor}")
     for checkpoint in (extractor, fitted):
         checkpoint.unlink()
+
+
+# --- recipes on sparse labels ------------------------------------------------------------------
+
+SPARSE_LABELS = {
+    "points": {
+        "class_path": "PointFiles",
+        "init_args": {
+            "files": ["voc_whats_the_point.json", "voc_whats_the_point_bg_from_scribbles.json"],
+            "size": 3,
+        },
+    },
+    "scribbles": {
+        "class_path": "ScribbleFiles",
+        "init_args": {"folder": "voc_scribbles", "size": 3},
+    },
+    "clicks": {"class_path": "Points", "init_args": {"count": 20, "per": "image", "seed": 0}},
+}
+
+
+def test_there_is_a_recipe_for_each_row():
+    assert [name(path) for path in SPARSE_RECIPES] == [
+        "cityscapes/agmm_deeplabv3plus_r50_clicks.yaml",
+        "cityscapes/softmax_deeplabv3plus_r50_clicks.yaml",
+        "voc/agmm_deeplabv3plus_r101_points.yaml",
+        "voc/agmm_deeplabv3plus_r101_scribbles.yaml",
+        "voc/softmax_deeplabv3plus_r101_points.yaml",
+        "voc/softmax_deeplabv3plus_r101_scribbles.yaml",
+    ]
+
+
+@pytest.mark.parametrize("path", SPARSE_RECIPES, ids=name)
+def test_sparse_recipe_agrees_with_the_published_code(path):
+    trainer, model, data = arguments(path)
+    voc = path.parent.name == "voc"
+    # Epochs of the training set in whole batches.
+    assert trainer["max_steps"] == (80 * (10_582 // 16) if voc else 240 * (2_975 // 8))
+    assert model["lr_scheduler"]["init_args"] == {"total_iters": trainer["max_steps"], "power": 0.9}
+    assert trainer["max_steps"] % trainer["val_check_interval"] == 0
+    assert trainer["devices"] * data["batch_size"] == (16 if voc else 8)
+    assert data["sparse"] == SPARSE_LABELS[path.stem.rpartition("_")[2]]
+    crop = data["train_transform"][0]["init_args"]
+    assert crop["height"] == crop["width"] == (321 if voc else 721)
+    assert crop["scale"] == [0.5, 2.0]
+    sgd = model["optimizer"]["init_args"]
+    lr = (sgd["lr"], sgd["lr"] * model["head_lr_factor"])
+    assert lr == pytest.approx((1e-3, 1e-2) if voc else (5e-3, 5e-3))
+    assert (sgd["momentum"], sgd["weight_decay"]) == (0.9, 1e-4)
+    assert model.get("inference") == (None if voc else {"window": [721, 721], "stride": [241, 241]})
+    logger = trainer["logger"]["init_args"]
+    assert logger == {"save_dir": f"runs/{path.parent.name}", "name": path.stem}
+    command = f"# genseg fit --config experiments/{name(path)} --data.root PATH/"
+    assert command in path.read_text()
+    baseline = arguments(path.with_stem(path.stem.replace("agmm", "softmax")))
+    assert baseline[2] == data
+    for key in baseline[1]:
+        assert baseline[1][key] == model[key]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:every pixel of the first batch")
+@pytest.mark.parametrize("path", SPARSE_RECIPES, ids=name)
+def test_sparse_recipe_trains_two_steps(path, tmp_path):
+    root = MINIATURES[path.parent.name](tmp_path / "data")
+    # Of VOC's two points an image most crops show none.
+    checkpoint = two_steps(path, root, smaller=4 if path.parent.name == "voc" else 8)
+    assert (checkpoint.parents[1] / "label_spreading").is_dir() == path.stem.startswith("agmm")
+    checkpoint.unlink()
 
 
 # --- anomalies -------------------------------------------------------------------------------

@@ -346,3 +346,36 @@ def test_masks_move_together():
         assert (both["image"] == alone).all()
         assert (labels == same).all()
     assert set(apply_all(pipeline, image, {}, 0)) == {"image"}
+
+
+def test_points_keep_their_order_and_columns():
+    points = np.array([[0.0, 0, 7], [79, 59, 8], [40, 30, 9]])
+    image, _ = scene()
+    pipeline = compose([A.HorizontalFlip(p=1), A.Crop(10, 10, 50, 50)], points=True)
+    moved = apply_all(pipeline, image, {}, 0, points=points)["points"]
+    assert moved.dtype == torch.float64
+    assert moved.tolist() == [[69, -10, 7], [-10, 49, 8], [29, 20, 9]]  # two have left the image
+
+
+@pytest.mark.parametrize("transforms", [[], [A.ColorJitter()], [A.HorizontalFlip(p=1)]], ids=len)
+def test_no_points(transforms):
+    moved = apply_all(compose(transforms, points=True), scene()[0], {}, 0, points=np.empty((0, 3)))
+    assert moved["points"].shape == (0, 3)
+
+
+def test_scaled_crop_moves_points_exactly():
+    """Against a picture in which the point is a bright pixel in the middle of a large dark one."""
+    seen = 0
+    for seed in range(10):
+        image = np.zeros((60, 80, 3), np.uint8)
+        image[20:31, 30:41] = 255
+        pipeline = compose([RandomScaledCrop(100, 120, scale=(0.7, 2.0))], points=True)
+        result = apply_all(pipeline, image, {}, seed, points=np.array([[35.0, 25.0]]))
+        weight = result["image"][0].numpy().astype(np.float64)
+        if weight[[0, -1]].any() or weight[:, [0, -1]].any():
+            continue  # cut off: its centre of gravity is another
+        y, x = np.indices(weight.shape)
+        centre = [(x * weight).sum() / weight.sum(), (y * weight).sum() / weight.sum()]
+        np.testing.assert_allclose(result["points"][0], centre, atol=0.1)
+        seen += 1
+    assert seen >= 2

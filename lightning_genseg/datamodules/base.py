@@ -25,6 +25,7 @@ from lightning_genseg.datasets.base import (
     known_classes,
 )
 from lightning_genseg.datasets.class_index import Labelled, class_index
+from lightning_genseg.datasets.sparse import SparseDataset, SparseLabels
 from lightning_genseg.transforms import (
     Transform,
     default_eval_transform,
@@ -55,7 +56,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
     `num_classes`, `ignore_index` (255), `class_names` and `palette` are there at once, `train_dataset`, `val_dataset`,
     `test_dataset` and `predict_dataset` after `setup`. A batch is a dict: `image` float32 Bx3xHxW in [0, 1],
     `mask` int64 BxHxW (not when predicting), `name` list of str, and where the data have unknown objects `anomaly`
-    int64 BxHxW: 1 anomalous, 0 known, 255 not evaluated; `mask` is 255 where it is 1. Works without a Trainer.
+    int64 BxHxW: 1 anomalous, 0 known, 255 not evaluated; `mask` is 255 where it is 1. With `sparse` a training batch
+    also has `unlabelled` and `image_classes`, see `datasets.SparseDataset`. Works without a Trainer.
 
     Args:
         class_names: one per class.
@@ -68,6 +70,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
         crop_size: (height, width) of training images; not used when `train_transform` is given.
         class_balanced: draw a class uniformly among those that occur, then an image that holds it, instead of every
             image once an epoch; needs the `class_index` of the training set, built at the first use.
+        sparse: label only these few pixels of the training images (`Points`, `Scribbles`, `Blocks`, `PointFiles`,
+            `ScribbleFiles`, `SparseMasks`); validation and test keep their masks.
         train_transform: albumentations transforms; default: `default_train_transform(crop_size)`.
         eval_transform: likewise for validation, test and prediction; default: none, every image at its own size.
         seed: of order and augmentation, which depend on it, the epoch and the sample, not on `num_workers`.
@@ -90,6 +94,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         num_workers: int = 2,
         crop_size: tuple[int, int] = (256, 256),
         class_balanced: bool = False,
+        sparse: SparseLabels | None = None,
         train_transform: Sequence[Transform] | None = None,
         eval_transform: Sequence[Transform] | None = None,
         seed: int = 0,
@@ -117,6 +122,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.class_balanced = class_balanced
+        self.sparse = sparse
         self.train_transform = (
             default_train_transform(crop_size) if train_transform is None else list(train_transform)
         )
@@ -137,25 +143,37 @@ class SegmentationDataModule(LightningDataModule, ABC):
         """Build the data set of one split, with all classes; called by `split_dataset`."""
 
     def split_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
-        """Build the data set of one split without the unknown classes; ValueError if there is no such split."""
+        """Build the data set of one split: without the unknown classes, that for training with its `sparse` labels.
+
+        ValueError if there is no such split.
+        """
         if split not in self.splits:
             raise ValueError(
                 f"{type(self).__name__} has no {split} split, only {', '.join(self.splits)}: train and validate on data with "
                 "the same classes."
             )
+        sparse = self.sparse_labels(split)
+        missing: MissingFiles | None = None
         try:
-            dataset = self.make_dataset(split, transform)
+            dataset = self.make_dataset(split, transform if sparse is None else ())
         except MissingFiles as error:
-            if self.unknown_classes:
-                error.dataset.hold_out(self.unknown_classes)
-            raise
+            missing, dataset = error, error.dataset
         if self.unknown_classes:
             if not isinstance(dataset, SegmentationDataset):
                 raise ValueError(
                     f"{type(dataset).__name__} cannot leave out unknown_classes: derive it from SegmentationDataset."
                 )
             dataset.hold_out(self.unknown_classes)
+        if sparse is not None:
+            dataset = SparseDataset(dataset, sparse, transform, getattr(self, "root", None))
+        if missing is not None:
+            missing.dataset = dataset
+            raise missing
         return dataset
+
+    def sparse_labels(self, split: Split) -> SparseLabels | None:
+        """Which sparse labels a split has in place of its masks."""
+        return self.sparse if split == "train" else None
 
     def setup(self, stage: str | None = None) -> None:
         """Build the data sets that a stage (fit, validate, test, predict; None: all) needs."""
@@ -510,6 +528,8 @@ def check_batch(batch: Batch, num_classes: int | None = None) -> None:
     anomaly = batch.get("anomaly")
     if anomaly is not None:
         _check_anomaly(anomaly, mask, names)
+    if "unlabelled" in batch:
+        _check_unlabelled(batch["unlabelled"], mask, names)
     if bool((mask == IGNORE).all()) and (anomaly is None or bool((anomaly == IGNORE).all())):
         rank_zero_warn(
             f"every pixel of the first batch ({', '.join(names)}) is ignored (255), nothing is learned from it: "
@@ -539,6 +559,24 @@ def _check_anomaly(anomaly: object, mask: Tensor, names: Sequence[str]) -> None:
         raise ValueError(
             f"mask {_name(names, index)} names a class where the anomaly mask says 1: make it 255 (ignore) there, or "
             "the unknown is learned."
+        )
+
+
+def _check_unlabelled(unlabelled: object, mask: Tensor, names: Sequence[str]) -> None:
+    if (
+        not isinstance(unlabelled, Tensor)
+        or unlabelled.dtype != torch.bool
+        or unlabelled.shape != mask.shape
+    ):
+        raise ValueError(
+            f"unlabelled of the batch with {_name(names, 0)} is {_kind(unlabelled)} but must be bool of shape "
+            f"{_shape(mask.shape)}, like the masks: return it as bool HxW from the data set."
+        )
+    both = unlabelled & (mask != IGNORE)
+    for index in torch.nonzero(both.flatten(1).any(1)).flatten().tolist():
+        raise ValueError(
+            f"mask {_name(names, index)} names a class at {int(both[index].sum())} pixels where unlabelled is true: make "
+            "the mask 255 there, or unlabelled false."
         )
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from lightning_genseg.datamodules.base import SegmentationDataModule, Split
 from lightning_genseg.datasets.cityscapes import Cityscapes
+from lightning_genseg.datasets.sparse import SparseLabels
 from lightning_genseg.transforms import Transform
 
 __all__ = ["CityscapesDataModule"]
@@ -26,6 +27,7 @@ class CityscapesDataModule(SegmentationDataModule):
         num_workers: see there.
         crop_size: see there.
         class_balanced: see there.
+        sparse: see there.
         train_transform: see there.
         eval_transform: see there.
         seed: see there.
@@ -43,6 +45,7 @@ class CityscapesDataModule(SegmentationDataModule):
         num_workers: int = 2,
         crop_size: tuple[int, int] = (768, 768),
         class_balanced: bool = False,
+        sparse: SparseLabels | None = None,
         train_transform: list[Transform] | None = None,
         eval_transform: list[Transform] | None = None,
         seed: int = 0,
@@ -58,6 +61,7 @@ class CityscapesDataModule(SegmentationDataModule):
             num_workers=num_workers,
             crop_size=crop_size,
             class_balanced=class_balanced,
+            sparse=sparse,
             train_transform=train_transform,
             eval_transform=eval_transform,
             seed=seed,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning_genseg.datamodules.base import SegmentationDataModule, Split
 from lightning_genseg.datasets.coco_stuff import COCOStuff10k, COCOStuff164k
+from lightning_genseg.datasets.sparse import SparseLabels
 from lightning_genseg.transforms import Transform
 
 __all__ = ["COCOStuff10kDataModule", "COCOStuff164kDataModule"]
@@ -24,6 +25,7 @@ class COCOStuff10kDataModule(SegmentationDataModule):
         num_workers: see there.
         crop_size: see there.
         class_balanced: see there.
+        sparse: see there.
         train_transform: see there.
         eval_transform: see there.
         seed: see there.
@@ -41,6 +43,7 @@ class COCOStuff10kDataModule(SegmentationDataModule):
         num_workers: int = 2,
         crop_size: tuple[int, int] = (512, 512),
         class_balanced: bool = False,
+        sparse: SparseLabels | None = None,
         train_transform: list[Transform] | None = None,
         eval_transform: list[Transform] | None = None,
         seed: int = 0,
@@ -56,6 +59,7 @@ class COCOStuff10kDataModule(SegmentationDataModule):
             num_workers=num_workers,
             crop_size=crop_size,
             class_balanced=class_balanced,
+            sparse=sparse,
             train_transform=train_transform,
             eval_transform=eval_transform,
             seed=seed,
@@ -90,6 +94,7 @@ class COCOStuff164kDataModule(SegmentationDataModule):
         num_workers: see there.
         crop_size: see there.
         class_balanced: see there.
+        sparse: see there.
         train_transform: see there.
         eval_transform: see there.
         seed: see there.
@@ -107,6 +112,7 @@ class COCOStuff164kDataModule(SegmentationDataModule):
         num_workers: int = 2,
         crop_size: tuple[int, int] = (512, 512),
         class_balanced: bool = False,
+        sparse: SparseLabels | None = None,
         train_transform: list[Transform] | None = None,
         eval_transform: list[Transform] | None = None,
         seed: int = 0,
@@ -122,6 +128,7 @@ class COCOStuff164kDataModule(SegmentationDataModule):
             num_workers=num_workers,
             crop_size=crop_size,
             class_balanced=class_balanced,
+            sparse=sparse,
             train_transform=train_transform,
             eval_transform=eval_transform,
             seed=seed,

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_genseg.datamodules.base import SegmentationDataModule, Split
-from lightning_genseg.datasets.base import label_table
-from lightning_genseg.datasets.folder import Folder, pair_files, read_names
+from lightning_genseg.datasets.base import IGNORE, label_table
+from lightning_genseg.datasets.folder import Folder, files_by_name, pair_files, read_names
+from lightning_genseg.datasets.sparse import SparseLabels, SparseMasks
 from lightning_genseg.transforms import Transform
 
 __all__ = ["FolderDataModule"]
@@ -20,6 +22,11 @@ class FolderDataModule(SegmentationDataModule):
     validation and test is said by lists (one name per line: the path below `images`, with or without suffix); without
     `train_list` and `val_list` a share of the images is drawn for validation, the same at every call. Without
     `test_list` the validation set is the test set.
+
+    With `sparse` labels from files of their own (`PointFiles`, `ScribbleFiles`, `SparseMasks` with `folder`) training
+    images need no masks: without lists the images that have one are for validation, and the others for training. Where
+    validation or test images have no masks at all, they are scored at their sparse labels only. `sparse: SparseMasks`
+    without `folder` says that the files in `masks` are sparse.
 
     Args:
         root: folder that holds `images` and `masks`; not needed for prediction.
@@ -40,6 +47,7 @@ class FolderDataModule(SegmentationDataModule):
         num_workers: see there.
         crop_size: see there.
         class_balanced: see there.
+        sparse: see there.
         train_transform: see there.
         eval_transform: see there.
         seed: see there.
@@ -71,6 +79,7 @@ class FolderDataModule(SegmentationDataModule):
         num_workers: int = 2,
         crop_size: tuple[int, int] = (256, 256),
         class_balanced: bool = False,
+        sparse: SparseLabels | None = None,
         train_transform: list[Transform] | None = None,
         eval_transform: list[Transform] | None = None,
         seed: int = 0,
@@ -94,6 +103,7 @@ class FolderDataModule(SegmentationDataModule):
             num_workers=num_workers,
             crop_size=crop_size,
             class_balanced=class_balanced,
+            sparse=sparse,
             train_transform=train_transform,
             eval_transform=eval_transform,
             seed=seed,
@@ -106,6 +116,11 @@ class FolderDataModule(SegmentationDataModule):
         self.images = images
         self.masks = masks
         self.ids = ids
+        if (
+            isinstance(sparse, SparseMasks) and sparse.folder is None
+        ):  # validation reads such masks too
+            values = {c: c for c in range(len(class_names))} if ids is None else ids
+            self.ids = {sparse.unlabelled: IGNORE, **values}
         self.lists: dict[Split, Path | None] = {
             "train": train_list,
             "val": val_list,
@@ -117,17 +132,37 @@ class FolderDataModule(SegmentationDataModule):
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Folder:
         """Build the part of the images that belongs to a split."""
-        self._names = self._names or self._split()
+        sparse = self.sparse_labels(split)
+        if sparse is not None and split != "train":
+            rank_zero_warn(
+                f"no {split} image has a mask: the {split} scores are of the few labelled pixels only."
+            )
         return Folder(
             self.root,
             self.file_classes,
             self.images,
             self.masks,
-            self._names[split],
+            self._names_of(split),
             self.file_palette,
             self.ids,
             transform,
+            need_masks=sparse is None or sparse.needs_masks,
         )
+
+    def sparse_labels(self, split: Split) -> SparseLabels | None:
+        """Those of the training images, and of others where there are no masks."""
+        if split == "train" or self.sparse is None or self.sparse.needs_masks:
+            return super().sparse_labels(split)
+        return self.sparse if self._masked().isdisjoint(self._names_of(split)) else None
+
+    def _names_of(self, split: Split) -> list[str]:
+        self._names = self._names or self._split()
+        return self._names[split]
+
+    def _masked(self) -> set[str]:
+        """Names that have a mask."""
+        folder = self.root / self.masks
+        return set(files_by_name(folder)) if folder.is_dir() and any(folder.iterdir()) else set()
 
     def _split(self) -> dict[Split, list[str]]:
         names = {
@@ -147,8 +182,16 @@ class FolderDataModule(SegmentationDataModule):
         if "train" not in names:
             test = set(names.get("test", []))
             # Names without image or mask stay: the data set of their split complains of them.
-            pairs, _ = pair_files(self.root / self.images, self.root / self.masks)
+            need_masks = self.sparse is None or self.sparse.needs_masks
+            pairs, _ = pair_files(
+                self.root / self.images, self.root / self.masks, need_masks=need_masks
+            )
             rest = [pair.name for pair in pairs if pair.name not in test]
+            masked = set(rest) if need_masks else self._masked() & set(rest)
+            if 0 < len(masked) < len(rest):
+                names["train"] = [name for name in rest if name not in masked]
+                names["val"] = [name for name in rest if name in masked]
+                return {**names, "test": names.get("test", names["val"])}
             count = max(1, round(self.val_fraction * len(rest)))
             if len(rest) <= count:
                 raise ValueError(

@@ -10,6 +10,16 @@ from lightning_genseg.datasets.fishyscapes import FishyscapesLostAndFound
 from lightning_genseg.datasets.folder import Folder
 from lightning_genseg.datasets.road_anomaly import RoadAnomaly
 from lightning_genseg.datasets.road_anomaly21 import RoadAnomaly21
+from lightning_genseg.datasets.sparse import (
+    Blocks,
+    PointFiles,
+    Points,
+    ScribbleFiles,
+    Scribbles,
+    SparseDataset,
+    SparseLabels,
+    SparseMasks,
+)
 from lightning_genseg.datasets.street_hazards import StreetHazards
 from lightning_genseg.datasets.synthetic import SyntheticScenes
 from lightning_genseg.datasets.voc import VOC
@@ -19,6 +29,7 @@ __all__ = [
     "IGNORE",
     "VOC",
     "AnomalyFolder",
+    "Blocks",
     "COCOStuff10k",
     "COCOStuff164k",
     "CamVid",
@@ -26,10 +37,17 @@ __all__ = [
     "FishyscapesLostAndFound",
     "Folder",
     "ImageFolder",
+    "PointFiles",
+    "Points",
     "RoadAnomaly",
     "RoadAnomaly21",
     "Sample",
+    "ScribbleFiles",
+    "Scribbles",
     "SegmentationDataset",
+    "SparseDataset",
+    "SparseLabels",
+    "SparseMasks",
     "StreetHazards",
     "SyntheticScenes",
 ]

@@ -45,7 +45,7 @@ class MissingFiles(ValueError):
         dataset: complete, the missing files in its `samples` as well, so that `genseg check` can read all the others.
     """
 
-    def __init__(self, message: str, dataset: "SegmentationDataset") -> None:
+    def __init__(self, message: str, dataset: Any) -> None:
         super().__init__(message)
         self.dataset = dataset
 
@@ -86,6 +86,9 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             raise ValueError("the data set has no samples: give it at least one image.")
         self.samples = list(samples)
         self.class_names = list(class_names)
+        # Before `hold_out`: names, and what has become of the classes.
+        self.file_class_names = list(class_names)
+        self.class_of = np.arange(IGNORE + 1)
         self.palette = check_palette(palette, len(self.class_names))
         self.transform = compose(transform)
         self._table = label_table(ids, len(self.class_names))
@@ -95,6 +98,10 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     def num_classes(self) -> int:
         """Number of classes C."""
         return len(self.class_names)
+
+    def sample_name(self, index: int) -> str:
+        """Name of a sample, unique in its data set."""
+        return self.samples[index].name
 
     def label_values(self) -> dict[int, int]:
         """Value in the mask files -> class or 255, all that may occur."""
@@ -129,6 +136,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         anomalies[: self.num_classes] = 1
         anomalies[known], classes[known] = 0, range(len(known))
         self._anomaly_table, self._table = anomalies[self._table], classes[self._table]
+        self.class_of = classes[self.class_of].astype(np.intp)
         self.class_names = [self.class_names[c] for c in known]
         self.palette = [self.palette[c] for c in known]
 

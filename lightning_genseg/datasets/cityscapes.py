@@ -26,6 +26,11 @@ class Cityscapes(SegmentationDataset):
     (non-commercial use, no redistribution), therefore without download here. The labels of the 1525 test frames stay
     on the evaluation server, which asks for labelIds: `ID_OF_CLASS` turns classes back into them.
 
+    Sparse labels: `sparse: PointFiles` with the file `cityscapes_synthetic_clicks.json` of
+    github.com/LEONOB2014/GatedCRFLoss (folder datasets) in `root`, whose numbers are labelIds; clicks of your own by
+    `sparse: Points` with `per: image` and a `count` of 20, 50 or 100; the PNGs of AGMM by `sparse: SparseMasks` with
+    `unlabelled: 19`, their folder, the suffix `_gtFine_labelTrainIds.png` and `ids` of 0 to 18.
+
     Sources: Cordts et al.: The Cityscapes dataset for semantic urban scene understanding, CVPR 2016, arXiv:1604.01685;
     names, colours and ids: github.com/mcordts/cityscapesScripts, helpers/labels.py.
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.datasets.base import SegmentationDataset, from_worker
+from lightning_genseg.datasets.sparse import SparseDataset
 from lightning_genseg.files import replace_file
 from lightning_genseg.transforms import single_thread
 
@@ -47,9 +48,9 @@ def class_index(
     num_workers: int = 0,
     heartbeat: Callable[[], None] | None = None,
 ) -> Counts:
-    """Count the pixels of each class in each image; pixels of 255 are not counted.
+    """Count the pixels of each class in each image; pixels of 255 are not counted, of sparse labels those drawn.
 
-    For a `SegmentationDataset` the counts are kept in one file of `cache_dir`, found again by the names of the samples
+    For a `SegmentationDataset`, also with sparse labels, the counts are kept in one file of `cache_dir`, found again by the names of the samples
     and the table of labels, wherever the data lie; an image is counted again when its mask has another size or time of
     change. What an interrupted call has counted is kept as well. Two processes that count at once do not disturb
     each other. Scenes that are drawn on the fly are counted at every call.
@@ -142,13 +143,21 @@ class Cache:
         self.shape = (len(dataset), dataset.num_classes)
         self.path: Path | None = None
         self.stamps = np.full((len(dataset), 2), -2, np.int64)
-        if isinstance(dataset, SegmentationDataset):
-            name = f"classes_{type(dataset).__name__}_{_digest(dataset)}.npz"
+        sparse = dataset.sparse if isinstance(dataset, SparseDataset) else None
+        files = dataset.dataset if isinstance(dataset, SparseDataset) else dataset
+        if isinstance(files, SegmentationDataset):
+            arguments = [] if sparse is None else sparse.arguments()
+            name = f"classes_{type(files).__name__}_{_digest(files, arguments)}.npz"
             self.path = (default_cache_dir() if folder is None else Path(folder)) / name
-            self.stamps = _stamps([sample.mask for sample in dataset.samples])
-            own = [sample.anomaly for sample in dataset.samples if sample.anomaly is not None]
+            self.stamps = _stamps([sample.mask for sample in files.samples])
+            own = [sample.anomaly for sample in files.samples if sample.anomaly is not None]
             if own:  # one for each
                 self.stamps += _stamps(own)
+            if sparse is not None:
+                for column in zip(
+                    *(sparse.label_files(s.name) for s in files.samples), strict=True
+                ):
+                    self.stamps += _stamps(column)
 
     def load(self) -> tuple[Counts, NDArray[np.bool_]]:
         """Counts, and for which images they are known."""
@@ -187,9 +196,10 @@ class Cache:
             self.path = None
 
 
-def _digest(dataset: SegmentationDataset) -> str:
-    """Names and table, but not where the root folder lies: clusters unpack data into a new one for every job."""
+def _digest(dataset: SegmentationDataset, sparse: list[Any]) -> str:
+    """Names and tables, but not where the root folder lies: clusters unpack data into a new one for every job."""
     content: list[Any] = [type(dataset).__qualname__, dataset.num_classes, dataset.label_values()]
+    content += sparse
     content += [(sample.name, sample.mask.parts[-3:]) for sample in dataset.samples]
     content += [s.anomaly.parts[-3:] for s in dataset.samples if s.anomaly is not None]
     return hashlib.sha256(repr(content).encode()).hexdigest()[:20]

@@ -13,7 +13,7 @@ from lightning_genseg.datasets.base import (
 )
 from lightning_genseg.transforms import Transform
 
-__all__ = ["Folder", "match_masks", "read_names"]
+__all__ = ["Folder", "match_masks", "read_names", "without_suffix"]
 
 
 class Folder(SegmentationDataset):
@@ -28,6 +28,7 @@ class Folder(SegmentationDataset):
         palette: see `SegmentationDataset`.
         ids: see `SegmentationDataset`.
         transform: albumentations transforms.
+        need_masks: whether an image without a mask is an error; without masks labels come from elsewhere.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -44,8 +45,9 @@ class Folder(SegmentationDataset):
         palette: Sequence[Color] | None = None,
         ids: Mapping[int, int] | None = None,
         transform: Sequence[Transform] | None = None,
+        need_masks: bool = True,
     ) -> None:
-        samples, complaint = pair_files(Path(root) / images, Path(root) / masks, names)
+        samples, complaint = pair_files(Path(root) / images, Path(root) / masks, names, need_masks)
         super().__init__(samples, class_names, palette, ids, transform)
         if complaint:
             raise MissingFiles(complaint, self)
@@ -65,10 +67,11 @@ def match_masks(images: Path, masks: Path, names: Sequence[str] | None = None) -
 
 
 def pair_files(
-    images: Path, masks: Path, names: Sequence[str] | None = None
+    images: Path, masks: Path, names: Sequence[str] | None = None, need_masks: bool = True
 ) -> tuple[list[Sample], str | None]:
     """Do as `match_masks`, but return what is wrong beside the pairs; a missing file stands where it would be."""
-    image_of, mask_of = _by_name(images), _by_name(masks)
+    image_of = files_by_name(images)
+    mask_of = files_by_name(masks) if need_masks else {}
     wanted = sorted(image_of.keys() | mask_of.keys()) if names is None else list(names)
     samples = [
         Sample(
@@ -82,7 +85,11 @@ def pair_files(
     for what, folder, wrong in (
         ("names of the list have no image", images, [n for n in lost if n not in mask_of]),
         ("masks have no image of the same name", images, [n for n in lost if n in mask_of]),
-        ("images have no mask of the same name", masks, [n for n in wanted if n not in mask_of]),
+        (
+            "images have no mask of the same name",
+            masks,
+            [n for n in wanted if need_masks and n not in mask_of],
+        ),
     ):
         if wrong:
             shown = ", ".join(f"'{name}'" for name in wrong[:3])
@@ -93,7 +100,8 @@ def pair_files(
     return samples, None
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def files_by_name(folder: Path) -> dict[str, Path]:
+    """Images of a folder by relative path without suffix; ValueError if there is none, or two of a name."""
     paths: dict[str, Path] = {}
     for path in find_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -115,7 +123,7 @@ def read_names(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"list '{path}' does not exist: check the path.")
     names = [
-        _stem(line.strip())
+        without_suffix(line.strip())
         for line in path.read_text(encoding="utf-8-sig").splitlines()
         if line.strip()
     ]
@@ -133,7 +141,7 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
-def _stem(name: str) -> str:
-    # Only an image's suffix is cut: in `frame.0001` the part after the dot belongs to the name.
+def without_suffix(name: str) -> str:
+    """Cut the suffix of an image off; in `frame.0001` the part after the dot belongs to the name."""
     path = Path(name)
     return (path.with_suffix("") if path.suffix.lower() in readable_suffixes() else path).as_posix()

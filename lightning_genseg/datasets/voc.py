@@ -27,6 +27,11 @@ class VOC(SegmentationDataset):
     Get it from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 and http://home.bharathh.info/pubs/codes/SBD (the images
     are from Flickr, whose terms of use apply; research use), or with `download`.
 
+    Sparse labels, both from github.com/LEONOB2014/GatedCRFLoss (folder datasets), unpacked in `root`: points, `sparse:
+    PointFiles` with the files `voc_whats_the_point.json` and `voc_whats_the_point_bg_from_scribbles.json`; scribbles,
+    `sparse: ScribbleFiles` with the folder of XML files that `voc_scribbles.zip` holds. Relative paths are looked for in
+    the working folder and in `root`.
+
     Sources: Everingham et al.: The PASCAL visual object classes challenge: a retrospective, IJCV 111, 2015; Hariharan
     et al.: Semantic contours from inverse detectors, ICCV 2011.
 

@@ -16,6 +16,7 @@ from lightning_genseg.modules.base import IMAGENET_MEAN, IMAGENET_STD, Segmentat
 from lightning_genseg.networks.features import PixelFeatures, feature_channels, load_weights
 from lightning_genseg.networks.gmm_head import (
     GMMHead,
+    LabelReduction,
     LogitNorm,
     MemoryDtype,
     MemoryFilter,
@@ -68,6 +69,7 @@ class GMMSeg(SegmentationModule):
             `embedding_dim` is `None`, and the network comes from `extractor` or `features`.
         extractor: checkpoint of a `SoftmaxSegmenter` or `GMMSeg` with the same network, whose features
             training starts from.
+        label_reduction: see `GMMHead`; `labelled` for points and scribbles.
         ignore_index: see `SegmentationModule`, also for the arguments that follow.
         class_names: see there.
         mean: see there.
@@ -118,6 +120,7 @@ class GMMSeg(SegmentationModule):
         samples_per_component: int = 100,
         train_mixture: TrainMixture = "em",
         extractor: Path | None = None,
+        label_reduction: LabelReduction = "nearest",
         ignore_index: int = 255,
         class_names: list[str] | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -181,6 +184,7 @@ class GMMSeg(SegmentationModule):
             memory_filter,
             samples_per_component,
             train_mixture,
+            label_reduction,
             ignore_index,
         )
         if train_mixture == "posthoc":

@@ -1,5 +1,6 @@
 """GMMSeg's dense generative classifier, for any network that gives a feature map."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -36,6 +37,7 @@ TrainMixture = Literal["em", "gradient", "posthoc"]
 MemoryKind = Literal["ring", "decay"]
 MemoryDtype = Literal["float32", "bfloat16", "float16"]
 MemoryFilter = Literal["labelled", "correct"]
+LabelReduction = Literal["nearest", "labelled"]
 
 
 class GMMHead(nn.Module):
@@ -77,6 +79,9 @@ class GMMHead(nn.Module):
         samples_per_component: at most so many enter per component and update.
         train_mixture: `em`; `gradient` makes the mixture's parameters learn by gradient (the paper's
             discriminative GMM); `posthoc` is `em` for an extractor that does not learn (see `GMMSeg`).
+        label_reduction: label of a feature for EM, which is smaller than the labels: the `nearest`, that
+            at the middle of its cell; or, for sparse labels, which would mostly fall between the middles,
+            the most frequent one of the `labelled` pixels in its cell.
         ignore_index: label that does not count.
 
     Example:
@@ -114,6 +119,7 @@ class GMMHead(nn.Module):
         memory_filter: MemoryFilter = "labelled",
         samples_per_component: int = 100,
         train_mixture: TrainMixture = "em",
+        label_reduction: LabelReduction = "nearest",
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
@@ -136,6 +142,7 @@ class GMMHead(nn.Module):
         self.mean_momentum, self.variance_momentum = mean_momentum, variance_momentum
         self.variance_floor = variance_floor
         self.memory_filter, self.samples_per_component = memory_filter, samples_per_component
+        self.label_reduction = label_reduction
 
         self.projection: nn.Module = nn.Identity()
         if embedding_dim is not None:
@@ -230,8 +237,15 @@ class GMMHead(nn.Module):
         return {"loss": loss, **losses, "embedding": embedding.detach()}
 
     def labels(self, mask: Tensor, embedding: Tensor) -> Tensor:
-        """Nearest label of each feature pixel, (B h w); ignored where it is no class or the embedding NaN."""
-        small = resize_labels(mask, embedding.shape[-2:])
+        """Label of each feature pixel, (B h w); ignored where it is no class or the embedding NaN.
+
+        By `label_reduction` the nearest one, or the most frequent one in its cell.
+        """
+        size = embedding.shape[-2:]
+        if self.label_reduction == "labelled":
+            small = labelled_cells(mask, size, self.num_classes, self.ignore_index)
+        else:
+            small = resize_labels(mask, size)
         valid = embedding.isfinite().all(1) & (small >= 0) & (small < self.num_classes)
         return torch.where(valid, small, self.ignore_index).flatten()
 
@@ -328,6 +342,34 @@ class GMMHead(nn.Module):
             return memory.moments()
         memory.to(x.device)
         return memory.moments() + batch
+
+
+def labelled_cells(
+    mask: Tensor, size: Sequence[int], num_classes: int, ignore_index: int = 255
+) -> Tensor:
+    """Most frequent class in each cell of a coarser grid; of equally frequent ones the first.
+
+    Args:
+        mask: B x H x W int64; what is no class does not count.
+        size: (h, w) of the grid.
+        num_classes: C.
+        ignore_index: label of cells without a class.
+
+    Returns:
+        B x h x w int64.
+    """
+    batch, height, width = mask.shape
+    image, row, column = (torch.arange(n, device=mask.device) for n in mask.shape)
+    rows = image[:, None] * size[0] + row * size[0] // height
+    cell = rows[:, :, None] * size[1] + column * size[1] // width
+    cells = batch * size[0] * size[1]
+    valid = (mask >= 0) & (mask < num_classes)
+    # Counted without asking how many there are, which would make the CPU wait for the GPU.
+    index = torch.where(valid, cell * num_classes + mask, cells * num_classes).flatten()
+    counts = index.new_zeros(cells * num_classes + 1).index_add(0, index, torch.ones_like(index))
+    counts = counts[:-1].view(cells, num_classes)
+    most, label = counts.max(1)
+    return torch.where(most > 0, label, ignore_index).view(batch, *size)
 
 
 def _to_map(rows: Tensor, like: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def test_root_of_something_else(tmp_path, dataset, make):
 def test_only_one_archive_was_unpacked(tmp_path):
     root = make_cityscapes(tmp_path, SIZE)
     shutil.rmtree(root / "gtFine")
-    with pytest.raises(FileNotFoundError, match=r"has no 'gtFine' \(found: leftImg8bit\)"):
+    with pytest.raises(FileNotFoundError, match=r"has no 'gtFine' \(found: .*leftImg8bit\)"):
         Cityscapes(root)
 
 

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.distributions import Independent, Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_genseg.networks.gmm_head import GMMHead
+from lightning_genseg.networks.gmm_head import GMMHead, labelled_cells
 from tests.mixtures.processes import run_processes
 from tests.mixtures.test_sinkhorn import plain as plain_sinkhorn
 
@@ -639,7 +639,11 @@ def test_as_many_operations_whatever_the_number_of_classes(options, sizes):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"memory": "decay", "assignment": "em", "memory_filter": "correct"}]
+    "options",
+    [
+        {"label_reduction": "labelled"},
+        {"memory": "decay", "assignment": "em", "memory_filter": "correct"},
+    ],
 )
 def test_a_training_step_never_waits_for_the_gpu(options):
     # Fake tensors run no kernel, so that "cuda" is there without a GPU; what would have to know a
@@ -796,3 +800,51 @@ def test_strange_features_score_higher_than_seen_ones():
     assert far.min() > between.max()
     # A posterior would not see it: the far corner belongs to class 0 for certain.
     assert head.mixture.log_density(torch.full((1, 2), 20.0)).softmax(1).max() > 0.99
+
+
+# --- sparse labels ---------------------------------------------------------------------------
+
+
+def test_points_between_the_middles_of_cells_reach_em_if_told_so():
+    mask = torch.full((2, 24, 20), 255)
+    mask[0, 0, 0], mask[0, 7, 19], mask[1, 23, 8] = 1, 0, 2  # cells of 4 pixels: none is a middle
+    mask[1, 4:7, 4], mask[1, 4:6, 5] = 0, 2  # three against two in one cell
+    embedding = torch.randn(2, 4, 6, 5)
+    small = make_head(label_reduction="labelled").labels(mask, embedding).view(2, 6, 5)
+    expected = torch.full((2, 6, 5), 255)
+    expected[0, 0, 0], expected[0, 1, 4], expected[1, 5, 2], expected[1, 1, 1] = 1, 0, 2, 0
+    assert torch.equal(small, expected)
+    assert (make_head().labels(mask, embedding) == 255).sum() >= 59
+
+
+@pytest.mark.parametrize("size", [(7, 9), (16, 24), (1, 1), (20, 30)])
+def test_most_frequent_label_of_each_cell(size):
+    mask = torch.randint(-1, 6, (3, 16, 24))  # -1, 3, 4 and 5 are no classes
+    cells = labelled_cells(mask, size, 3)
+    row = torch.arange(16) * size[0] // 16
+    column = torch.arange(24) * size[1] // 24
+    for b in range(3):
+        for i in range(size[0]):
+            for j in range(size[1]):
+                inside = mask[b][row == i][:, column == j]
+                counts = [(inside == c).sum() for c in range(3)]
+                expected = 255 if max(counts) == 0 else counts.index(max(counts))
+                assert cells[b, i, j] == expected
+
+
+def test_constant_labels_are_reduced_alike():
+    mask = torch.randint(3, (2, 6, 5)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    embedding = torch.randn(2, 4, 6, 5)
+    nearest = make_head().labels(mask, embedding)
+    assert torch.equal(nearest, make_head(label_reduction="labelled").labels(mask, embedding))
+
+
+def test_em_learns_from_points_off_the_middle():
+    mask = torch.full((1, 24, 20), 255)
+    mask[0, 0, 0], mask[0, 23, 19] = 0, 1
+    for reduction, moves in (("nearest", False), ("labelled", True)):
+        model = make_head(label_reduction=reduction, mean_momentum=0.5)
+        before = model.mixture.means.clone()
+        model.update_mixture(torch.randn(1, 4, 6, 5), mask)
+        changed = (model.mixture.means != before).flatten(1).any(1)
+        assert changed.tolist() == [moves, moves, False]
