@@ -22,6 +22,7 @@ from lightning_genseg import __version__, datamodules, modules
 from lightning_genseg.calibrate import GenSegTrainer
 from lightning_genseg.callbacks import PredictionWriter, Report
 from lightning_genseg.data_check import check_data, summary
+from lightning_genseg.datasets.sparse import SparseLabels
 
 # What a configuration file may hold beside `data`; `genseg check` has no use for it.
 _OF_OTHER_COMMANDS = (
@@ -63,9 +64,26 @@ class GenSegCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """A test or predict run in the folder of a fit must not replace the fit's configuration."""
+        """A test or predict run in the folder of a fit must not replace the fit's files."""
         name = "config.yaml" if self.subcommand == "fit" else f"{self.subcommand}_config.yaml"
         self.save_config_kwargs = {"config_filename": name, "overwrite": True}
+        if self.subcommand != "fit":
+            self._keep_fit_log(self.config[self.subcommand])
+
+    def _keep_fit_log(self, config: Any) -> None:
+        """Move to a folder beside that of the fit if the configuration names it: CSVLogger would empty its log."""
+        logger = config.trainer.logger
+        arguments = getattr(logger, "init_args", None)
+        if arguments is None or not str(logger.class_path).endswith("CSVLogger"):
+            return
+        version = arguments.version
+        folder = Path(arguments.save_dir) / arguments.name
+        folder /= f"version_{version}" if isinstance(version, int) else str(version)
+        if version is not None and (folder / "config.yaml").is_file():
+            arguments.version = f"{folder.name}-{self.subcommand}"
+            _say(
+                f"{folder} holds a fit; this run goes to {folder.name}-{self.subcommand} beside it."
+            )
 
     def _require_checkpoint(self) -> None:
         """Random weights would look like a result."""
@@ -262,12 +280,15 @@ def _for_users(error: BaseException) -> bool:
 
 def _condense(message: str) -> str:
     """The sentence inside jsonargparse's report of everything it has tried."""
-    name = re.search(
-        r"Parser key \"(\w+)\".*Expected a dot import path string: (\w+)", message, re.DOTALL
-    )
-    if name:
-        known = (datamodules if name[1] == "data" else modules).__all__
-        return f"--{name[1]}: there is no class {name[2]}{_did_you_mean(name[2], known)}"
+    name = re.search(r"Expected a dot import path string: (\w+)", message)
+    keys = re.findall(r"Parser key \"(\w+)\"", message[: name.start()]) if name else []
+    if name and keys:
+        known = {
+            "model": modules.__all__,
+            "data": datamodules.__all__,
+            "sparse": [kind.__name__ for kind in SparseLabels.__subclasses__()],
+        }.get(keys[-1], [])
+        return f"--{'.'.join(keys)}: there is no class {name[1]}{_did_you_mean(name[1], known)}"
     noise = r"\s*(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
     lines = [line for line in message.splitlines() if not re.match(noise, line)]
     text = " ".join(line.strip().removeprefix("- ") for line in lines)
@@ -281,4 +302,6 @@ def _condense(message: str) -> str:
 
 def _did_you_mean(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}."
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known are {', '.join(known)}." if known else "."

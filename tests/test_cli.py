@@ -129,6 +129,20 @@ def test_test_leaves_scores_and_pictures(config, checkpoint, tmp_path):
     assert not (folder / "config.yaml").exists()  # where it could be a fit's
 
 
+def test_a_test_leaves_the_log_of_the_fit_alone(config, checkpoint, tmp_path, capsys):
+    fit = tmp_path / "runs" / "a" / "b"
+    fit.mkdir(parents=True)
+    (fit / "config.yaml").touch()
+    (fit / "metrics.csv").write_text("kept")
+    place = {"save_dir": "runs", "name": "a", "version": "b"}
+    logger = [x for key, value in place.items() for x in (f"--trainer.logger.{key}", value)]
+    command = ["--config", config, "--ckpt_path", checkpoint, "--trainer.logger", "CSVLogger"]
+    main(["test", *command, *logger])
+    assert (fit / "metrics.csv").read_text() == "kept"
+    assert (tmp_path / "runs" / "a" / "b-test" / "metrics.json").exists()
+    assert "holds a fit; this run goes to b-test beside it" in capsys.readouterr().err
+
+
 def test_the_saved_config_is_a_config(run, checkpoint, photos, tmp_path):
     """A run's own files are enough to predict a folder of images."""
     saved = run / "lightning_logs" / "version_0" / "config.yaml"
@@ -268,6 +282,7 @@ def test_version(capsys):
         (["--model.encodr", "resnet18"], "Option 'encodr' is not accepted; did you mean encoder?"),
         (["--model", "GMMSg"], "--model: there is no class GMMSg; did you mean GMMSeg?"),
         (["--data", "CamVidDatModule"], "--data: there is no class CamVidDatModule; did you mean CamVidDataModule?"),
+        (["--data.sparse", "Pints"], "--data.sparse: there is no class Pints; did you mean Points?"),
         (["--model.encoder", "resnt18"], "encoder 'resnt18' is unknown"),
         (["--trainer.max_epochs", "many"], 'Parser key "trainer.max_epochs"'),
         (["--data", "CamVidDataModule", "--data.root", "nowhere"], "'nowhere/train' does not exist"),

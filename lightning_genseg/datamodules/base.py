@@ -530,6 +530,7 @@ def check_batch(batch: Batch, num_classes: int | None = None) -> None:
         _check_anomaly(anomaly, mask, names)
     if "unlabelled" in batch:
         _check_unlabelled(batch["unlabelled"], mask, names)
+        return  # a few crops without a single point are to be expected
     if bool((mask == IGNORE).all()) and (anomaly is None or bool((anomaly == IGNORE).all())):
         rank_zero_warn(
             f"every pixel of the first batch ({', '.join(names)}) is ignored (255), nothing is learned from it: "
