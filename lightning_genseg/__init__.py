@@ -1,8 +1,23 @@
 """Generative semantic segmentation with PyTorch Lightning."""
 
-from lightning_genseg.modules import GMMSeg, SegmentationModule, SoftmaxSegmenter
+from lightning_genseg.modules import (
+    CGMGM,
+    BaseLearner,
+    CosinePrototypes,
+    GMMSeg,
+    SegmentationModule,
+    SoftmaxSegmenter,
+)
 from lightning_genseg.networks.gmm_head import GMMHead
 
 __version__ = "0.1.0"
 
-__all__ = ["GMMHead", "GMMSeg", "SegmentationModule", "SoftmaxSegmenter"]
+__all__ = [
+    "CGMGM",
+    "BaseLearner",
+    "CosinePrototypes",
+    "GMMHead",
+    "GMMSeg",
+    "SegmentationModule",
+    "SoftmaxSegmenter",
+]

@@ -91,7 +91,7 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
         if not 0 <= position < self.length:
             raise IndexError(f"scene {position} of {self.length}")
         image, mask = _draw(np.random.default_rng([self.seed, position]), self.size, self.held_out)
-        name = f"scene_{self.seed}_{position:05d}"
+        name = self.sample_name(position)
         tensor, labels = apply(self.transform, image, mask, seed, name)
         assert labels is not None
         sample: dict[str, Any] = {"image": tensor, "mask": labels, "name": name}
@@ -100,6 +100,10 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
             sample["anomaly"] = torch.where(labels == IGNORE, IGNORE, held_out.long())
             sample["mask"] = labels.masked_fill(held_out, IGNORE)
         return sample
+
+    def sample_name(self, index: int) -> str:
+        """Name of a scene, without drawing it."""
+        return f"scene_{self.seed}_{index:05d}"
 
     def read_pixels(self, index: int) -> NDArray[np.uint8]:
         """Draw a scene as HxWx3, without transforms."""
