@@ -1,8 +1,25 @@
 """Generative semantic segmentation with PyTorch Lightning."""
 
-from lightning_genseg.modules import AGMM, GMMSeg, SegmentationModule, SoftmaxSegmenter
+from lightning_genseg.modules import (
+    AGMM,
+    CGMGM,
+    BaseLearner,
+    CosinePrototypes,
+    GMMSeg,
+    SegmentationModule,
+    SoftmaxSegmenter,
+)
 from lightning_genseg.networks.gmm_head import GMMHead
 
 __version__ = "0.1.0"
 
-__all__ = ["AGMM", "GMMHead", "GMMSeg", "SegmentationModule", "SoftmaxSegmenter"]
+__all__ = [
+    "AGMM",
+    "CGMGM",
+    "BaseLearner",
+    "CosinePrototypes",
+    "GMMHead",
+    "GMMSeg",
+    "SegmentationModule",
+    "SoftmaxSegmenter",
+]

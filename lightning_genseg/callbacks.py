@@ -30,6 +30,7 @@ from lightning_genseg.inference import evaluation_mode, infer, softmax
 from lightning_genseg.metrics.anomaly import AnomalyMetrics, bin_upper_edge
 from lightning_genseg.modules.agmm import AGMM
 from lightning_genseg.modules.base import SegmentationModule
+from lightning_genseg.modules.few_shot import EPISODE_MAPS
 from lightning_genseg.visualize import (
     ANOMALY_PALETTE,
     Palette,
@@ -69,7 +70,8 @@ class Report(Callback):
     ``test_mIoU`` is ``mIoU`` here, ``test_IoU_road`` is ``road`` under ``IoU``; NaN is written as
     null. The pictures (image, labels, prediction and, where they are, anomaly labels, anomaly score
     and the anomaly mask of a calibrated module) are spread evenly over the data set and show the
-    first image of a batch.
+    first image of a batch. Of few-shot episodes they show the first support with its object outlined, and from a
+    method that has them the similarity by which it starts, the initial mask and the posterior.
 
     Test also leaves ``reliability.png`` and, if the data have anomaly labels and the module an anomaly
     score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score and, of a
@@ -153,6 +155,12 @@ class Report(Callback):
             return  # a module that returns no prediction has scores but no pictures
         sample = {"image": _picture(batch["image"][0]), "label": _array(batch["mask"][0])}
         sample["prediction"] = _array(outputs["mask"][0])
+        if "support_image" in batch:
+            mask = _array(batch["support_mask"][0, 0]) == 1
+            sample["support"] = outline(_picture(batch["support_image"][0, 0]), mask)
+            for name in EPISODE_MAPS:
+                if name in outputs:
+                    sample[name] = _array(outputs[name][0].float())
         if "anomaly" in outputs:
             sample["anomaly"] = _array(outputs["anomaly"][0].float())
         if "anomaly_mask" in outputs:
@@ -621,19 +629,25 @@ def draw_samples(
     class_names: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
 ) -> Image.Image:
-    """Rows of image, labels, prediction and, where all samples have them, three columns on anomalies.
+    """Rows of image, labels, prediction and, where all samples have them, columns on episodes and anomalies.
 
     Args:
-        samples: ``image`` H x W x 3 uint8, ``label`` and ``prediction`` H x W (255 = ignored), and
+        samples: ``image`` H x W x 3 uint8, ``label`` and ``prediction`` H x W (255 = ignored),
+            ``support`` H x W x 3 uint8 and, H x W each in [0, 1], ``initial``, ``refined``, ``posterior``, and
             H x W each ``anomaly_label`` (1, 0, 255), ``anomaly`` (scores, drawn in one range for all
             rows) and ``anomaly_mask`` (1, 0).
         class_names: C names for the legend, which shows only classes that occur.
         palette: C colours.
     """
-    columns = {"image": "image"} | {
+    columns = {
         key: title
         for key, title in (
+            ("support", "support"),
+            ("image", "image"),
             ("label", "labels"),
+            ("initial", "similarity"),
+            ("refined", "initial mask"),
+            ("posterior", "posterior"),
             ("prediction", "prediction"),
             ("anomaly_label", "anomaly labels"),
             ("anomaly", "anomaly score"),
@@ -645,8 +659,10 @@ def draw_samples(
     low, high = score_range(*scores) if scores else (0.0, 1.0)
 
     def draw(key: str, values: NDArray[Any]) -> Picture:
-        if key == "image":
+        if key in ("image", "support"):
             return values
+        if key in EPISODE_MAPS:
+            return heat_map(values, 0, 1)
         if key == "anomaly":
             return heat_map(values, low, high)
         return colorize(values, palette if key in _CLASSES else ANOMALY_PALETTE)

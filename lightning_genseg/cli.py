@@ -87,7 +87,8 @@ class GenSegCLI(LightningCLI):
 
     def _require_checkpoint(self) -> None:
         """Random weights would look like a result."""
-        if not self.config[self.subcommand].get("ckpt_path"):
+        trained = getattr(self.model, "needs_training", True)
+        if trained and not self.config[self.subcommand].get("ckpt_path"):
             raise ValueError(
                 f"genseg {self.subcommand} needs the trained model: give its checkpoint "
                 "with --ckpt_path."

@@ -21,8 +21,12 @@ from albumentations.core.transforms_interface import BaseTransformInitSchema
 from albumentations.core.type_definitions import Targets
 from pydantic import Field
 
+from lightning_genseg.inference import letterbox_size
+
 __all__ = [
+    "Letterbox",
     "RandomCropLimitedClass",
+    "RandomObjectCrop",
     "RandomScaledCrop",
     "Transform",
     "apply",
@@ -30,6 +34,7 @@ __all__ = [
     "compose",
     "default_eval_transform",
     "default_train_transform",
+    "episode_train_transform",
 ]
 
 Transform: TypeAlias = A.BasicTransform | A.BaseCompose
@@ -196,7 +201,7 @@ class RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
         **params: Any,
     ) -> NDArray[Any]:
         """Cut the image."""
-        return self._pad(_zoom_image(img, size, window), self.fill)
+        return pad_around(_zoom_image(img, size, window), self.height, self.width, self.fill)
 
     def apply_to_mask(
         self,
@@ -206,7 +211,8 @@ class RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
         **params: Any,
     ) -> NDArray[Any]:
         """Cut the mask."""
-        return self._pad(_zoom_mask(mask, size, window), self.ignore_index)
+        part = _zoom_mask(mask, size, window)
+        return pad_around(part, self.height, self.width, self.ignore_index)
 
     def apply_to_keypoints(
         self,
@@ -225,15 +231,140 @@ class RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
         moved[:, 1] += (self.height - height) // 2 - top
         return moved
 
-    def _pad(self, array: NDArray[Any], value: int | tuple[int, int, int]) -> NDArray[Any]:
-        rows, columns = self.height - array.shape[0], self.width - array.shape[1]
-        if not rows and not columns:
-            return np.ascontiguousarray(array)
-        shape = (self.height, self.width, *array.shape[2:])
-        padded = np.full(shape, value, array.dtype)
-        top, left = rows // 2, columns // 2
-        padded[top : top + array.shape[0], left : left + array.shape[1]] = array
-        return padded
+
+class RandomObjectCrop(A.DualTransform):  # type: ignore[misc]
+    """Random crop that keeps most of the object, the pixels of 1 in a mask of 1, 0 and 255: BAM's `Crop`.
+
+    Draws up to `tries` positions and keeps the first that holds `min_share` of the object, otherwise the last. A
+    smaller image stands in the middle of `fill`.
+
+    Args:
+        height: crop height in pixels.
+        width: crop width in pixels.
+        min_share: of the object's pixels, in [0, 1]; 0: any position.
+        tries: number of positions drawn at most.
+        fill: image value around a smaller image, or red, green, blue.
+        ignore_index: mask value around it.
+        p: probability of cropping.
+    """
+
+    _targets = (Targets.IMAGE, Targets.MASK)
+
+    class InitSchema(BaseTransformInitSchema):  # type: ignore[misc]
+        """Ranges of the arguments, checked by albumentations."""
+
+        height: int = Field(ge=1)
+        width: int = Field(ge=1)
+        min_share: float = Field(ge=0, le=1)
+        tries: int = Field(ge=1)
+        fill: _Byte | tuple[_Byte, _Byte, _Byte]
+        ignore_index: int
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        min_share: float = 0.85,
+        tries: int = 32,
+        fill: int | tuple[int, int, int] = 0,
+        ignore_index: int = 255,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(p=p)
+        self.height = height
+        self.width = width
+        self.min_share = min_share
+        self.tries = tries
+        self.fill = fill
+        self.ignore_index = ignore_index
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Choose the crop from the mask, `window` as slices; without a mask the first position is taken."""
+        rows, columns = params["shape"][:2]
+        height, width = min(self.height, rows), min(self.width, columns)
+        mask = data.get("mask")
+        needed = 0.0 if mask is None else self.min_share * np.count_nonzero(mask == 1)
+        window = slice(0), slice(0)
+        for _ in range(self.tries):
+            top = self.py_random.randint(0, rows - height)
+            left = self.py_random.randint(0, columns - width)
+            window = slice(top, top + height), slice(left, left + width)
+            if mask is None or np.count_nonzero(mask[window] == 1) >= needed:
+                break
+        return {"window": window}
+
+    def apply(self, img: NDArray[Any], window: tuple[slice, slice], **params: Any) -> NDArray[Any]:
+        """Cut the image."""
+        return pad_around(img[window], self.height, self.width, self.fill)
+
+    def apply_to_mask(
+        self, mask: NDArray[Any], window: tuple[slice, slice], **params: Any
+    ) -> NDArray[Any]:
+        """Cut the mask."""
+        return pad_around(mask[window], self.height, self.width, self.ignore_index)
+
+
+class Letterbox(A.DualTransform):  # type: ignore[misc]
+    """Resize to `letterbox_size` and put it into the upper left corner of a square (image: bilinear; mask: nearest).
+
+    Args:
+        size: side of the square in pixels, at least 8.
+        fill: image value of the rest, or red, green, blue.
+        ignore_index: mask value of the rest.
+        p: probability of doing it.
+    """
+
+    _targets = (Targets.IMAGE, Targets.MASK)
+
+    class InitSchema(BaseTransformInitSchema):  # type: ignore[misc]
+        """Ranges of the arguments, checked by albumentations."""
+
+        size: int = Field(ge=8)
+        fill: _Byte | tuple[_Byte, _Byte, _Byte]
+        ignore_index: int
+
+    def __init__(
+        self,
+        size: int,
+        fill: int | tuple[int, int, int] = 0,
+        ignore_index: int = 255,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(p=p)
+        self.size = size
+        self.fill = fill
+        self.ignore_index = ignore_index
+
+    def apply(self, img: NDArray[Any], **params: Any) -> NDArray[Any]:
+        """Resize and pad the image."""
+        return self._place(img, self.fill, cv2.INTER_LINEAR)
+
+    def apply_to_mask(self, mask: NDArray[Any], **params: Any) -> NDArray[Any]:
+        """Resize and pad the mask."""
+        return self._place(mask, self.ignore_index, cv2.INTER_NEAREST)
+
+    def _place(
+        self, array: NDArray[Any], value: int | tuple[int, int, int], interpolation: int
+    ) -> NDArray[Any]:
+        height, width = letterbox_size(array.shape[0], array.shape[1], self.size)
+        placed = np.full((self.size, self.size, *array.shape[2:]), value, array.dtype)
+        placed[:height, :width] = cv2.resize(array, (width, height), interpolation=interpolation)
+        return placed
+
+
+def pad_around(
+    array: NDArray[Any], height: int, width: int, value: int | tuple[int, int, int]
+) -> NDArray[Any]:
+    """Put an array that is not larger than height x width into the middle of `value`."""
+    rows, columns = height - array.shape[0], width - array.shape[1]
+    if not rows and not columns:
+        return np.ascontiguousarray(array)
+    padded = np.full((height, width, *array.shape[2:]), value, array.dtype)
+    top, left = rows // 2, columns // 2
+    padded[top : top + array.shape[0], left : left + array.shape[1]] = array
+    return padded
 
 
 def is_mixed(mask: NDArray[np.integer[Any]], max_class_share: float, ignore_index: int) -> bool:
@@ -327,6 +458,26 @@ def default_train_transform(
     return transforms
 
 
+def episode_train_transform(
+    size: int, scale: tuple[float, float] = (0.9, 1.1), min_share: float = 0.85
+) -> list[Transform]:
+    """Zoom, rotation by up to 10 degrees, blur, flip and a crop that keeps the object: the recipe of PFENet and BAM.
+
+    Args:
+        size: side of the square crop in pixels; around a smaller image stands ImageNet's mean colour, with 255 in the mask.
+        scale: range of the random zoom.
+        min_share: see `RandomObjectCrop`.
+    """
+    mean = (124, 116, 104)
+    return [
+        A.RandomScale((scale[0] - 1, scale[1] - 1), p=1.0),
+        A.Rotate((-10, 10), fill=mean, fill_mask=255, p=0.5),
+        A.GaussianBlur((5, 5), (1.1, 1.1), p=0.5),  # OpenCV's own width for 5 x 5 pixels
+        A.HorizontalFlip(p=0.5),
+        RandomObjectCrop(size, size, min_share, fill=mean),
+    ]
+
+
 def default_eval_transform(resize: tuple[int, int] | None = None) -> list[Transform]:
     """Return no transforms at all: images are scored at their own size, unless `resize` (height, width) is given."""
     return [] if resize is None else [A.Resize(height=resize[0], width=resize[1])]
@@ -348,7 +499,7 @@ def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.C
     moving = points and _move_points(transforms or ())
     return A.Compose(
         list(transforms or ()),
-        additional_targets={"anomaly": "mask", "unlabelled": "mask"},
+        additional_targets={"anomaly": "mask", "unlabelled": "mask", "valid": "mask"},
         # Those outside stay, because a line that crosses the border needs both of its ends.
         keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False)
         if moving
@@ -405,8 +556,8 @@ def apply_all(
     Args:
         transform: what `compose` returned.
         image: HxWx3 uint8.
-        masks: `mask` HxW class numbers and 255, `anomaly` HxW 1, 0 and 255, `unlabelled` HxW 1 and 0; any of them. They
-            move together.
+        masks: `mask` HxW class numbers and 255, `anomaly` HxW 1, 0 and 255, `unlabelled` HxW 1 and 0, `valid` HxW, which
+            padding fills with 255; any of them. They move together.
         seed: of this sample's random numbers, not negative.
         name: of the sample, for error messages.
         points: P x 2 or more, x and y in pixels (0 = middle of the first) and what goes with them; P may be 0.

@@ -16,9 +16,11 @@ __all__ = [
     "make_ade20k",
     "make_anomaly_folder",
     "make_cityscapes",
+    "make_coco",
     "make_coco_stuff_10k",
     "make_coco_stuff_164k",
     "make_fishyscapes",
+    "make_pascal5i",
     "make_road_anomaly",
     "make_road_anomaly21",
     "make_street_hazards",
@@ -177,6 +179,86 @@ def make_voc(
     return root
 
 
+def make_pascal5i(root: Path, size: Size = (96, 128), images: int = 6, seed: int = 0) -> Path:
+    """VOC2012 with the list of few-shot segmentation: in each split `images` per fold that hold its five classes."""
+    rng = np.random.default_rng(seed)
+    root = root / "VOCdevkit" / "VOC2012"
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    stems: dict[str, list[str]] = {"voc_sbd_merge_noduplicate": [], "val": []}
+    for (name, names), year in zip(stems.items(), (2007, 2009), strict=True):
+        for number in range(4 * images):
+            stem = f"{year}_{number + 1:06d}"
+            names.append(stem)
+            novel = range(5 * (number % 4) + 1, 5 * (number % 4) + 6)
+            image, ids = tiled_scene(rng, varied(rng, size), list(novel))
+            save(image, root / "JPEGImages" / f"{stem}.jpg")
+            save(ids, root / "SegmentationClassAug" / f"{stem}.png")
+            save(ids, root / "SegmentationClass" / f"{stem}.png", palette=True)
+        lines = [f"JPEGImages/{stem}.jpg SegmentationClassAug/{stem}.png" for stem in names]
+        (lists / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    train = stems["voc_sbd_merge_noduplicate"][::2]  # the other masks are SBD's
+    (lists / "train.txt").write_text("\n".join(train) + "\n")
+    return root
+
+
+def make_coco(
+    root: Path, size: Size = (96, 128), images: int = 6, seed: int = 0, instances: bool = False
+) -> Path:
+    """COCO 2014 for few-shot segmentation: in each split `images` per fold that hold its twenty classes.
+
+    The masks are 0 to 80 as PNG files; with `instances` polygons in instances_{train,val}2014.json instead, and the
+    masks that they mean in `expected`.
+    """
+    rng = np.random.default_rng(seed)
+    categories = [number for number in range(1, 91) if number not in UNUSED_COCO_IDS]
+    number = 9
+    for split in ("train2014", "val2014"):
+        content: dict[str, list] = {"images": [], "annotations": []}
+        for index in range(4 * images):
+            image, ids = tiled_scene(rng, varied(rng, size), list(range(index % 4 + 1, 81, 4)))
+            stem, number = f"COCO_{split}_{number:012d}", number + 1
+            save(image, root / split / f"{stem}.jpg")
+            folder = "expected" if instances else "annotations"
+            save(ids, root / folder / split / f"{stem}.png")
+            height, width = ids.shape
+            entry = {"id": number, "file_name": f"{stem}.jpg", "height": height, "width": width}
+            content["images"].append(entry)
+            # A part of another class under every tile must be painted over, a group must be left out.
+            content["annotations"] += [
+                instance(number, categories[0], (0, 0, width, height), iscrowd=1),
+                *(
+                    instance(number, categories[label - 1], box(ids == label))
+                    for label in np.unique(ids[ids > 0]).tolist()
+                ),
+            ]
+        (root / "annotations").mkdir(exist_ok=True)
+        if instances:
+            path = root / "annotations" / f"instances_{split}.json"
+            path.write_text(json.dumps(content))
+    return root
+
+
+def instance(image: int, category: int, box: tuple[int, ...], iscrowd: int = 0) -> dict:
+    """An annotation of COCO: a rectangle (left, top, right, bottom) as a polygon."""
+    left, top, right, bottom = box
+    return {
+        "image_id": image,
+        "category_id": category,
+        "area": float((right - left) * (bottom - top)),
+        "iscrowd": iscrowd,
+        "segmentation": {"counts": [0, 9], "size": [bottom, right]}
+        if iscrowd
+        else [[left, top, right, top, right, bottom, left, bottom]],
+    }
+
+
+def box(region: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the pixels of a region, the last two exclusive."""
+    rows, columns = region.any(1).nonzero()[0], region.any(0).nonzero()[0]
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 CITYSCAPES_IDS = [7, 8, 11, 17, 21, 23, 24, 26, 33]  # so that the scenes look like make_cityscapes
 
 
@@ -312,6 +394,24 @@ def scribbles(ids: np.ndarray) -> str:
         lines.append(f"<polygon><tag>{names[value]}</tag>{points}</polygon>")
     size = f"<size><width>{ids.shape[1]}</width><height>{ids.shape[0]}</height></size>"
     return f"<annotation>{size}{''.join(lines)}</annotation>"
+
+
+def tiled_scene(
+    rng: np.random.Generator, size: Size, ids: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `scene`, with a rectangle of every id in random order on a background (0) that separates them."""
+    height, width = size
+    columns = int(np.ceil(np.sqrt(len(ids))))
+    rows = -(-len(ids) // columns)
+    mask = np.zeros(size, np.uint8)
+    for index, label in enumerate(rng.permutation(ids)):
+        row, column = divmod(index, columns)
+        top, left = row * height // rows, column * width // columns
+        bottom, right = (row + 1) * height // rows - 2, (column + 1) * width // columns - 2
+        mask[top:bottom, left:right] = label
+    colors = np.random.default_rng(7).integers(20, 236, (256, 3))
+    image = colors[mask] + rng.normal(0, 12, (height, width, 3))
+    return image.clip(0, 255).astype(np.uint8), mask
 
 
 def varied(rng: np.random.Generator, size: Size) -> Size:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import get_args
@@ -19,28 +20,34 @@ from lightning_genseg.datasets import CamVid
 from tests.miniatures import (
     make_ade20k,
     make_cityscapes,
+    make_coco,
     make_coco_stuff_10k,
     make_fishyscapes,
+    make_pascal5i,
     make_road_anomaly,
     make_road_anomaly21,
     make_voc,
 )
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-SMOKE = sorted((EXPERIMENTS / "smoke").glob("*.yaml"))
+SMOKE = sorted((EXPERIMENTS / "smoke").glob("*_synthetic.yaml"))
 CAMVID = sorted((EXPERIMENTS / "camvid").glob("*.yaml"))
-MSRC = sorted((EXPERIMENTS / "msrc").glob("*.yaml"))
+MSRC = sorted((EXPERIMENTS / "msrc").glob("*_points.yaml"))
 MINIATURES = {
     "ade20k": make_ade20k,
     "cityscapes": make_cityscapes,
     "coco_stuff": make_coco_stuff_10k,
     "voc": make_voc,
 }
+FEW_SHOT_MINIATURES = {"pascal5i": make_pascal5i, "coco20i": make_coco}
 ANOMALY_MINIATURES = {
     "fishyscapes": make_fishyscapes,
     "road_anomaly": make_road_anomaly,
     "road_anomaly21": make_road_anomaly21,
 }
+FEW_SHOT = sorted(
+    p for folder in FEW_SHOT_MINIATURES for p in (EXPERIMENTS / folder).glob("*.yaml")
+)
 RECIPES = sorted(path for folder in MINIATURES for path in (EXPERIMENTS / folder).glob("*.yaml"))
 SPARSE_RECIPES = [p for p in RECIPES if p.stem.endswith(("points", "scribbles", "clicks"))]
 RECIPES = [path for path in RECIPES if path not in SPARSE_RECIPES]
@@ -169,15 +176,16 @@ def arguments(path):
     return config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name)
+@pytest.mark.parametrize("path", [*RECIPES, *FEW_SHOT], ids=name)
 def test_recipe_is_parsed(path, capsys):
+    root = f"--data.{'data.' if path.stem.startswith('base_learner') else ''}root=data"
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--config", str(path), "--data.root=data", "--print_config"])
+        main(["fit", "--config", str(path), root, "--print_config"])
     assert stopped.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     trainer, model, _ = arguments(path)
     assert printed["trainer"]["max_steps"] == trainer["max_steps"]
-    assert printed["model"]["init_args"]["encoder"] == model["encoder"]
+    assert printed["model"]["init_args"]["encoder"] == model.get("encoder")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
@@ -422,3 +430,131 @@ def test_anomaly_data_of_a_network_trained_on_cityscapes(tmp_path):
         report = json.loads(report.read_text())
         assert report["anomaly"]["score"] == "sml"
         assert 0 <= report["AUROC"] <= 1
+
+
+# --- a new class from a few examples ---------------------------------------------------------
+
+# What is frozen stays in evaluation mode.
+FROZEN = "ignore:Found .* in eval mode at the start of training"
+
+
+def fit(path, *options):
+    """Fit, and give the run's checkpoint of the last step and what its validation found."""
+    main(["fit", "--config", str(path), "--trainer.log_every_n_steps=1", *options])
+    logger = arguments(path)[0]["logger"]["init_args"]
+    (run,) = (Path(logger["save_dir"]) / logger["name"]).iterdir()
+    with (run / "metrics.csv").open() as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+    assert losses
+    assert all(map(math.isfinite, losses))
+    return run / "checkpoints" / "last.ckpt", json.loads((run / "val_metrics.json").read_text())
+
+
+def tested(*options):
+    main(["test", *options, "--trainer.logger.init_args.version=test"])
+    (path,) = Path("runs").rglob("test/metrics.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.filterwarnings(FROZEN)
+def test_few_shot_smoke(tmp_path):
+    folder = EXPERIMENTS / "smoke"
+    base, scores = fit(folder / "few_shot_base_learner.yaml")
+    assert scores["mIoU_base"] > 0.25  # one class everywhere: 0.1
+
+    path = folder / "few_shot_cgmgm.yaml"
+    assert f"--model.base_learner {base}" in path.read_text()
+    trained, scores = fit(path, f"--model.base_learner={base}")
+    base.unlink()  # is part of the other checkpoint
+    after = ["--config", str(trained.parents[1] / "config.yaml"), f"--ckpt_path={trained}"]
+    scores = tested(*after)
+    assert (
+        scores["GmIoU"] > 0.13
+    )  # vehicles are a tenth of the pixels: everything 0.1, half of it at random 0.09
+
+    objects = tmp_path / "support"
+    write_images(objects / "images", objects / "masks", 2, (50, 70), 2)
+    write_images(tmp_path / "photos", tmp_path / "unused", 2, (60, 40), 2)
+    given = "--data.support_root=support --data.predict_root=photos --predictions.output_dir=out"
+    main(["predict", *after, *given.split()])
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
+    with Image.open(tmp_path / "out" / "masks" / "0.png") as mask:
+        assert mask.size == (40, 60)
+
+
+@pytest.mark.filterwarnings(FROZEN)
+def test_few_shot_msrc(tmp_path):
+    folder = EXPERIMENTS / "msrc"
+    names = arguments(folder / "cgmgm.yaml")[2]["data"]["init_args"]["class_names"]
+    write_images(tmp_path / "msrc" / "images", tmp_path / "msrc" / "masks", 12, (53, 80), 23)
+    for split, numbers in {"train": range(6), "val": range(6, 9), "test": range(9, 12)}.items():
+        (tmp_path / "msrc" / f"{split}.txt").write_text("\n".join(map(str, numbers)))
+    (tmp_path / "msrc" / "fewshot_folds.json").write_text(json.dumps({"folds": [["cow", "car"]]}))
+    assert {"cow", "car"} < set(names)
+    fold = "--data.data.root=msrc --data.folds=msrc/fewshot_folds.json --data.fold=0 --data.num_workers=0"
+    short = [*fold.split(), "--data.size=64", "--data.batch_size=2", "--trainer.max_steps=2"]
+    short += ["--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
+    base, _ = fit(folder / "base_learner.yaml", *short)
+
+    few = ["--data.min_area=10", "--data.novel_setting=background", f"--model.base_learner={base}"]
+    shots = ["--data.shots=2", "--data.episodes=2"]
+    for name in ("cgmgm", "bam"):
+        options = [*short, *few, *shots, "--model.shots=2"]
+        trained, scores = fit(folder / f"{name}.yaml", *options)
+        assert set(scores["IoU"]) <= {"cow", "car"}
+        trained.unlink()
+    options = [*fold.split(), "--data.size=64", *few, *shots]
+    scores = tested("--config", str(folder / "prototypes.yaml"), *options)
+    assert set(scores["IoU"]) == {"cow", "car"}
+
+
+@pytest.mark.parametrize("path", FEW_SHOT, ids=name)
+def test_few_shot_recipe_agrees_with_itself_and_the_paper(path):
+    trainer, model, data = arguments(path)
+    folder, stem = path.parent.name, path.stem
+    coco = folder == "coco20i"
+    encoder = "vgg16_bn" if stem.endswith("vgg16") else "resnet50"
+    schedule = model["lr_scheduler"]["init_args"]
+    assert schedule.get("T_max", schedule.get("total_iters")) == trainer["max_steps"]
+    assert trainer["max_steps"] % trainer["val_check_interval"] == 0
+    assert trainer["logger"]["init_args"] == {"save_dir": f"runs/{folder}", "name": stem}
+    command = path.read_text()
+    assert f"# genseg fit --config experiments/{name(path)} --data." in command
+    if stem.startswith("base_learner"):  # images, epochs
+        images, epochs = (82_081, 20) if coco else (5_953, 100)
+        assert trainer["devices"] * data["batch_size"] == 12
+        assert trainer["max_steps"] == images // 12 * epochs
+        assert (model["encoder"], data["folds"], data["size"]) == (encoder, folder, 417)
+        return
+    epochs, folds = (
+        (50, (21_917, 41_809, 43_045, 44_614)) if coco else (200, (4_208, 3_726, 2_752, 4_510))
+    )
+    steps = [images // 8 * epochs for images in folds]
+    assert [
+        trainer["max_steps"],
+        *map(int, re.findall(r"have (\d+), (\d+), (\d+):", command)[0]),
+    ] == steps
+    assert (trainer["devices"], data["batch_size"]) == (1, 8)
+    assert data["size"] == (641 if coco else 473)
+    assert model["optimizer"]["init_args"] == {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
+    assert model.get("components", 3) == (6 if coco and "cgmgm" in stem else 3)
+    best = f"runs/{folder}/base_learner_{stem.split('_')[1]}/fold0/checkpoints/best.ckpt"
+    assert f"--model.base_learner {best}" in command
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(FROZEN)
+@pytest.mark.parametrize("path", [p for p in FEW_SHOT if p.stem.startswith("base")], ids=name)
+def test_few_shot_recipe_trains_two_steps(path, tmp_path):
+    root = FEW_SHOT_MINIATURES[path.parent.name](tmp_path / "data")
+    short = ["--data.fold=1", "--data.batch_size=2", "--trainer.accelerator=cpu"]
+    short += ["--trainer.devices=1", "--trainer.val_check_interval=2", *TWO_STEPS]
+    weights = "--model.encoder_weights=null"
+    base, _ = fit(path, *short, f"--data.data.root={root}", "--data.size=97", weights)
+    small = [f"--data.root={root}", "--data.size=97", "--data.min_area=64"]
+    small += ["--data.val_episodes=1", f"--model.base_learner={base}"]
+    for method in ("bam", "cgmgm"):
+        own = path.with_stem(path.stem.replace("base_learner", method))
+        trained, _ = fit(own, *short, *small, "--data.shots=2", "--model.shots=2")
+        trained.unlink()
+    base.unlink()

@@ -10,8 +10,11 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from lightning_genseg.inference import letterbox_size
 from lightning_genseg.transforms import (
+    Letterbox,
     RandomCropLimitedClass,
+    RandomObjectCrop,
     RandomScaledCrop,
     Transform,
     apply,
@@ -19,6 +22,7 @@ from lightning_genseg.transforms import (
     compose,
     default_eval_transform,
     default_train_transform,
+    episode_train_transform,
 )
 
 
@@ -379,3 +383,88 @@ def test_scaled_crop_moves_points_exactly():
         np.testing.assert_allclose(result["points"][0], centre, atol=0.1)
         seen += 1
     assert seen >= 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "expected"),
+    [
+        ((375, 500), 473, (352, 472)),  # BAM's example
+        ((500, 375), 473, (472, 352)),
+        ((480, 640), 641, (480, 640)),
+        ((60, 160), 160, (56, 160)),
+        ((3, 900), 64, (8, 64)),  # not thinner than the stride
+    ],
+)
+def test_letterbox_size(shape, size, expected):
+    assert letterbox_size(*shape, size) == expected
+
+
+def test_letterbox():
+    image, mask = scene(60, 80)
+    box = compose([Letterbox(41)])
+    result = apply_all(box, image, {"mask": mask, "valid": np.ones_like(mask)}, 0)
+    assert result["image"].shape == (3, 41, 41)
+    valid = result["valid"] == 1
+    assert valid[:24, :40].all()
+    assert valid.sum() == 24 * 40
+    assert (result["mask"][~valid] == 255).all()
+    assert set(result["mask"][valid].tolist()) == {0, 1, 2, 3}
+    assert (result["image"][:, ~valid] == 0).all()
+    # The quarters stay where they are: 2 to the right, 1 below.
+    assert result["mask"][2, 38] == 2
+    assert result["mask"][22, 2] == 1
+
+
+def test_object_crop_keeps_the_object():
+    """An object of 4 x 4 pixels in 200 x 200, a crop of 120: a random crop often misses it, this one hardly ever."""
+    image = np.zeros((200, 200, 3), np.uint8)
+    mask = np.zeros((200, 200), np.uint8)
+    mask[10:14, 10:14] = 1
+
+    def kept(share):
+        crop = compose([RandomObjectCrop(120, 120, share, tries=150)])
+        return [int((apply(crop, image, mask, seed)[1] == 1).sum()) for seed in range(60)]
+
+    assert sum(pixels >= 14 for pixels in kept(0.85)) > 45
+    assert sum(pixels >= 14 for pixels in kept(0)) < 8
+
+
+def test_object_crop_pads_around_smaller_images():
+    image, mask = scene(20, 90)
+    crop = compose([RandomObjectCrop(40, 60, fill=(124, 116, 104))])
+    result = apply_all(crop, image, {"mask": mask, "valid": np.ones_like(mask)}, 3)
+    assert result["image"].shape == (3, 40, 60)
+    valid = result["valid"] == 1
+    assert valid[10:30].all()
+    assert valid.sum() == 20 * 60
+    assert (result["mask"][~valid] == 255).all()
+    expected = torch.tensor([124, 116, 104])[:, None].expand(3, 20 * 60)
+    assert torch.equal((result["image"][:, ~valid] * 255).round().long(), expected)
+
+
+def test_episode_train_transform():
+    image, mask = scene(80, 100)
+    image[:] = 200
+    pipeline = compose(episode_train_transform(72))
+    rotated = 0
+    for seed in range(30):
+        result = apply_all(pipeline, image, {"mask": mask, "valid": np.ones_like(mask)}, seed)
+        assert result["image"].shape == (3, 72, 72)
+        valid = result["valid"] == 1
+        assert (result["mask"][~valid] == 255).all()
+        assert set(result["mask"].unique().tolist()) <= {0, 1, 2, 3, 255}
+        rotated += not valid.all()
+    assert 3 < rotated < 27  # only rotation shows what is beyond the image
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Letterbox(7), "greater than or equal to 8"),
+        (lambda: RandomObjectCrop(8, 8, min_share=1.5), "less than or equal to 1"),
+        (lambda: RandomObjectCrop(0, 8), "greater than or equal to 1"),
+    ],
+)
+def test_ranges_of_the_episode_transforms(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -185,11 +185,15 @@ class SegmentationDataModule(LightningDataModule, ABC):
         if stage == "test" or (stage is None and "test" in self.splits):
             self.test_dataset = self.split_dataset("test", self.eval_transform)
         if stage == "predict" or (stage is None and self.predict_root is not None):
-            if self.predict_root is None:
-                raise ValueError(
-                    "there is nothing to predict: set predict_root (--data.predict_root) to a folder of images."
-                )
-            self.predict_dataset = ImageFolder(self.predict_root, self.eval_transform)
+            self.predict_dataset = self.make_predict_dataset()
+
+    def make_predict_dataset(self) -> ImageFolder:
+        """Build the images under `predict_root`; ValueError if it is not set."""
+        if self.predict_root is None:
+            raise ValueError(
+                "there is nothing to predict: set predict_root (--data.predict_root) to a folder of images."
+            )
+        return ImageFolder(self.predict_root, self.eval_transform)
 
     def train_dataloader(self) -> "TrainLoader":
         """Shuffled batches; ValueError if the training set is smaller than one batch."""

@@ -19,7 +19,8 @@ class VOCDataModule(SegmentationDataModule):
 
     Args:
         root: folder that holds JPEGImages, usually VOCdevkit/VOC2012; not needed for prediction.
-        train_split: `trainaug` (10 582 images with the masks of SBD) or `train` (VOC's own 1464).
+        train_split: `trainaug` (10 582 images with the masks of SBD), `train` (VOC's own 1464) or `pascal5i` (the 5953 of
+            few-shot segmentation, see `datasets.VOC`).
         download: get what is missing in `root` before the run (2 GB, and 1.4 GB for trainaug).
         unknown_classes: see `SegmentationDataModule`, like all that follow.
         batch_size: see there.
@@ -38,7 +39,7 @@ class VOCDataModule(SegmentationDataModule):
     def __init__(
         self,
         root: Path,
-        train_split: Literal["trainaug", "train"] = "trainaug",
+        train_split: Literal["trainaug", "train", "pascal5i"] = "trainaug",
         download: bool = False,
         unknown_classes: list[str] | None = None,
         batch_size: int = 16,
@@ -70,13 +71,13 @@ class VOCDataModule(SegmentationDataModule):
             cache_dir=cache_dir,
         )
         self.root = root
-        self.train_split: Literal["trainaug", "train"] = train_split
+        self.train_split: Literal["trainaug", "train", "pascal5i"] = train_split
         self.download = download
 
     def prepare_data(self) -> None:
         """Download what is missing, if asked to; Lightning calls it in one process per machine."""
         if self.download and not (self.trainer and self.trainer.predicting):
-            VOC.download(self.root, augmented=self.train_split == "trainaug")
+            VOC.download(self.root, augmented=self.train_split != "train")
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> VOC:
         """Build the training or the validation split."""

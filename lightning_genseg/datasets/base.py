@@ -100,7 +100,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return len(self.class_names)
 
     def sample_name(self, index: int) -> str:
-        """Name of a sample, unique in its data set."""
+        """Name of a sample, without reading it."""
         return self.samples[index].name
 
     def label_values(self) -> dict[int, int]:
@@ -353,15 +353,21 @@ _UNKNOWN = 256  # in a label table: no class has this raw value
 _ANOMALY = "an anomaly mask holds 1 (anomalous), 0 (known) and 255 (not evaluated): correct it, or list its values in anomaly_ids"
 
 
-def anomaly_table(ids: Mapping[int, int]) -> NDArray[np.uint16]:
+def anomaly_table(
+    ids: Mapping[int, int],
+    name: str = "anomaly_ids",
+    values: str = "1 (anomalous), 0 (known) or 255",
+) -> NDArray[np.uint16]:
     """Lookup table raw value -> 1, 0, 255 or 'unknown' (256); 255 stays 255 unless it is listed.
+
+    `name` and `values` are for the message: what the table is called and may lead to.
 
     Raises:
         ValueError: keys that no mask can hold, or values other than 1, 0 and 255.
     """
     if not ids or not all(0 <= key <= 2**24 for key in ids) or set(ids.values()) - {0, 1, IGNORE}:
         raise ValueError(
-            f"anomaly_ids is {dict(ids)} but must lead from values of the masks to 1 (anomalous), 0 (known) or 255."
+            f"{name} is {dict(ids)} but must lead from values of the masks to {values}."
         )
     table = np.full(max(256, max(ids) + 1), _UNKNOWN, np.uint16)
     table[IGNORE] = IGNORE

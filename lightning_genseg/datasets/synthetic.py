@@ -102,7 +102,7 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
         return sample
 
     def sample_name(self, index: int) -> str:
-        """Name of a scene."""
+        """Name of a scene, without drawing it."""
         return f"scene_{self.seed}_{index:05d}"
 
     def read_pixels(self, index: int) -> NDArray[np.uint8]:

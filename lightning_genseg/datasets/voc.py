@@ -22,8 +22,10 @@ class VOC(SegmentationDataset):
     Layout: `root/JPEGImages/*.jpg`, `root/SegmentationClass/*.png` (palette images, 255 = boundary, ignored) and
     `root/ImageSets/Segmentation/{train,val}.txt`, as `VOCdevkit/VOC2012` unpacks. The split `trainaug` adds the masks
     of the Semantic Boundaries Dataset as commonly distributed: `root/SegmentationClassAug/*.png` and
-    `root/ImageSets/Segmentation/trainaug.txt`; where VOC has its own mask, that one is read. The test labels stay on
-    the evaluation server.
+    `root/ImageSets/Segmentation/trainaug.txt`; where VOC has its own mask, that one is read. `pascal5i` are the 5953
+    training images of few-shot segmentation: `root/ImageSets/Segmentation/voc_sbd_merge_noduplicate.txt` of PFENet and
+    BAM, which is `train.txt` and SBD's `train_noval.txt` without repetition. The test labels stay on the evaluation
+    server.
     Get it from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 and http://home.bharathh.info/pubs/codes/SBD (the images
     are from Flickr, whose terms of use apply; research use), or with `download`.
 
@@ -94,7 +96,7 @@ class VOC(SegmentationDataset):
     def __init__(
         self,
         root: Path | str,
-        split: Literal["trainaug", "train", "val"] = "trainaug",
+        split: Literal["trainaug", "train", "pascal5i", "val"] = "trainaug",
         transform: Sequence[Transform] | None = None,
     ) -> None:
         root = Path(root)
@@ -102,14 +104,16 @@ class VOC(SegmentationDataset):
         added = root / "SegmentationClassAug"
         folders = [images.name, masks.name, "ImageSets"]
         check_root(root, folders, "PASCAL VOC 2012", downloads=True)
-        if split == "trainaug" and not added.is_dir():
+        augmented = split in ("trainaug", "pascal5i")
+        if augmented and not added.is_dir():
             raise FileNotFoundError(
                 f"'{added}' does not exist: unpack SegmentationClassAug there, set download to true, or train on the "
                 "1464 images of the split train."
             )
         lists = root / "ImageSets" / "Segmentation"
-        names = read_list(lists / f"{split}.txt", "PASCAL VOC 2012")
-        train = read_list(lists / "train.txt", "PASCAL VOC 2012") if split == "trainaug" else names
+        file = "voc_sbd_merge_noduplicate" if split == "pascal5i" else split
+        names = read_list(lists / f"{file}.txt", "PASCAL VOC 2012")
+        train = read_list(lists / "train.txt", "PASCAL VOC 2012") if augmented else names
         own = set(train)
         samples = [
             Sample(name, images / f"{name}.jpg", (masks if name in own else added) / f"{name}.png")

@@ -8,6 +8,11 @@ from lightning_genseg.metrics.anomaly import (
     ScoreHistogram,
 )
 from lightning_genseg.metrics.calibration import CalibrationError
+from lightning_genseg.metrics.few_shot import (
+    FewShotMeanIoU,
+    ForegroundBackgroundIoU,
+    few_shot_metrics,
+)
 from lightning_genseg.metrics.segmentation import named_scores, segmentation_metrics
 
 __all__ = [
@@ -16,7 +21,10 @@ __all__ = [
     "AnomalyFPR",
     "AnomalyMetrics",
     "CalibrationError",
+    "FewShotMeanIoU",
+    "ForegroundBackgroundIoU",
     "ScoreHistogram",
+    "few_shot_metrics",
     "named_scores",
     "segmentation_metrics",
 ]

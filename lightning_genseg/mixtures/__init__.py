@@ -1,6 +1,7 @@
 """The shared mathematics: Gaussian mixtures, EM, Sinkhorn, memories. Plain torch."""
 
 from lightning_genseg.mixtures.em import Assignment, e_step, fit, m_step, soft_moments
+from lightning_genseg.mixtures.episodic import EpisodicMixture, fit_episodes
 from lightning_genseg.mixtures.gaussian import (
     Covariance,
     GaussianMixture,
@@ -22,6 +23,7 @@ __all__ = [
     "Assignment",
     "Covariance",
     "DecayedMoments",
+    "EpisodicMixture",
     "FeatureRing",
     "GaussianMixture",
     "Mixture",
@@ -30,6 +32,7 @@ __all__ = [
     "diagonal_log_density",
     "e_step",
     "fit",
+    "fit_episodes",
     "full_log_density",
     "full_precision",
     "m_step",

@@ -45,11 +45,35 @@ def diagonal_log_density(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
         # The expansion subtracts large numbers when the data are far from the origin: centre first.
         centre = means.detach().mean(0)
         x, means = x - centre, means - centre
-        scaled = means * precisions
-        constant = -0.5 * ((means * scaled).sum(-1) - precisions.log().sum(-1) + dim * _LOG_2PI)
-        factors = torch.cat([scaled, -0.5 * precisions], 1)
+        constant, factors = _expanded(means, precisions)
         density = torch.addmm(constant, torch.cat([x, x * x], 1), factors.T)
         return density.reshape(x.shape[0], *shape)
+
+
+def batched_log_density(pairs: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    """As `diagonal_log_density`, with Gaussians of its own for every episode of a batch.
+
+    Nothing is centred here: the features of each episode have to lie around the origin.
+
+    Args:
+        pairs: features beside their squares, B x N x 2D, float32 or float64, which EM makes only once.
+        means: B x K x D.
+        variances: as `means`, positive.
+
+    Returns:
+        B x N x K log-densities (nats).
+    """
+    with torch.autocast(pairs.device.type, enabled=False):
+        constant, factors = _expanded(means, variances.reciprocal())
+        return torch.baddbmm(constant[:, None], pairs, factors.mT)
+
+
+def _expanded(means: Tensor, precisions: Tensor) -> tuple[Tensor, Tensor]:
+    """Constant ... x K and factors ... x K x 2D of log N, linear in the features and their squares."""
+    scaled = means * precisions
+    dim = means.shape[-1]
+    constant = -0.5 * ((means * scaled).sum(-1) - precisions.log().sum(-1) + dim * _LOG_2PI)
+    return constant, torch.cat([scaled, -0.5 * precisions], -1)
 
 
 def full_log_density(x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class PixelFeatures(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_encoder_name(encoder)
+        check_encoder_name(encoder)
         if decoder not in DECODERS:
             raise ValueError(
                 f"decoder {decoder!r} is unknown{_did_you_mean(decoder, DECODERS)}; "
@@ -118,7 +118,7 @@ class PixelFeatures(nn.Module):
             self._pool, self.stride = 4 // self.stride, 4
         if encoder_weights is not None:
             timm_options = {k: v for k, v in options.items() if k not in _accepted_options(decoder)}
-            _load_encoder(self.encoder, encoder, encoder_weights, timm_options)
+            load_encoder(self.encoder, encoder, encoder_weights, timm_options)
 
     def forward(self, image: Tensor) -> Tensor:
         """Features (B x F x ceil(H/stride) x ceil(W/stride)) of normalised images (B x 3 x H x W)."""
@@ -154,7 +154,7 @@ class PixelFeatures(nn.Module):
         try:
             output = self.decoder(self.encoder(image))
         except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-            raise ValueError(f"{self.name} does not work: {_first_line(error)}.") from error
+            raise ValueError(f"{self.name} does not work: {first_line(error)}.") from error
         finally:
             self.train()
         features = output[0] if isinstance(output, tuple) else output
@@ -190,7 +190,7 @@ def feature_channels(features: nn.Module) -> int:
             output = features(image)
     except Exception as error:
         raise ValueError(
-            f"features {name} failed on a 1 x 3 x 64 x 64 image ({_first_line(error)}): "
+            f"features {name} failed on a 1 x 3 x 64 x 64 image ({first_line(error)}): "
             f"make it accept one, or {remedy}."
         ) from error
     finally:
@@ -334,7 +334,8 @@ def _best_prefix(state: Mapping[str, Tensor], ours: Mapping[str, str]) -> str:
     return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
 
 
-def _check_encoder_name(encoder: str) -> None:
+def check_encoder_name(encoder: str) -> None:
+    """ValueError unless smp or timm has an encoder of this name."""
     if encoder.startswith("tu-"):
         if timm.is_model(encoder.removeprefix("tu-")):
             return
@@ -354,7 +355,8 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f": did you mean {' or '.join(close)}?" if close else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error, to be put into a sentence."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
@@ -413,7 +415,7 @@ def _build(
 
 
 def _cannot_build(encoder: str, decoder: str, error: Exception) -> str:
-    reason = _first_line(error)
+    reason = first_line(error)
     if decoder in ("deeplabv3", "deeplabv3plus", "fcn", "pan") and re.search(
         "dilat|output.?stride", str(error), re.IGNORECASE
     ):
@@ -437,9 +439,10 @@ def _fixed_image_size(encoder: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _load_encoder(
+def load_encoder(
     module: nn.Module, encoder: str, weights: str | Path, timm_options: Mapping[str, Any]
 ) -> None:
+    """Published or own weights into an smp encoder; see `PixelFeatures` for names and errors."""
     if encoder.startswith("tu-"):
         name = encoder.removeprefix("tu-")
         published = ["imagenet"] if timm.models.is_model_pretrained(name) else []
@@ -476,6 +479,6 @@ def _download(
     except Exception as error:  # the hub clients raise types of several libraries
         raise ConnectionError(
             f"encoder_weights {weights!r} of {encoder!r} could not be downloaded "
-            f"({_first_line(error)}): give encoder_weights a path, or null for random weights."
+            f"({first_line(error)}): give encoder_weights a path, or null for random weights."
         ) from error
     module.load_state_dict(source.state_dict())

@@ -1,0 +1,106 @@
+"""What a user gives for prediction from a few examples: images with masks of one object, and images to search."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_genseg.datasets.base import (
+    ImageFolder,
+    anomaly_table,
+    check_sizes,
+    map_labels,
+    read_image,
+    read_mask,
+)
+from lightning_genseg.datasets.folder import match_masks
+from lightning_genseg.transforms import Letterbox, apply_all, compose
+
+__all__ = ["SupportFolder", "SupportedImages"]
+
+_VALUES = (
+    "1 is the object, 0 is not, 255 is left out: correct it, or list its values in support_ids"
+)
+
+
+class SupportFolder:
+    """Annotated images of one object: `root/images` and `root/masks` with files of the same names.
+
+    A mask holds 1 on the object, 0 elsewhere, and 255 where nothing is said.
+
+    Args:
+        root: folder that holds both.
+        size: side S of the square that they are letterboxed to.
+        ids: value in the mask files -> 1, 0 or 255, for other files; `{0: 0, 255: 1}` for black and white ones.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: no image, names that do not match, a wrong table; on reading: an unreadable file, other values, no
+            object in a mask.
+    """
+
+    def __init__(self, root: Path | str, size: int, ids: Mapping[int, int] | None = None) -> None:
+        self.samples = match_masks(Path(root) / "images", Path(root) / "masks")
+        self.transform = compose([Letterbox(size)])
+        values = "1 (object), 0 (background) or 255"
+        self._table = anomaly_table({0: 0, 1: 1} if ids is None else ids, "support_ids", values)
+
+    def read(self) -> dict[str, torch.Tensor]:
+        """`support_image` float32 K x3xSxS in [0, 1], `support_mask` int64 and `support_valid` bool, both KxSxS."""
+        shots = []
+        for sample in self.samples:
+            image, values = read_image(sample.image), read_mask(sample.mask)
+            check_sizes(image.shape, values.shape, sample)
+            self._check_values(values, sample.mask)
+            mask = map_labels(values, self._table, sample.mask, _VALUES)
+            if not (mask == 1).any():
+                raise ValueError(
+                    f"mask '{sample.mask}' marks no object: draw it with the value 1, or take the image out."
+                )
+            masks = {"mask": mask, "valid": np.ones_like(mask)}
+            shots.append(apply_all(self.transform, image, masks, 0, sample.name))
+        return {
+            "support_image": torch.stack([shot["image"] for shot in shots]),
+            "support_mask": torch.stack([shot["mask"] for shot in shots]),
+            "support_valid": torch.stack([shot["valid"] == 1 for shot in shots]),
+        }
+
+    def _check_values(self, values: NDArray[np.integer[Any]], path: Path) -> None:
+        # 255 keeps its meaning unless a table says otherwise, so a white object would be left out in silence.
+        if set(np.unique(values).tolist()) <= {0, 255} and self._table[255] == 255:
+            raise ValueError(
+                f"mask '{path}' holds only 0 and 255, and 255 is left out: if the object is white, set support_ids to "
+                "{0: 0, 255: 1} (--data.support_ids), otherwise draw it with the value 1."
+            )
+
+
+class SupportedImages(ImageFolder):
+    """Images to predict, each with the same supports: a sample is that of `ImageFolder` with `SupportFolder.read`'s.
+
+    Args:
+        root: folder of images, searched recursively, or an image file; they keep their sizes.
+        support_root: see `SupportFolder`.
+        size: see `SupportFolder`.
+        support_ids: see `SupportFolder`.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: see `SupportFolder`; no image.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        support_root: Path | str,
+        size: int,
+        support_ids: Mapping[int, int] | None = None,
+    ) -> None:
+        super().__init__(root)
+        self.supports = SupportFolder(support_root, size, support_ids).read()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read one image."""
+        return {**super().__getitem__(index), **self.supports}

@@ -1,0 +1,216 @@
+"""EM of one episode: the acceptance tests of CGMGM's specification, and scikit-learn as the outsider."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.mixture import GaussianMixture as Reference
+from torch import Tensor
+
+from lightning_genseg.mixtures import EpisodicMixture, fit_episodes
+from lightning_genseg.mixtures.gaussian import batched_log_density, diagonal_log_density
+
+DIM = 256
+
+
+def episode(
+    foreground: int, background: int = 600, dead: int = 0, episodes: int = 1, noise_seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Features after a ReLU, two objects apart in all their channels, and 0/1 weights; some channels constant."""
+    count = foreground + background
+    labels = (torch.arange(count) >= foreground).long()
+    means = 1.5 * torch.rand(episodes, 2, DIM, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(noise_seed)
+    x = (means[:, labels] + torch.randn(episodes, count, DIM, generator=generator)).relu()
+    x[..., :dead] = 0.7
+    weights = torch.stack([labels == 0, labels == 1]).float().expand(episodes, 2, count)
+    return x, weights
+
+
+def ratio(mixture: EpisodicMixture, x: Tensor) -> Tensor:
+    density = mixture.log_density(x)
+    return density[..., 0] - density[..., 1]
+
+
+def balanced_accuracy(logit: Tensor, weights: Tensor) -> float:
+    right = (logit[:, None] > 0).float()
+    sides = torch.stack([right[:, 0], 1 - right[:, 0]], 1) * weights
+    return float((sides.sum((0, 2)) / weights.sum((0, 2))).mean())
+
+
+def test_recovers_three_gaussians():
+    torch.manual_seed(1)
+    centres, owner = 4 * torch.randn(3, DIM), torch.arange(300) % 3
+    x = (centres[owner] + torch.randn(300, DIM))[None]
+    mixture = fit_episodes(x, torch.ones(1, 1, 300))
+    found = mixture.means[0, 0] * mixture.scale[0] + mixture.centre[0]
+    nearest = torch.cdist(centres, found).argmin(1)
+    assert nearest.sort().values.tolist() == [0, 1, 2]
+    truth = torch.stack([x[0, owner == m].mean(0) for m in range(3)])
+    torch.testing.assert_close(found[nearest], truth, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        mixture.log_weights.exp(), torch.full((1, 1, 3), 1 / 3), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("count", [0, 1, 3, 8, 28])
+def test_finite_with_few_pixels(count, covariance):
+    x, weights = episode(count, 100)
+    mixture = fit_episodes(x, weights, covariance=covariance)
+    assert ratio(mixture, x).isfinite().all()
+    assert mixture.means.isfinite().all()
+    assert (mixture.log_weights[0, 0] > -torch.inf).sum() == 1  # 16 pixels for each component
+    assert (mixture.log_weights[0, 1] > -torch.inf).sum() == 3
+
+
+@pytest.mark.parametrize("count", [8, 28, 300])
+def test_few_pixels_are_enough(count):
+    """Accuracy on pixels that were not fitted; the maximum-likelihood variance of Eq. 11 fails on 8 pixels."""
+    x, weights = episode(count, 600, episodes=4)
+    held_out, sides = episode(300, 300, episodes=4, noise_seed=1)
+    assert balanced_accuracy(ratio(fit_episodes(x, weights), held_out), sides) > 0.98
+    if count == 8:
+        plain = fit_episodes(x, weights, prior_strength=1e-6, variance_floor=1e-6)
+        assert balanced_accuracy(ratio(plain, held_out), sides) < 0.7
+
+
+def test_constant_channels_do_not_count():
+    x, weights = episode(60, 300, dead=DIM // 2)
+    with_dead = ratio(fit_episodes(x, weights), x)
+    without = x[..., DIM // 2 :].contiguous()
+    torch.testing.assert_close(
+        with_dead, ratio(fit_episodes(without, weights), without), rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_the_unit_of_the_features_does_not_matter(factor):
+    x, weights = episode(40, 200)
+    before, after = (fit_episodes(x * f, weights) for f in (1.0, factor))
+    torch.testing.assert_close(ratio(before, x), ratio(after, x * factor), rtol=1e-3, atol=1e-2)
+    # The densities themselves have units, which is why their quotient (Eq. 13) is no posterior.
+    shift = before.log_density(x) - after.log_density(x * factor)
+    torch.testing.assert_close(
+        shift, torch.full_like(shift, DIM * np.log(factor)), rtol=1e-3, atol=1e-2
+    )
+
+
+def test_the_same_in_every_batch():
+    x, weights = episode(40, 100, episodes=3)
+    together = fit_episodes(x, weights)
+    again = fit_episodes(x, weights)
+    backwards = fit_episodes(x.flip(0), weights.flip(0))
+    for one, two, three in zip(together, again, backwards, strict=True):
+        assert torch.equal(one, two)
+        torch.testing.assert_close(one, three.flip(0), rtol=1e-5, atol=1e-5)
+    alone = fit_episodes(x[1:2], weights[1:2])
+    torch.testing.assert_close(alone.means[0], together.means[1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_order_of_the_pixels_does_not_matter():
+    x, weights = episode(60, 200)
+    order = torch.randperm(260)
+    one, two = fit_episodes(x, weights), fit_episodes(x[:, order], weights[..., order])
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_pixels_without_weight_do_not_matter():
+    x, weights = episode(60, 200)
+    weights = weights.clone()
+    weights[..., -50:] = 0
+    changed = x.clone()
+    changed[:, -50:] = 100 * torch.rand(1, 50, DIM)
+    for a, b in zip(fit_episodes(x, weights), fit_episodes(changed, weights), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_the_objective_grows():
+    x, weights = episode(80, 200)
+    weights = weights * torch.rand(weights.shape)  # soft masks
+
+    def objective(iterations: int) -> Tensor:
+        state = fit_episodes(x.double(), weights.double(), iterations=iterations)
+        z = state.standardize(x.double())
+        parts = state.component_log_density(torch.cat([z, z * z], 2)) + state.log_weights[:, None]
+        likelihood = (parts.logsumexp(-1).transpose(1, 2) * weights).sum(-1)
+        share = weights.sum(1).clamp_max(1)
+        share = (share / share.sum(1, keepdim=True))[:, None].double()
+        prior = share @ (z - share @ z).square()
+        variance = state.covariances
+        penalty = (variance.log() + prior[:, None] / variance).sum((2, 3))
+        return likelihood - 5 * penalty
+
+    values = torch.stack([objective(i) for i in range(8)])
+    steps = values.diff(dim=0)
+    assert (steps > -1e-3).all(), steps  # the spare weight costs a little of the likelihood
+    assert (steps[0] > 0).any()
+
+
+def test_finds_what_scikit_learn_finds():
+    """Without prior and floor, from the same start, it is plain EM."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 3 * torch.randn(3, 4, generator=generator)
+    x = centres[torch.arange(400) % 3] + torch.randn(400, 4, generator=generator)
+    start = fit_episodes(x[None].double(), torch.ones(1, 1, 400), 3, 0, 1e-9, 1e-9)
+    ours = fit_episodes(x[None].double(), torch.ones(1, 1, 400), 3, 60, 1e-9, 1e-9)
+    means = (start.means[0, 0] * start.scale[0] + start.centre[0]).numpy()
+    reference = Reference(
+        3, covariance_type="diag", means_init=means, tol=1e-9, max_iter=500, reg_covar=0
+    ).fit(x.double().numpy())
+    assert ours.log_density(x[None].double()).mean() == pytest.approx(
+        reference.score(x.double().numpy()), abs=1e-4
+    )
+
+
+def test_full_covariance_sees_correlation():
+    torch.manual_seed(0)
+    noise = torch.randn(2, 400, 1).expand(2, 400, 2) + 0.2 * torch.randn(2, 400, 2)
+    noise[:, 200:, 1] *= -1  # the classes differ in nothing but the sign of the correlation
+    weights = torch.zeros(2, 2, 400)
+    weights[:, 0, :200] = weights[:, 1, 200:] = 1
+    accuracy = {
+        kind: balanced_accuracy(
+            ratio(fit_episodes(noise, weights, 1, covariance=kind), noise), weights
+        )
+        for kind in ("diagonal", "full")
+    }
+    assert accuracy["full"] > 0.85
+    assert accuracy["diagonal"] < 0.65
+
+
+def test_half_precision_is_not_used():
+    x, weights = episode(40, 100)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = fit_episodes(x, weights)
+        density = mixed.log_density(x)
+    assert density.dtype == torch.float32
+    assert torch.equal(density, fit_episodes(x, weights).log_density(x))
+
+
+def test_no_gradient_in_the_fit_but_in_the_density():
+    x, weights = episode(40, 100)
+    x.requires_grad_()
+    mixture = fit_episodes(x, weights)
+    assert not any(tensor.requires_grad for tensor in mixture)
+    ratio(mixture, x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_batched_densities_are_those_of_each_episode():
+    x, means = torch.randn(3, 7, 5, dtype=torch.float64), torch.randn(3, 4, 5, dtype=torch.float64)
+    variances = torch.rand(3, 4, 5, dtype=torch.float64) + 0.1
+    each = [diagonal_log_density(*parts) for parts in zip(x, means, variances, strict=True)]
+    together = batched_log_density(torch.cat([x, x * x], 2), means, variances)
+    torch.testing.assert_close(together, torch.stack(each))
+
+
+def test_wrong_arguments():
+    x, weights = episode(5, 5)
+    with pytest.raises(ValueError, match=r"B x N x D and weights B x C x N; got \(10, 256\)"):
+        fit_episodes(x[0], weights)
+    with pytest.raises(ValueError, match="components is 0; it must be at least 1"):
+        fit_episodes(x, weights, components=0)
+    with pytest.raises(ValueError, match="variance_floor is 0; it must be positive"):
+        fit_episodes(x, weights, variance_floor=0)
