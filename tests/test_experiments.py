@@ -450,7 +450,7 @@ def fit(path, *options):
     return run / "checkpoints" / "last.ckpt", json.loads((run / "val_metrics.json").read_text())
 
 
-def tested(*options):
+def scores_of(*options):
     main(["test", *options, "--trainer.logger.init_args.version=test"])
     (path,) = Path("runs").rglob("test/metrics.json")
     return json.loads(path.read_text())
@@ -467,7 +467,7 @@ def test_few_shot_smoke(tmp_path):
     trained, scores = fit(path, f"--model.base_learner={base}")
     base.unlink()  # is part of the other checkpoint
     after = ["--config", str(trained.parents[1] / "config.yaml"), f"--ckpt_path={trained}"]
-    scores = tested(*after)
+    scores = scores_of(*after)
     assert (
         scores["GmIoU"] > 0.13
     )  # vehicles are a tenth of the pixels: everything 0.1, half of it at random 0.09
@@ -504,7 +504,7 @@ def test_few_shot_msrc(tmp_path):
         assert set(scores["IoU"]) <= {"cow", "car"}
         trained.unlink()
     options = [*fold.split(), "--data.size=64", *few, *shots]
-    scores = tested("--config", str(folder / "prototypes.yaml"), *options)
+    scores = scores_of("--config", str(folder / "prototypes.yaml"), *options)
     assert set(scores["IoU"]) == {"cow", "car"}
 
 

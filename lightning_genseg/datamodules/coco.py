@@ -6,6 +6,7 @@ from typing import Literal
 
 from lightning_genseg.datamodules.base import SegmentationDataModule, Split
 from lightning_genseg.datasets.coco import COCO, convert_instances
+from lightning_genseg.datasets.sparse import SparseLabels
 from lightning_genseg.transforms import Transform
 
 __all__ = ["COCODataModule"]
@@ -27,6 +28,7 @@ class COCODataModule(SegmentationDataModule):
         num_workers: see there.
         crop_size: see there.
         class_balanced: see there.
+        sparse: see there.
         train_transform: see there.
         eval_transform: see there.
         seed: see there.
@@ -46,6 +48,7 @@ class COCODataModule(SegmentationDataModule):
         num_workers: int = 2,
         crop_size: tuple[int, int] = (512, 512),
         class_balanced: bool = False,
+        sparse: SparseLabels | None = None,
         train_transform: list[Transform] | None = None,
         eval_transform: list[Transform] | None = None,
         seed: int = 0,
@@ -61,6 +64,7 @@ class COCODataModule(SegmentationDataModule):
             num_workers=num_workers,
             crop_size=crop_size,
             class_balanced=class_balanced,
+            sparse=sparse,
             train_transform=train_transform,
             eval_transform=eval_transform,
             seed=seed,

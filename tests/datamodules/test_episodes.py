@@ -25,6 +25,7 @@ from lightning_genseg.datamodules import (
     VOCDataModule,
 )
 from lightning_genseg.datamodules.episodes import few_shot_classes, read_folds
+from lightning_genseg.datasets.sparse import Points
 from lightning_genseg.datasets.voc import VOC
 from tests.miniatures import make_coco, make_pascal5i
 
@@ -53,6 +54,13 @@ def episodes(data=None, **arguments):
 
 def categories(dataset):
     return {e.category for e in dataset.episodes}
+
+
+def test_sparse_labels_are_refused():
+    data = SyntheticScenesDataModule((48, 64), train_length=4, sparse=Points(3))
+    for view in (episodes(data), BaseClassesDataModule(data, novel_classes=["tree"])):
+        with pytest.raises(ValueError, match=r"need whole masks: leave sparse out of data\.data"):
+            view.setup("fit")
 
 
 def test_batches():
