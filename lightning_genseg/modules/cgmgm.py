@@ -63,7 +63,9 @@ class CGMGM(FewShotModule):
         shots: K of training, see `ShotWeights`.
         guidance: what the decoder is given beside the query's features: the `posterior`, the `mask` M_q (Table 5
             without C&Q), or the `prior`, the similarity of BAM and PFENet.
-        extra_inputs: what else: the supports' mean foreground feature (`prototype`), the `mask`.
+        answer: who decides: the `decoder`, or the `guidance` itself, which needs no training: then
+            `mixture_features` has to be `raw`, and no base learner takes part.
+        extra_inputs: what else the decoder is given: the supports' mean foreground feature (`prototype`), the `mask`.
         components: M; the paper takes 3 on PASCAL, 6 on COCO.
         covariance: `diagonal`, or `full` (Fig. 6).
         em_iterations: see `fit_episodes`, like the next two.
@@ -75,6 +77,8 @@ class CGMGM(FewShotModule):
         query_background: which of them are background: the `complement` of M_q (the paper); without the pixels that the
             refinement dropped; or only those `unlike` the object, of similarity below half the threshold.
         mq_source: `imgr`, or `gt`: the query's own labels, the oracle of Table 1.
+        matching_level: features by which supports and query are compared: `high`, the encoder's last stage (the paper),
+            or `middle`, the two before, which suits encoders whose last stage knows nothing but ImageNet's classes.
         patch_similarity: see `local_similarity`.
         threshold: see `binarize`.
         binarization: see there.
@@ -124,6 +128,7 @@ class CGMGM(FewShotModule):
         base_learner: Path | None = None,
         shots: int = 1,
         guidance: Guidance = "posterior",
+        answer: Literal["decoder", "guidance"] = "decoder",
         extra_inputs: list[Literal["prototype", "mask"]] | None = None,
         components: int = 3,
         covariance: Covariance = "diagonal",
@@ -134,6 +139,7 @@ class CGMGM(FewShotModule):
         query_statistics: bool = True,
         query_background: QueryBackground = "complement",
         mq_source: Literal["imgr", "gt"] = "imgr",
+        matching_level: Literal["high", "middle"] = "high",
         patch_similarity: PatchSimilarity = "offsets",
         threshold: float = 0.5,
         binarization: Binarization = "fixed",
@@ -187,6 +193,16 @@ class CGMGM(FewShotModule):
                 "guidance posterior models supports and query in one space: set shared_reduction to true, or "
                 "mixture_features to raw."
             )
+        if answer == "guidance":
+            ensemble = False
+            if guidance == "posterior" and mixture_features == "reduced":
+                raise ValueError(
+                    "answer guidance trains no reduction of the features: set mixture_features to raw."
+                )
+        if mask_before_last_stage and matching_level == "middle":
+            raise ValueError(
+                "mask_before_last_stage concerns the last stage: set matching_level to high."
+            )
         if ensemble and base_learner is None and num_base_classes is None:
             raise ValueError(
                 "the ensemble needs base_learner, the checkpoint of a BaseLearner run on the same fold: give it, or "
@@ -210,10 +226,12 @@ class CGMGM(FewShotModule):
         )
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         self.guidance, self.extra_inputs = guidance, tuple(extra_inputs or ())
+        self.answer, self.needs_training = answer, answer == "decoder"
         self.components, self.covariance, self.em_iterations = components, covariance, em_iterations
         self.prior_strength, self.variance_floor = prior_strength, variance_floor
         self.mixture_features, self.query_statistics = mixture_features, query_statistics
         self.query_background, self.mq_source = query_background, mq_source
+        self.matching_level = matching_level
         self.patch_similarity, self.threshold = patch_similarity, threshold
         self.binarization, self.refinement = binarization, refinement
         self.posterior, self.temperature = posterior, temperature
@@ -289,7 +307,7 @@ class CGMGM(FewShotModule):
         support_reduced = (self.support_reduction or self.reduction)(support.middle())
         maps: dict[str, Tensor] = {}
         if self.guidance == "prior":
-            maps["initial"] = self._prior(query, support, shares, valid, weights)
+            maps["prior"] = self._prior(query, support, shares, valid, weights)
         if self.guidance != "prior" or "mask" in self.extra_inputs:
             maps |= self._initial_mask(batch, query, support, shares, valid, weights.detach())
         if self.guidance == "posterior":
@@ -301,8 +319,13 @@ class CGMGM(FewShotModule):
                 valid,
                 maps,
             )
-        source = {"posterior": "posterior", "mask": "refined", "prior": "initial"}[self.guidance]
-        inputs = [self.dropout(reduced), maps[source].to(reduced.dtype)]
+        guidance = maps["refined" if self.guidance == "mask" else self.guidance]
+        maps.setdefault("initial", guidance)  # for pictures
+        outputs = {"guidance": guidance.detach(), **maps}
+        if self.answer == "guidance":
+            probability = guidance.clamp(1e-6, 1 - 1e-6)
+            return {"logits": torch.cat([1 - probability, probability], 1).log(), **outputs}
+        inputs = [self.dropout(reduced), guidance.to(reduced.dtype)]
         if "prototype" in self.extra_inputs:
             means = _masked_mean(
                 self.dropout(support_reduced).unflatten(0, (episodes, shots)), shares[:, :, :1]
@@ -312,7 +335,7 @@ class CGMGM(FewShotModule):
         if "mask" in self.extra_inputs:
             inputs.append(maps["refined"].to(reduced.dtype))
         meta = self.decoder(torch.cat(inputs, 1))
-        outputs = {"logits": meta, "meta": meta, "guidance": maps[source].detach(), **maps}
+        outputs |= {"logits": meta, "meta": meta}
         if self.ensemble is not None:
             known = self._known(query.high, batch)
             distance = (style * weights).sum(1)
@@ -333,6 +356,9 @@ class CGMGM(FewShotModule):
             known = known - episode * (own > 0)
         return known
 
+    def _compared(self, stages: StageFeatures) -> Tensor:
+        return stages.high if self.matching_level == "high" else stages.middle()
+
     def _prior(
         self,
         query: StageFeatures,
@@ -344,11 +370,12 @@ class CGMGM(FewShotModule):
         """BAM's prior mask: similarity to each support, summed by the supports' weights."""
         with torch.no_grad():
             mask = shares[:, :, :1].flatten(0, 1)
-            high = support.high
+            keys = self._compared(support)
             if self.mask_before_last_stage:
-                high = self.features.last(support.mid * mask.to(support.mid.dtype))
-            high = (high * mask).unflatten(0, weights.shape)
-            maps = [global_similarity(query.high, one, valid) for one in high.unbind(1)]
+                keys = self.features.last(support.mid * mask.to(support.mid.dtype))
+            keys = (keys * mask).unflatten(0, weights.shape)
+            pixels = self._compared(query)
+            maps = [global_similarity(pixels, one, valid) for one in keys.unbind(1)]
         return (torch.stack(maps, 1) * weights[..., None, None, None]).sum(1)
 
     @torch.no_grad()
@@ -363,12 +390,12 @@ class CGMGM(FewShotModule):
     ) -> dict[str, Tensor]:
         """IMGR: `initial` similarity in [0, 1], `coarse` M0 and `refined` M_q, all B x 1 x h x w float32."""
         masks = shares[:, :, :1]
-        high = support.high.unflatten(0, weights.shape)
+        pixels, keys = self._compared(query), self._compared(support).unflatten(0, weights.shape)
         similarity = torch.zeros_like(valid, dtype=torch.float32)
         for shot in range(weights.shape[1]):
-            masked = high[:, shot] * masks[:, shot]
-            both = global_similarity(query.high, masked, valid) + local_similarity(
-                query.high, masked, valid, self.patch_similarity
+            masked = keys[:, shot] * masks[:, shot]
+            both = global_similarity(pixels, masked, valid) + local_similarity(
+                pixels, masked, valid, self.patch_similarity
             )
             similarity = similarity + both / 2 * weights[:, shot, None, None, None]
         similarity = stretch(similarity, valid)
@@ -379,7 +406,7 @@ class CGMGM(FewShotModule):
             support_valid = resize(
                 batch["support_valid"].flatten(0, 1)[:, None].float(), masks.shape[-2:]
             ).unflatten(0, weights.shape)
-            refined = refine(coarse, query.high, high, masks, support_valid > 0.5, self.refinement)
+            refined = refine(coarse, pixels, keys, masks, support_valid > 0.5, self.refinement)
         return {"initial": similarity, "coarse": coarse.float(), "refined": refined.float()}
 
     def _posterior(

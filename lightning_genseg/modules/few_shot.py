@@ -295,6 +295,13 @@ class FewShotModule(SegmentationModule):
         for name, value in scores.items():
             self.log(f"{prefix}_{name}", value, prog_bar=name == "mIoU", sync_dist=True)
 
+    def setup(self, stage: str) -> None:
+        """Refuse to fit where there is nothing to train."""
+        if stage == "fit" and not self.needs_training:
+            raise ValueError(
+                f"this {type(self).__name__} has nothing to train: run `genseg test` or `genseg predict` at once."
+            )
+
     # --- the fold ----------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
@@ -349,7 +356,8 @@ class CosinePrototypes(FewShotModule):
     with the mean of their background pixels.
 
     Args:
-        level: `high`, the encoder's last stage, or `middle`, the two before, which CGMGM models.
+        level: `high`, the encoder's last stage, or `middle`, the two before, which CGMGM models and which tell more
+            with an encoder that has only seen ImageNet.
         scale: by which the cosines are multiplied to be scores (PANet: 20); it changes no prediction.
         base_learner: checkpoint of a `BaseLearner`, whose encoder is used; or give `encoder`.
         encoder: see `FewShotModule`, also for the arguments that follow.
@@ -375,7 +383,7 @@ class CosinePrototypes(FewShotModule):
 
     def __init__(
         self,
-        level: Literal["high", "middle"] = "high",
+        level: Literal["high", "middle"] = "middle",
         scale: float = 20.0,
         base_learner: Path | None = None,
         encoder: str | None = None,
@@ -421,13 +429,6 @@ class CosinePrototypes(FewShotModule):
         )
         logits = self.scale * cosine[:, [1, 0]]
         return {"logits": logits, "guidance": logits.softmax(1)[:, 1:]}
-
-    def setup(self, stage: str) -> None:
-        """There is nothing to fit."""
-        if stage == "fit":
-            raise ValueError(
-                "CosinePrototypes has nothing to train: run `genseg test` or `genseg predict` at once."
-            )
 
 
 def support_shares(batch: Mapping[str, Any], size: Sequence[int]) -> Tensor:

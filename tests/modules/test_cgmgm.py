@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "support check": {"refinement": "cycle_support", "query_background": "without_dropped"},
     "full covariance": {"covariance": "full", "components": 1},
     "other choices": {
-        "mixture_features": "raw", "patch_similarity": "mean", "binarization": "otsu",
+        "mixture_features": "raw", "matching_level": "middle", "patch_similarity": "mean", "binarization": "otsu",
         "query_background": "unlike", "extra_inputs": ["mask", "prototype"],
     },
     "oracle": {"mq_source": "gt"},
@@ -216,6 +216,20 @@ def test_bam_has_its_number_of_inputs():
     assert make().decoder.merge[0].in_channels == 257
 
 
+def test_the_mixtures_alone_need_no_training(tmp_path):
+    arguments = {"answer": "guidance", "mixture_features": "raw", "num_base_classes": None}
+    model, batch = make(**arguments).eval(), batch_of()
+    outputs = model.episode_outputs(batch)
+    torch.testing.assert_close(
+        outputs["logits"].softmax(1)[:, 1:], outputs["posterior"], atol=1e-5, rtol=0
+    )
+    again = make(**arguments).eval()  # other random weights of what is not used
+    again.features.load_state_dict(model.features.state_dict())
+    assert torch.equal(again.episode_outputs(batch)["logits"], outputs["logits"])
+    with pytest.raises(ValueError, match="this CGMGM has nothing to train"):
+        trainer(tmp_path).fit(model, datamodule=episodes(tmp_path))
+
+
 def test_a_batch_without_labels():
     batch = batch_of()
     batch = {**batch, "mask": torch.full_like(batch["mask"], 255)}
@@ -228,6 +242,8 @@ def test_wrong_arguments(base):
     for arguments, sentence in (
         ({"num_base_classes": None}, "the ensemble needs base_learner"),
         ({"shared_reduction": False}, "models supports and query in one space"),
+        ({**BAM, "matching_level": "middle"}, "set matching_level to high"),
+        ({"answer": "guidance"}, "set mixture_features to raw"),
         ({"temperature": 2.0}, "posterior must be tempered"),
         ({"posterior_gradient": True}, "posterior_gradient needs posterior tempered"),
         ({"components": 0}, "components is 0; it must be at least 1"),

@@ -17,7 +17,7 @@ def make(**arguments: object) -> CosinePrototypes:
 
 
 def test_scores_by_hand():
-    model, batch = make().eval(), batch_of()
+    model, batch = make(level="high").eval(), batch_of()
     outputs = model.episode_outputs(batch)
     query = model.extract_stages(batch["image"]).high[0]
     support = model.extract_stages(batch["support_image"][:, 0]).high[0]
