@@ -482,6 +482,7 @@ def test_few_shot_smoke(tmp_path):
         assert mask.size == (40, 60)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(FROZEN)
 def test_few_shot_msrc(tmp_path):
     folder = EXPERIMENTS / "msrc"
