@@ -31,6 +31,7 @@ from lightning_genseg.metrics.anomaly import AnomalyMetrics, bin_upper_edge
 from lightning_genseg.modules.agmm import AGMM
 from lightning_genseg.modules.base import SegmentationModule
 from lightning_genseg.modules.few_shot import EPISODE_MAPS
+from lightning_genseg.transforms import shorter_side
 from lightning_genseg.visualize import (
     ANOMALY_PALETTE,
     Palette,
@@ -294,7 +295,8 @@ class LabelSpreading(Callback):
         num_images: rows.
 
     Raises:
-        ValueError: if `num_images` is not positive; at the start, if the data have no sparse labels.
+        ValueError: if `num_images` is not positive; at the start, if the data have no sparse labels or the module
+            is no `SegmentationModule`.
     """
 
     def __init__(self, num_images: int = 4) -> None:
@@ -311,9 +313,18 @@ class LabelSpreading(Callback):
                 "LabelSpreading draws sparse labels and the data have none: set data.sparse, or take "
                 "the callback away."
             )
+        if not isinstance(pl_module, SegmentationModule):
+            raise ValueError(
+                f"LabelSpreading draws what a SegmentationModule predicts and {type(pl_module).__name__} is none: derive "
+                "it from that, or take the callback away."
+            )
         if not trainer.is_global_zero:
             return
-        dataset = data.split_dataset("train", data.eval_transform)
+        side = (pl_module.inference or {}).get(
+            "short_side"
+        )  # the scale it is trained at, or nearly
+        smaller = [] if side is None else shorter_side(side)
+        dataset = data.split_dataset("train", [*data.eval_transform, *smaller])
         chosen = np.linspace(0, len(dataset) - 1, min(self.num_images, len(dataset)))
         self._batches = [collate([dataset[i]]) for i in chosen.round().astype(int).tolist()]
 
@@ -341,10 +352,13 @@ class LabelSpreading(Callback):
             for key, value in batch.items()
         }
         image, mask = _picture(batch["image"][0]), _array(batch["mask"][0])
-        row = [image, overlay(image // 2, enlarge(mask), palette, 1.0)]
+        void = 255 if (0, 0, 0) in map(tuple, palette) else 0  # VOC's background is black
+        dim = image // 2 + np.uint8(void // 2)
+        row = [image, overlay(dim, enlarge(mask), palette, 1.0)]
         if isinstance(pl_module, AGMM):
             strength, likeliest = (_array(x[0]) for x in pl_module.gaussian_map(batch).max(1))
-            row.append(np.rint(colorize(likeliest, palette) * strength[..., None]).astype(np.uint8))
+            shown = void + (colorize(likeliest, palette) - float(void)) * strength[..., None]
+            row.append(np.rint(shown).astype(np.uint8))
         with evaluation_mode(pl_module):
             scores = pl_module.predict_maps(batch["image"])["scores"]
         if scores.shape[-2:] != mask.shape:

@@ -1,9 +1,11 @@
 """Augmentation of an image and its mask: the only file that knows albumentations."""
 
+import copy
 import os
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
@@ -17,6 +19,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import cv2
 from albumentations.augmentations.crops.transforms import BaseCrop, CropSizeError
+from albumentations.augmentations.geometric.distortion import BaseDistortion
 from albumentations.core.transforms_interface import BaseTransformInitSchema
 from albumentations.core.type_definitions import Targets
 from pydantic import Field
@@ -35,6 +38,7 @@ __all__ = [
     "default_eval_transform",
     "default_train_transform",
     "episode_train_transform",
+    "shorter_side",
 ]
 
 Transform: TypeAlias = A.BasicTransform | A.BaseCompose
@@ -483,6 +487,11 @@ def default_eval_transform(resize: tuple[int, int] | None = None) -> list[Transf
     return [] if resize is None else [A.Resize(height=resize[0], width=resize[1])]
 
 
+def shorter_side(pixels: int) -> list[Transform]:
+    """Resize images to a shorter side of so many pixels."""
+    return [A.SmallestMaxSize(pixels)]
+
+
 def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.Compose:
     """Chain transforms, of points as well if asked to.
 
@@ -496,9 +505,10 @@ def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.C
                 "give it fill_mask=255 if the border is to be ignored.",
                 stacklevel=3,
             )
-    moving = points and _move_points(transforms or ())
+    movers = _movers(transforms or ()) if points else list(transforms or ())
+    moving = points and any(_moves(transform) for transform in movers)
     return A.Compose(
-        list(transforms or ()),
+        movers,
         additional_targets={"anomaly": "mask", "unlabelled": "mask", "valid": "mask"},
         # Those outside stay, because a line that crosses the border needs both of its ends.
         keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False)
@@ -507,20 +517,57 @@ def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.C
     )
 
 
-def _move_points(transforms: Sequence[Transform]) -> bool:
-    """Whether any of the transforms moves points; ValueError if one moves pixels only."""
-    moving = False
+# They multiply x by the zoom, as if points were counted from the corner of the image and not the middle of its first pixel.
+_SCALERS = {
+    kind.apply_to_keypoints
+    for kind in (
+        A.Resize,
+        A.RandomScale,
+        A.LongestMaxSize,
+        A.SmallestMaxSize,
+        A.RandomSizedCrop,
+        A.RandomResizedCrop,
+        A.RandomSizedBBoxSafeCrop,
+        A.CropAndPad,
+    )
+}
+
+
+def _about_corners(
+    move: Callable[..., NDArray[Any]], points: NDArray[Any], **params: Any
+) -> NDArray[Any]:
+    half = np.zeros(points.shape[1])
+    half[:2] = 0.5  # of x and y
+    return move(points + half, **params) - half
+
+
+def _movers(transforms: Sequence[Transform]) -> list[Transform]:
+    """The transforms, with scalers that move points exactly; ValueError about one that cannot."""
+    movers = []
     for transform in transforms:
         if isinstance(transform, A.BaseCompose):
-            moving |= _move_points(transform.transforms)
-        elif isinstance(transform, A.DualTransform):
-            if type(transform).apply_to_keypoints is A.DualTransform.apply_to_keypoints:
+            transform = copy.copy(transform)
+            transform.transforms = _movers(transform.transforms)
+        elif _moves(transform):
+            kind = type(transform)
+            cannot = kind.apply_to_keypoints is A.DualTransform.apply_to_keypoints
+            if cannot or isinstance(transform, BaseDistortion):  # these are pixels off
                 raise ValueError(
-                    f"{type(transform).__name__} moves pixels but not points and scribbles: leave it out of "
-                    "train_transform where the labels are sparse."
+                    f"{kind.__name__} moves pixels but not points and scribbles{'' if cannot else ' exactly'}: leave it out "
+                    "of train_transform where the labels are sparse."
                 )
-            moving = True
-    return moving
+            if kind.apply_to_keypoints in _SCALERS:
+                transform = copy.deepcopy(transform)  # the user's own stays as it is
+                move = partial(_about_corners, transform.apply_to_keypoints)
+                transform._key2func["keypoints"] = move
+        movers.append(transform)
+    return movers
+
+
+def _moves(transform: Transform) -> bool:
+    if isinstance(transform, A.BaseCompose):
+        return any(map(_moves, transform.transforms))
+    return isinstance(transform, A.DualTransform)
 
 
 def _pads_with_a_class(transform: Transform) -> bool:

@@ -22,6 +22,7 @@ from lightning_genseg.callbacks import (
 )
 from lightning_genseg.datamodules import SyntheticScenesDataModule
 from lightning_genseg.datasets import Points, SyntheticScenes
+from lightning_genseg.inference import InferenceOptions
 from lightning_genseg.modules import AGMM, SegmentationModule
 from lightning_genseg.visualize import ANOMALY_PALETTE, colorize
 from tests.report_run import run as report_run
@@ -304,6 +305,18 @@ def test_label_spreading_of_agmm(tmp_path):
     assert all((a == b).all() for a, b in zip(column(first, 1), column(last, 1), strict=True))
 
 
+def test_label_spreading_at_the_size_of_inference(tmp_path):
+    """A photograph of 12 megapixels would fill the memory, and the map at its size is not that of training."""
+    module = AGMM(
+        6, features=nn.Conv2d(3, 8, 3, padding=1), inference=InferenceOptions(short_side=16)
+    )
+    spreading = LabelSpreading(1)
+    trainer(tmp_path, spreading).fit(module, scenes(sparse=Points(2)))
+    (batch,) = spreading._batches
+    assert batch["image"].shape[-2:] == (16, 24)
+    assert batch["mask"].shape[-2:] == (16, 24)
+
+
 def test_label_spreading_of_another_method_has_no_gaussians(tmp_path):
     spreading = LabelSpreading(num_images=9)  # there are four images
     module = PixelSegmenter(anomaly=False)
@@ -311,6 +324,40 @@ def test_label_spreading_of_another_method_has_no_gaussians(tmp_path):
     picture = pixels(tmp_path / "label_spreading" / "step_000002.png")
     assert picture.shape[1] == 3 * 320 + 4 * 4
     assert 4 * 213 < picture.shape[0] < 4 * 213 + 100
+
+
+def test_black_is_a_colour_of_label_spreading(tmp_path):
+    """VOC's background: seen on white, in the labels and where the Gaussian map has faded."""
+    palette = [(0, 0, 0), (128, 0, 0)]
+    mask = torch.full((1, 32, 48), 255)
+    mask[0, 8, 8], mask[0, 24, 40] = 0, 1
+    image = torch.zeros(1, 3, 32, 48)
+    image[..., 24:] = 0.5
+    batch = {"image": image, "mask": mask, "unlabelled": mask == 255}
+    module = AGMM(2, features=nn.Conv2d(3, 8, 3, padding=1))
+    for colors, void in ((palette, 255), ([(0, 0, 255), *palette[1:]], 0)):
+        _, labels, spread, _ = LabelSpreading._row(module, batch, colors)
+        assert tuple(labels[8, 8]) == colors[0]
+        assert tuple(labels[24, 40]) == colors[1]
+        assert tuple(labels[30, 2]) == (void // 2,) * 3
+        strength, likeliest = (x[0].numpy() for x in module.gaussian_map(batch).max(1))
+        expected = colorize(likeliest, colors) * strength[..., None] + void * (1 - strength)[..., None]  # fmt: skip
+        np.testing.assert_allclose(spread, expected, atol=0.51)
+
+
+def test_label_spreading_needs_a_module_of_ours(tmp_path):
+    class Foreign(pl.LightningModule):
+        def training_step(self, batch, batch_idx):
+            return None
+
+        validation_step = training_step
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+
+    data = scenes(sparse=Points())
+    with pytest.raises(ValueError, match="SegmentationModule predicts and Foreign is none"):
+        trainer(tmp_path, LabelSpreading()).fit(Foreign(), data)
 
 
 def test_label_spreading_needs_sparse_labels(tmp_path):

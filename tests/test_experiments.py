@@ -167,6 +167,23 @@ def test_own_images(tmp_path):
     main(["fit", "--config", config, *options.split(), *TWO_STEPS])
 
 
+def test_own_clicks(tmp_path):
+    write_images(tmp_path / "mine" / "images", tmp_path / "mine" / "masks", 10, (180, 190), 3)
+    images = sorted(path.name for path in (tmp_path / "mine" / "images").iterdir())
+    for name in images[:-2]:
+        (tmp_path / "mine" / "masks" / name).with_suffix(".png").unlink()
+    points = [{"x": 60 * c, "y": 90, "cls": c} for c in range(3)]
+    (tmp_path / "mine" / "clicks.json").write_text(json.dumps(dict.fromkeys(images, points)))
+    options = "--data.num_classes=3 --data.batch_size=2 --data.root=mine --data.num_workers=0"
+    options += " --trainer.accelerator=cpu --trainer.val_check_interval=1"
+    options += " --model.encoder=tu-test_resnet --model.encoder_weights=null"
+    config = str(EXPERIMENTS / "own_clicks.yaml")
+    main(["fit", "--config", config, *options.split(), *TWO_STEPS])
+    run = tmp_path / "runs" / "own_clicks" / "version_0"
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert list((run / "label_spreading").iterdir())
+
+
 # --- the papers' recipes ---------------------------------------------------------------------
 
 

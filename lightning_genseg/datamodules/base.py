@@ -180,12 +180,29 @@ class SegmentationDataModule(LightningDataModule, ABC):
         if stage == "fit" or (stage is None and "train" in self.splits):
             self.train_dataset = self.split_dataset("train", self.train_transform)
             self._images_of = None
+            self._warn_of_unlabelled_classes()
         if stage in ("fit", "validate") or (stage is None and "val" in self.splits):
             self.val_dataset = self.split_dataset("val", self.eval_transform)
         if stage == "test" or (stage is None and "test" in self.splits):
             self.test_dataset = self.split_dataset("test", self.eval_transform)
         if stage == "predict" or (stage is None and self.predict_root is not None):
             self.predict_dataset = self.make_predict_dataset()
+
+    def _warn_of_unlabelled_classes(self) -> None:
+        if self.sparse is None or not isinstance(self.train_dataset, SparseDataset):
+            return
+        if self.class_balanced:  # says it itself, of all labels
+            return
+        labelled = self.sparse.labelled_classes(self.train_dataset.dataset)
+        if labelled is None:
+            return
+        absent = [name for c, name in enumerate(self.class_names) if c not in labelled]
+        if absent:
+            shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+            rank_zero_warn(
+                f"{len(absent)} classes are labelled in no training image and cannot be learned ({shown}): label them, or "
+                "leave them out."
+            )
 
     def make_predict_dataset(self) -> ImageFolder:
         """Build the images under `predict_root`; ValueError if it is not set."""
@@ -534,6 +551,7 @@ def check_batch(batch: Batch, num_classes: int | None = None) -> None:
         _check_anomaly(anomaly, mask, names)
     if "unlabelled" in batch:
         _check_unlabelled(batch["unlabelled"], mask, names)
+        _check_image_classes(batch.get("image_classes"), mask, num_classes, names)
         return  # a few crops without a single point are to be expected
     if bool((mask == IGNORE).all()) and (anomaly is None or bool((anomaly == IGNORE).all())):
         rank_zero_warn(
@@ -583,6 +601,31 @@ def _check_unlabelled(unlabelled: object, mask: Tensor, names: Sequence[str]) ->
             f"mask {_name(names, index)} names a class at {int(both[index].sum())} pixels where unlabelled is true: make "
             "the mask 255 there, or unlabelled false."
         )
+
+
+def _check_image_classes(
+    classes: object, mask: Tensor, num_classes: int | None, names: Sequence[str]
+) -> None:
+    width = num_classes if num_classes is not None else "C"
+    if (
+        not isinstance(classes, Tensor)
+        or classes.dtype != torch.bool
+        or classes.ndim != 2
+        or len(classes) != len(mask)
+        or (num_classes is not None and classes.shape[1] != num_classes)
+    ):
+        raise ValueError(
+            f"image_classes of the batch with {_name(names, 0)} is {_kind(classes)} but must be bool of shape "
+            f"{len(mask)}x{width}: return it as bool {width} from the data set, the classes labelled in the image."
+        )
+    for index in range(len(mask)):
+        held = mask[index][mask[index] != IGNORE].unique()
+        absent = held[~classes[index][held]].tolist()
+        if absent:
+            raise ValueError(
+                f"mask {_name(names, index)} holds class {absent[0]}, which image_classes says is not in the image: make it "
+                "true there."
+            )
 
 
 def _name(names: Sequence[str], index: int) -> str:

@@ -137,6 +137,10 @@ class FolderDataModule(SegmentationDataModule):
             rank_zero_warn(
                 f"no {split} image has a mask: the {split} scores are of the few labelled pixels only."
             )
+        elif split != "train" and isinstance(self.sparse, SparseMasks) and self.sparse.needs_masks:
+            rank_zero_warn(
+                f"the masks of the {split} images are sparse as well: the {split} scores are of the few labelled pixels only."
+            )
         return Folder(
             self.root,
             self.file_classes,
@@ -162,7 +166,9 @@ class FolderDataModule(SegmentationDataModule):
     def _masked(self) -> set[str]:
         """Names that have a mask."""
         folder = self.root / self.masks
-        return set(files_by_name(folder)) if folder.is_dir() and any(folder.iterdir()) else set()
+        # Hidden files, such as macOS writes into any folder, make no masks.
+        shown = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
+        return set(files_by_name(folder)) if shown else set()
 
     def _split(self) -> dict[Split, list[str]]:
         names = {

@@ -70,6 +70,7 @@ class SparseLabels(ABC):
 
     needs_masks = True  # reads the masks of the data set
     has_marks = True  # points and lines, not areas
+    from_files = False  # and not drawn from masks
 
     def __init__(self, size: int = 3) -> None:
         if size < 1:
@@ -88,6 +89,10 @@ class SparseLabels(ABC):
 
     def prepare(self, dataset: Any, root: Path | None = None) -> str | None:
         """Open the files, which lie in the working folder or below `root`; a sentence if some images have none."""
+        return None
+
+    def labelled_classes(self, dataset: Any) -> set[int] | None:
+        """Classes labelled anywhere in a data set; None: not known without reading all of it."""
         return None
 
     def label_files(self, name: str) -> list[Path]:
@@ -134,6 +139,11 @@ class SparseDataset(Dataset[dict[str, Any]]):
                     f"{type(dataset).__name__} has no {method}(index), which sparse labels need: derive it from "
                     "SegmentationDataset, or add that method."
                 )
+        if sparse.from_files and not hasattr(dataset, "samples"):
+            raise ValueError(
+                f"{type(sparse).__name__} finds labels by the names of image files, which {type(dataset).__name__} has not: "
+                "take Points, Scribbles or Blocks."
+            )
         self.dataset = dataset
         self.sparse = sparse
         self.num_classes: int = dataset.num_classes
@@ -171,7 +181,9 @@ class SparseDataset(Dataset[dict[str, Any]]):
             mask = torch.from_numpy(drawn.astype(np.int64)).masked_fill(~unlabelled, IGNORE)
             unlabelled &= mask == IGNORE
         classes = torch.zeros(self.num_classes, dtype=torch.bool)
-        classes[torch.from_numpy(_classes(raster.labels))] = True
+        # Of all marks, also of one that is drawn over here: in a larger image it may be seen.
+        held = _classes(raster.labels) if marks is None else marks.classes.astype(np.int64)
+        classes[torch.from_numpy(held)] = True
         return {
             "image": result["image"],
             "mask": mask,
@@ -354,6 +366,7 @@ class PointFiles(SparseLabels):
     """
 
     needs_masks = False
+    from_files = True
 
     def __init__(
         self, files: list[Path] | Path, ids: dict[int, int] | None = None, size: int = 3
@@ -375,13 +388,31 @@ class PointFiles(SparseLabels):
                 for name, listed in _read_points(file).items():
                     points.setdefault(without_suffix(name), []).extend(listed)
             self._found, self._points = found, points
+        if self.ids is not None:
+            label_table(self.ids, len(dataset.file_class_names))
         lost = [s.name for s in dataset.samples if self._key(s) is None]
-        if not lost:
+        if lost:
+            return (
+                f"{len(lost)} of {len(dataset)} images are not in {self._listed()} ({_some(lost)}): add their points, an "
+                "empty list for an image without, or take them out of the data."
+            )
+        if self.labelled_classes(dataset) == set():
+            raise ValueError(
+                f"{self._listed()} holds no point of a class for any of the {len(dataset)} images, nothing can be learned "
+                "from it: add points, or correct ids."
+            )
+        return None
+
+    def labelled_classes(self, dataset: Any) -> set[int] | None:
+        """Classes with a point in some image; None if a point is of no class, which reading it reports."""
+        keys = filter(None, map(self._key, dataset.samples))
+        points = (point for key in keys for point in self._points[key])
+        try:
+            values = {point["cls"] for point in points}
+            classes = {_class(value, dataset, self.ids, self._listed()) for value in values}
+        except (TypeError, KeyError, ValueError):
             return None
-        return (
-            f"{len(lost)} of {len(dataset)} images are not in {self._listed()} ({_some(lost)}): add their points, an "
-            "empty list for an image without, or take them out of the data."
-        )
+        return classes - {IGNORE}
 
     def read(self, dataset: Any, index: int, shape: Shape) -> Marks:
         """Points of an image."""
@@ -394,6 +425,12 @@ class PointFiles(SparseLabels):
         for point in self._points[key]:
             try:
                 place, value = np.array([[point["x"], point["y"]]], np.float64), point["cls"]
+                if (
+                    place.shape != (1, 2)
+                    or isinstance(value, bool)
+                    or not isinstance(value, int | str)
+                ):
+                    raise ValueError
             except (TypeError, KeyError, ValueError):
                 raise ValueError(
                     f'{where}: {point} is no point, write {{"x": 10, "y": 20, "cls": 3}}.'
@@ -429,6 +466,7 @@ class ScribbleFiles(SparseLabels):
     """
 
     needs_masks = False
+    from_files = True
     NAMES: ClassVar[dict[str, str]] = {
         "plane": "aeroplane",
         "bike": "bicycle",
@@ -446,26 +484,20 @@ class ScribbleFiles(SparseLabels):
     def prepare(self, dataset: Any, root: Path | None = None) -> str | None:
         """Find the files; a sentence if some images have none."""
         self._found = _find(self.folder, root)
-        return _without_file(self, dataset, "scribbles")
+        complaint = _without_file(self, dataset, "scribbles")
+        # The first file with a line answers it.
+        if complaint is None and not any(self._has_line(s.name) for s in dataset.samples):
+            raise ValueError(
+                f"none of the {len(dataset)} files in '{self._found}' holds a line, nothing can be learned from them: add "
+                "polygons with points."
+            )
+        return complaint
 
     def read(self, dataset: Any, index: int, shape: Shape) -> Marks:
         """Scribbles of an image."""
         path = self.label_files(dataset.sample_name(index))[0]
         where = f"scribbles '{path}'"
-        try:
-            tree = ElementTree.parse(path).getroot()
-            size = (int(tree.findtext("size/height", "0")), int(tree.findtext("size/width", "0")))
-            strokes = []
-            for polygon in tree.findall("polygon"):
-                tag = polygon.findtext("tag", "").strip()
-                points = [
-                    (p.findtext("X", ""), p.findtext("Y", "")) for p in polygon.findall("point")
-                ]
-                strokes.append((tag, np.array(points, np.float64).reshape(-1, 2)))
-        except (OSError, ElementTree.ParseError, ValueError) as error:
-            raise ValueError(
-                f"{where} cannot be read ({error}): restore the file as published, or take its image out of the data set."
-            ) from error
+        size, strokes = _read_scribbles(path)
         if size != shape:
             raise ValueError(
                 f"{where} are for an image of {size[0]}x{size[1]} but it is {shape[0]}x{shape[1]} (height x width): "
@@ -480,6 +512,12 @@ class ScribbleFiles(SparseLabels):
     def label_files(self, name: str) -> list[Path]:
         """The XML file of an image."""
         return [self._found / f"{name}.xml"]
+
+    def _has_line(self, name: str) -> bool:
+        try:
+            return any(len(points) for _, points in _read_scribbles(self.label_files(name)[0])[1])
+        except ValueError:
+            return True  # reported when it is read
 
     def _class(self, tag: str, dataset: Any, where: str) -> int:
         known = tag in self.names or tag in dataset.file_class_names
@@ -503,6 +541,7 @@ class SparseMasks(SparseLabels):
     """
 
     has_marks = False
+    from_files = True
 
     def __init__(
         self,
@@ -693,8 +732,20 @@ def _inside(points: NDArray[np.float64], shape: Shape, where: str) -> NDArray[np
 
 
 def _read_points(path: Path) -> dict[str, list[dict[str, Any]]]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise _TwiceError(f"'{path}' holds '{twice}' twice: put what it says into one.")
+        return content
+
+    if not path.is_file():
+        raise ValueError(f"'{path}' is no file: give the JSON file of the points.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except _TwiceError:
+        raise
     except ValueError as error:  # JSON or encoding
         raise ValueError(f"'{path}' is no JSON file ({error}): correct or restore it.") from error
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
@@ -703,6 +754,26 @@ def _read_points(path: Path) -> dict[str, list[dict[str, Any]]]:
             '{"image": [{"x": 10, "y": 20, "cls": 3}]}: correct it.'
         )
     return content
+
+
+class _TwiceError(ValueError): ...
+
+
+def _read_scribbles(path: Path) -> tuple[Shape, list[tuple[str, NDArray[np.float64]]]]:
+    """Height and width, and for each line its tag and vertices (x, y)."""
+    try:
+        tree = ElementTree.parse(path).getroot()
+        size = (int(tree.findtext("size/height", "0")), int(tree.findtext("size/width", "0")))
+        strokes = []
+        for polygon in tree.findall("polygon"):
+            tag = polygon.findtext("tag", "").strip()
+            points = [(p.findtext("X", ""), p.findtext("Y", "")) for p in polygon.findall("point")]
+            strokes.append((tag, np.array(points, np.float64).reshape(-1, 2)))
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise ValueError(
+            f"scribbles '{path}' cannot be read ({error}): restore the file as published, or take its image out of the data set."
+        ) from error
+    return size, strokes
 
 
 def _without_file(sparse: SparseLabels, dataset: Any, what: str) -> str | None:

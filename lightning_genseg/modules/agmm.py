@@ -168,9 +168,9 @@ class AGMM(SoftmaxSegmenter):
                 labelled anywhere in the image, also outside the crop.
 
         Raises:
-            ValueError: the batch has no `unlabelled` or `image_classes`.
+            ValueError: the batch has no `unlabelled` or `image_classes`, or they are not of this type and shape.
         """
-        _check_sparse(batch, needs_classes=self.weights["image_class"] > 0)
+        _check_sparse(batch, self.num_classes, self.weights["image_class"] > 0)
         features, auxiliary = self.extract(batch["image"])
         logits = self.classifier(features)
         mask, unlabelled = batch["mask"], batch["unlabelled"]
@@ -217,7 +217,7 @@ class AGMM(SoftmaxSegmenter):
 
         The map of a class without a labelled pixel in the image is 0.
         """
-        _check_sparse(batch, needs_classes=False)
+        _check_sparse(batch, self.num_classes, needs_classes=False)
         with evaluation_mode(self):
             features = self.extract(batch["image"])[0]
             logits = self.classifier(features)
@@ -246,13 +246,23 @@ class AGMM(SoftmaxSegmenter):
             return self.to_image(gaussian, mask), centres, present
 
 
-def _check_sparse(batch: Mapping[str, Any], needs_classes: bool) -> None:
-    missing = {"unlabelled", *(["image_classes"] if needs_classes else [])} - set(batch)
+def _check_sparse(batch: Mapping[str, Any], num_classes: int, needs_classes: bool) -> None:
+    wanted: dict[str, Sequence[int]] = {"unlabelled": batch["mask"].shape}
+    if needs_classes:
+        wanted["image_classes"] = (len(batch["mask"]), num_classes)
+    missing = wanted.keys() - batch.keys()
     if missing:
         raise ValueError(
             f"AGMM learns from sparse labels and the batch has no {' and no '.join(sorted(missing))}: "
             "set data.sparse, for instance --data.sparse Points --data.sparse.count 3."
         )
+    for name, shape in wanted.items():
+        value = batch[name]
+        if value.dtype != torch.bool or tuple(value.shape) != tuple(shape):
+            raise ValueError(
+                f"{name} of the batch is {value.dtype} of shape {tuple(value.shape)} but AGMM needs torch.bool of shape "
+                f"{tuple(shape)}: make it as datasets.SparseDataset does."
+            )
 
 
 def _rows(maps: Tensor, pixels: Tensor) -> Tensor:

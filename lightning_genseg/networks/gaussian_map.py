@@ -7,6 +7,8 @@ from torch import Tensor
 from lightning_genseg.mixtures.gaussian import full_precision
 
 _EPS = 1e-6
+# On a GPU the gradient of `torch.cdist` holds the differences between all pixels and centres; this bounds that tensor.
+_MAX_DIFFERENCES = 2**24
 
 
 def class_centres(features: Tensor, mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -44,8 +46,8 @@ def class_centres(features: Tensor, mask: Tensor, num_classes: int) -> tuple[Ten
 def centre_distance(features: Tensor, centres: Tensor, present: Tensor) -> Tensor:
     """Mean absolute difference over the D channels between each pixel and each class centre.
 
-    Not a squared Euclidean distance, so that `mixtures.gaussian` has no use here. One image at a time
-    and only the classes it has: the tensor of all differences would take gigabytes.
+    Not a squared Euclidean distance, so that `mixtures.gaussian` has no use here. One image and a
+    number of pixels at a time and only the classes it has: the tensor of all differences would take gigabytes.
 
     Args:
         features: B x D x h x w.
@@ -60,7 +62,8 @@ def centre_distance(features: Tensor, centres: Tensor, present: Tensor) -> Tenso
     distance = features.new_zeros(batch, centres.shape[1], height * width)
     for b in range(batch):
         own, pixels = centres[b, present[b]], features[b].flatten(1).T
-        distance[b, present[b]] = torch.cdist(own, pixels, p=1) / dim
+        parts = pixels.split(max(1, _MAX_DIFFERENCES // max(1, own.numel())))
+        distance[b, present[b]] = torch.cat([torch.cdist(own, x, p=1) for x in parts], 1) / dim
     return distance.view(batch, -1, height, width)
 
 

@@ -92,6 +92,7 @@ def test_all_that_train_have_the_argument():
         assert ("sparse" in arguments) == ("train" in kind.splits and not views_other_data), name
 
 
+@pytest.mark.filterwarnings("ignore:.* classes are labelled in no training image")
 def test_voc_with_points_and_scribbles(tmp_path):
     root = make_voc(tmp_path, SIZE)
     for sparse in (PointFiles(VOC_POINTS), ScribbleFiles("voc_scribbles")):
@@ -99,6 +100,7 @@ def test_voc_with_points_and_scribbles(tmp_path):
         check_sparse(next(iter(data.train_dataloader())), 21, 0.3)
 
 
+@pytest.mark.filterwarnings("ignore:.* classes are labelled in no training image")
 def test_cityscapes_with_clicks(tmp_path):
     root = make_cityscapes(tmp_path, SIZE)
     for sparse in (PointFiles("cityscapes_synthetic_clicks.json"), Points(20, per="image")):
@@ -119,6 +121,7 @@ def test_data_with_anomalies(tmp_path):
     assert "anomaly" in next(iter(data.val_dataloader()))
 
 
+@pytest.mark.filterwarnings("ignore:.* classes are labelled in no training image")
 def test_unknown_classes(tmp_path):
     """No point, click or scribble is of a class that is left out, and the others are numbered anew."""
     root = make_voc(tmp_path, SIZE)
@@ -165,9 +168,8 @@ def test_class_balanced_draws_by_the_sparse_labels(tmp_path):
     points = {str(i): [{"x": 5, "y": 5, "cls": 0}] for i in range(8)}
     points["6"] = [{"x": 5, "y": 5, "cls": 1}]
     (root / "clicks.json").write_text(json.dumps(points))
-    data = folder(root, PointFiles("clicks.json"), class_balanced=True, seed=3)
+    data = folder(root, PointFiles("clicks.json"), num_classes=3, class_balanced=True, seed=3)
     assert data.class_index().sum(0).tolist() == [27, 9, 0]
-    data.num_classes = 3
     with pytest.warns(UserWarning, match="1 classes occur in no training image .*: class_2"):
         loader = data.train_dataloader()
     names = [name for _ in range(20) for batch in loader for name in batch["name"]]
@@ -218,6 +220,21 @@ def test_a_right_batch():
 def test_wrong_unlabelled(unlabelled, message):
     with pytest.raises(ValueError, match=message):
         check_batch(batch(unlabelled=unlabelled), 3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (None, "image_classes of the batch with 'a' is NoneType but must be bool of shape 2x3"),
+        (torch.ones(2, 3), "is float32 of shape 2x3 but must be bool of shape 2x3"),
+        (torch.ones(2, 4) > 0, "is bool of shape 2x4 but must be bool of shape 2x3"),
+        (torch.ones(3) > 0, "is bool of shape 3 but must be bool of shape 2x3"),
+        (torch.tensor([[True] * 3, [True, False, True]]), "mask 'b' holds class 1, which image_classes says is not"),
+    ],
+)  # fmt: skip
+def test_wrong_image_classes(classes, message):
+    with pytest.raises(ValueError, match=message):
+        check_batch(batch(image_classes=classes), 3)
 
 
 # The command line
@@ -294,7 +311,7 @@ def folder(root, sparse, **arguments):
     return FolderDataModule(
         root,
         **{
-            "num_classes": 3,
+            "num_classes": 2,
             "sparse": sparse,
             "batch_size": 2,
             "num_workers": 0,
@@ -314,7 +331,7 @@ def test_images_with_a_mask_are_for_validation(tmp_path):
     data.setup()
     assert names(data.train_dataset) == list("023567")
     assert names(data.val_dataset) == names(data.test_dataset) == list("14")
-    check_sparse(next(iter(data.train_dataloader())), 3)
+    check_sparse(next(iter(data.train_dataloader())), 2)
     assert "unlabelled" not in next(iter(data.val_dataloader()))
 
 
@@ -339,9 +356,28 @@ def test_no_masks_at_all(tmp_path, empty_folder):
     ):
         data.setup()
     assert (len(data.train_dataset), len(data.val_dataset)) == (6, 2)
-    check_sparse(next(iter(data.train_dataloader())), 3)
+    check_sparse(next(iter(data.train_dataloader())), 2)
     batch = next(iter(data.val_dataloader()))
     assert (batch["mask"] != 255).nonzero()[:, 1:].tolist() == [[8, 7], [33, 30]]
+
+
+def test_hidden_files_are_no_masks(tmp_path):
+    root = own_images(tmp_path)
+    (root / "masks").mkdir()
+    (root / "masks" / ".DS_Store").write_bytes(b"x")
+    data = folder(root, PointFiles("clicks.json"))
+    with pytest.warns(UserWarning, match="no val image has a mask"):
+        data.setup("fit")
+    assert (len(data.train_dataset), len(data.val_dataset)) == (6, 2)
+
+
+def test_classes_without_a_click(tmp_path):
+    data = folder(own_images(tmp_path, masks=(7,)), PointFiles("clicks.json"), num_classes=4)
+    expected = (
+        r"2 classes are labelled in no training image and cannot be learned \(class_2, class_3\)"
+    )
+    with pytest.warns(UserWarning, match=expected):
+        data.setup("fit")
 
 
 def test_lists(tmp_path):
@@ -376,15 +412,19 @@ def test_masks_that_are_sparse(tmp_path):
     """The folder of masks itself: training knows what is unlabelled, validation is scored at the strokes."""
     root = own_images(tmp_path, masks=range(8), dense=False)
     data = folder(root, SparseMasks(9))
-    batch = next(iter(data.train_dataloader()))
-    check_sparse(batch, 3)
+    expected = "masks of the val images are sparse as well: the val scores are"
+    with pytest.warns(UserWarning, match=expected):
+        batch = next(iter(data.train_dataloader()))
+    check_sparse(batch, 2)
     assert batch["unlabelled"].any()
     batch = next(iter(data.val_dataloader()))
     assert (batch["mask"] != 255).sum() == 50
     with pytest.raises(ValueError, match="holds the values 9, which are no classes"):
         next(iter(folder(root, None).train_dataloader()))
     data = folder(root, SparseMasks(9), ids={0: 1, 1: 0})
-    assert set(next(iter(data.val_dataloader()))["mask"].unique().tolist()) == {0, 1, 255}
+    with pytest.warns(UserWarning, match="sparse as well"):
+        batch = next(iter(data.val_dataloader()))
+    assert set(batch["mask"].unique().tolist()) == {0, 1, 255}
     with pytest.raises(ValueError, match="unlabelled is 1, which is class 'class_1'"):
         folder(root, SparseMasks(1)).setup("fit")
 
@@ -396,7 +436,7 @@ def test_sparse_masks_beside_dense_ones(tmp_path):
     data = folder(root, SparseMasks(9, "strokes"))
     data.setup("fit")
     assert (names(data.train_dataset), names(data.val_dataset)) == (list("234567"), list("01"))
-    check_sparse(next(iter(data.train_dataloader())), 3)
+    check_sparse(next(iter(data.train_dataloader())), 2)
 
 
 def test_prediction_needs_no_labels(tmp_path):

@@ -1,3 +1,4 @@
+import re
 from functools import cache
 from typing import Any
 
@@ -254,6 +255,22 @@ def test_a_batch_of_dense_labels_is_refused():
         make().compute_loss({"image": batch["image"], "mask": batch["mask"]})
     with pytest.raises(ValueError, match="the batch has no unlabelled"):
         make().gaussian_map({"image": batch["image"], "mask": batch["mask"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "found"),
+    [
+        ("unlabelled", Tensor.long, "torch.int64 of shape (4, 48, 64) but AGMM needs torch.bool of shape (4, 48, 64)"),
+        ("unlabelled", lambda x: x[:, :-1], "torch.bool of shape (4, 47, 64) but"),
+        ("image_classes", Tensor.float, "torch.float32 of shape (4, 6) but AGMM needs torch.bool of shape (4, 6)"),
+        ("image_classes", lambda x: x[:, 1:], "torch.bool of shape (4, 5) but"),
+    ],
+)  # fmt: skip
+def test_labels_of_another_kind_are_refused(name, change, found):
+    batch = sparse_batch()
+    batch[name] = change(batch[name])
+    with pytest.raises(ValueError, match=re.escape(f"{name} of the batch is {found}")):
+        make().compute_loss(batch)
 
 
 def test_a_negative_weight_is_refused():

@@ -105,6 +105,40 @@ def test_no_tensor_of_all_differences():
     assert largest.elements == features.numel()
 
 
+def test_the_gradient_of_the_distance_is_taken_in_parts(monkeypatch):
+    """As on a GPU, where it holds pixels x classes x channels at once."""
+    sizes: list[int] = []
+    cdist = torch.cdist
+
+    def spy(own: Tensor, pixels: Tensor, p: float) -> Tensor:
+        sizes.append(len(own) * len(pixels) * own.shape[1])
+        return cdist(own, pixels, p=p)
+
+    features, centres = features_of(), torch.randn(3, CLASSES, 5, dtype=torch.float64)
+    present = torch.tensor([[True, True, False, True], [False] * 4, [True] * 4])
+    whole = centre_distance(features, centres, present)
+    gradient = torch.autograd.grad(whole.square().sum(), features)[0]
+    monkeypatch.setattr("lightning_genseg.networks.gaussian_map._MAX_DIFFERENCES", 200)
+    monkeypatch.setattr(torch, "cdist", spy)
+    parts = centre_distance(features, centres, present)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(torch.autograd.grad(parts.square().sum(), features)[0], gradient)
+    assert len(sizes) > 8
+    assert max(sizes) <= 200
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_tensor_of_all_differences_on_a_gpu():
+    features = torch.randn(1, 256, 128, 256, device="cuda", requires_grad=True)
+    centres = torch.randn(1, 20, 256, device="cuda", requires_grad=True)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    present = torch.ones(1, 20, dtype=torch.bool, device="cuda")
+    centre_distance(features, centres, present).sum().backward()
+    all_differences = 4 * 20 * features.numel()
+    assert torch.cuda.max_memory_allocated() - before < all_differences / 2
+
+
 # --- Gaussians -------------------------------------------------------------------------------
 
 
