@@ -71,7 +71,7 @@ class Report(Callback):
     null. The pictures (image, labels, prediction and, where they are, anomaly labels, anomaly score
     and the anomaly mask of a calibrated module) are spread evenly over the data set and show the
     first image of a batch. Of few-shot episodes they show the first support with its object outlined, and from a
-    method that has them the similarity by which it starts, the initial mask and the posterior.
+    method that has them the similarity by which it starts, the initial mask, the refined one and the posterior.
 
     Test also leaves ``reliability.png`` and, if the data have anomaly labels and the module an anomaly
     score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score and, of a
@@ -633,7 +633,7 @@ def draw_samples(
 
     Args:
         samples: ``image`` H x W x 3 uint8, ``label`` and ``prediction`` H x W (255 = ignored),
-            ``support`` H x W x 3 uint8 and, H x W each in [0, 1], ``initial``, ``refined``, ``posterior``, and
+            ``support`` H x W x 3 uint8 and, H x W each in [0, 1], ``initial``, ``coarse``, ``refined``, ``posterior``, and
             H x W each ``anomaly_label`` (1, 0, 255), ``anomaly`` (scores, drawn in one range for all
             rows) and ``anomaly_mask`` (1, 0).
         class_names: C names for the legend, which shows only classes that occur.
@@ -646,7 +646,8 @@ def draw_samples(
             ("image", "image"),
             ("label", "labels"),
             ("initial", "similarity"),
-            ("refined", "initial mask"),
+            ("coarse", "initial mask"),
+            ("refined", "refined mask"),
             ("posterior", "posterior"),
             ("prediction", "prediction"),
             ("anomaly_label", "anomaly labels"),

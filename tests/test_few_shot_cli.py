@@ -77,9 +77,9 @@ def test_from_base_learner_to_prediction(tmp_path, photos, capsys):
     assert report["images"] == 3
     assert list(report["IoU"]) == ["vehicle"]
     assert {"mIoU", "FB_IoU", "GmIoU"} <= set(report)
-    # support, image, labels, similarity, initial mask, posterior, prediction
+    # support, image, labels, similarity, initial and refined mask, posterior, prediction
     with Image.open(folder / "pictures.png") as picture:
-        assert picture.width == 7 * 320 + 8 * 4
+        assert picture.width == 8 * 320 + 9 * 4
 
     own = config("own", "CGMGM", "FewShotFolderDataModule", photos)
     main(["predict", *own, "--ckpt_path", str(trained), "--predictions.output_dir", "found"])

@@ -39,11 +39,12 @@ class SupportFolder:
     Raises:
         FileNotFoundError: a folder does not exist.
         ValueError: no image, names that do not match, a wrong table; on reading: an unreadable file, other values, no
-            object in a mask.
+            object in a mask, or none that is left at this size.
     """
 
     def __init__(self, root: Path | str, size: int, ids: Mapping[int, int] | None = None) -> None:
         self.samples = match_masks(Path(root) / "images", Path(root) / "masks")
+        self.size = size
         self.transform = compose([Letterbox(size)])
         values = "1 (object), 0 (background) or 255"
         self._table = anomaly_table({0: 0, 1: 1} if ids is None else ids, "support_ids", values)
@@ -61,7 +62,13 @@ class SupportFolder:
                     f"mask '{sample.mask}' marks no object: draw it with the value 1, or take the image out."
                 )
             masks = {"mask": mask, "valid": np.ones_like(mask)}
-            shots.append(apply_all(self.transform, image, masks, 0, sample.name))
+            shot = apply_all(self.transform, image, masks, 0, sample.name)
+            if not (shot["mask"] == 1).any():
+                raise ValueError(
+                    f"the object in mask '{sample.mask}' is too small to be left at size {self.size}: set a larger size "
+                    "(--data.size), or cut image and mask around the object."
+                )
+            shots.append(shot)
         return {
             "support_image": torch.stack([shot["image"] for shot in shots]),
             "support_mask": torch.stack([shot["mask"] for shot in shots]),

@@ -91,7 +91,8 @@ def binarize(
         if not mask.any():
             number = max(1, round(_FALLBACK_SHARE * inside.numel()))
             likeliest = values.masked_fill(~counts, -torch.inf).flatten().topk(number).indices
-            mask.view(-1)[likeliest] = True  # not all equal ones: a constant map would be all object
+            # Not all that are as high: a constant map would be all object.
+            mask = mask.flatten().index_fill(0, likeliest, True).view_as(mask)
         masks.append(mask)
     return torch.stack(masks)[:, None]
 

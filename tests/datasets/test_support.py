@@ -60,6 +60,17 @@ def test_wrong_masks(tmp_path, mask, ids, message):
         SupportFolder(tmp_path, 16, ids).read()
 
 
+def test_an_object_that_vanishes(tmp_path):
+    mask = np.zeros((160, 160), np.uint8)
+    mask[3, 3] = 1
+    write(tmp_path, "a", mask)
+    with pytest.raises(
+        ValueError, match=r"mask '.*a\.png' is too small to be left at size 16: set"
+    ):
+        SupportFolder(tmp_path, 16).read()
+    assert (SupportFolder(tmp_path, 160).read()["support_mask"] == 1).sum() == 1
+
+
 def test_wrong_table(tmp_path):
     write(tmp_path, "a", square())
     with pytest.raises(
