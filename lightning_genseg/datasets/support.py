@@ -1,5 +1,6 @@
 """What a user gives for prediction from a few examples: images with masks of one object, and images to search."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,15 @@ class SupportFolder:
             "support_valid": torch.stack([shot["valid"] == 1 for shot in shots]),
         }
 
+    def digest(self) -> str:
+        """SHA-256 of all that decides what `read` gives: names and contents of the files, size and table."""
+        digest = hashlib.sha256(f"{self.size} {self._table.tolist()}".encode())
+        for sample in self.samples:
+            for path in (sample.image, sample.mask):
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{path.name} {content}\n".encode())
+        return digest.hexdigest()
+
     def _check_values(self, values: NDArray[np.integer[Any]], path: Path) -> None:
         # 255 keeps its meaning unless a table says otherwise, so a white object would be left out in silence.
         if set(np.unique(values).tolist()) <= {0, 255} and self._table[255] == 255:
@@ -106,7 +116,8 @@ class SupportedImages(ImageFolder):
         support_ids: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__(root)
-        self.supports = SupportFolder(support_root, size, support_ids).read()
+        folder = SupportFolder(support_root, size, support_ids)
+        self.supports, self.support_digest = folder.read(), folder.digest()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read one image."""

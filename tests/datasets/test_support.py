@@ -90,6 +90,18 @@ def test_files_that_do_not_match(tmp_path):
         SupportFolder(tmp_path / "nowhere", 16)
 
 
+def test_digest(tmp_path):
+    write(tmp_path, "a", square())
+    same = [SupportFolder(tmp_path, 16).digest() for _ in range(2)]
+    others = [
+        SupportFolder(tmp_path, size, ids).digest()
+        for size, ids in ((24, None), (16, {1: 0, 0: 1}))
+    ]
+    write(tmp_path, "a", square(shape=(32, 40)))
+    digests = {*same, *others, SupportFolder(tmp_path, 16).digest()}
+    assert len(digests) == 4
+
+
 def test_every_image_comes_with_the_supports(tmp_path):
     write(tmp_path / "support", "a", square())
     queries = tmp_path / "queries"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genseg.modules import CosinePrototypes
+from lightning_genseg.modules import BaseLearner, CosinePrototypes
 from lightning_genseg.modules.few_shot import FewShotModule, letterbox, support_shares
 from tests.contract import trainer
 from tests.modules.few_shot_data import SIZE, base_learner, batch_of, episodes
@@ -114,11 +114,11 @@ def test_wrong_supports():
         model.set_support([image], [mask * 128])
     with pytest.raises(ValueError, match="holds no object: mark the object with 1"):
         model.set_support([image], [mask * 0])
+    tiny = torch.zeros(200, 300)
+    tiny[1, 1] = 1
     with pytest.raises(ValueError, match="object of support 2 is too small to be left at size 16"):
-        tiny = torch.zeros(200, 300)
-        tiny[1, 1] = 1
         model.set_support([image, torch.rand(3, 200, 300)], [mask, tiny], size=16)
-    with pytest.raises(ValueError, match=r"support image 1 has values from 0 to 255: divide"):
+    with pytest.raises(ValueError, match="support image 1 has values from 0 to 255: divide"):
         model.set_support([torch.linspace(0, 255, 1800).view(3, 20, 30)], [mask])
     with pytest.raises(ValueError, match=r"is a NumPy array \(3, 20, 30\) of float32: give H x W"):
         model.set_support([image.numpy()], [mask])
@@ -157,6 +157,13 @@ def test_test_and_predict_on_episodes(tmp_path):
     prediction = model.predict_step(batch, 0)
     assert prediction["mask"].shape == (1, 40, 70)
     assert prediction["name"] == ["0"]
+
+
+def test_modules_without_supports_are_refused(tmp_path):
+    data, model = episodes(tmp_path), BaseLearner(2, encoder="tu-test_resnet")
+    for run in (trainer(tmp_path).fit, trainer(tmp_path).test):
+        with pytest.raises(ValueError, match=r"BaseLearner makes no use of supports.*EpisodesData"):
+            run(model, datamodule=data)
 
 
 def test_nothing_to_fit(tmp_path):
