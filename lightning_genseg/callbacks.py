@@ -72,7 +72,7 @@ class Report(Callback):
     null. The pictures (image, labels, prediction and, where they are, anomaly labels, anomaly score
     and the anomaly mask of a calibrated module) are spread evenly over the data set and show the
     first image of a batch. Of few-shot episodes they show the first support with its object outlined, and from a
-    method that has them the similarity by which it starts, the initial mask and the posterior.
+    method that has them the similarity by which it starts, the initial mask, the refined one and the posterior.
 
     Test also leaves ``reliability.png`` and, if the data have anomaly labels and the module an anomaly
     score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score and, of a
@@ -377,7 +377,8 @@ class PredictionWriter(Callback):
     line of JSON is added to ``predictions.jsonl``: ``name``, ``image`` and ``checkpoint`` (absolute
     paths), ``mask``, ``overlay``, ``anomaly``, ``anomaly_mask`` (paths below the folder, or null),
     ``anomaly_range``, ``anomaly_threshold``, ``anomalous`` (share of the pixels), ``classes`` (share of
-    the pixels of each class that occurs) and ``seconds``.
+    the pixels of each class that occurs), ``support`` (digest of the examples of a few-shot method, or null) and
+    ``seconds``.
 
     Every file appears complete or not at all, and its line only after it: an interrupted run leaves
     no half file, and goes on with `resume`. Of several processes each writes its own
@@ -394,7 +395,7 @@ class PredictionWriter(Callback):
     Raises:
         ValueError: for arguments that exclude each other; for an output folder that already holds
             predictions, unless `resume` or `overwrite` is set; for resuming with another
-            checkpoint, another anomaly threshold or other images of the same name.
+            checkpoint, another anomaly threshold, another support or other images of the same name.
     """
 
     def __init__(
@@ -519,6 +520,7 @@ class PredictionWriter(Callback):
                 "anomaly_score": getattr(pl_module, "anomaly_score", None),
                 "anomaly_threshold": None if threshold is None else threshold.value,
                 "classes": _shares(mask, names),
+                "support": _support(trainer),
                 "seconds": round(seconds, 4),
             }
             _append(manifest, line)
@@ -553,6 +555,11 @@ class PredictionWriter(Callback):
         for line in lines:
             self._checkpoints.add(line["checkpoint"])
             self._thresholds.add((line.get("anomaly_score"), line.get("anomaly_threshold")))
+            if line.get("support") != _support(trainer):
+                raise ValueError(
+                    f"{self._folder} holds predictions by another support (or size of it): use that one, or another "
+                    "output_dir."
+                )
             if line["image"] != paths.get(line["name"], line["image"]):
                 raise ValueError(
                     f"{self._folder} holds a prediction named {line['name']} of {line['image']}, not of "
@@ -647,7 +654,7 @@ def draw_samples(
 
     Args:
         samples: ``image`` H x W x 3 uint8, ``label`` and ``prediction`` H x W (255 = ignored),
-            ``support`` H x W x 3 uint8 and, H x W each in [0, 1], ``initial``, ``refined``, ``posterior``, and
+            ``support`` H x W x 3 uint8 and, H x W each in [0, 1], ``initial``, ``coarse``, ``refined``, ``posterior``, and
             H x W each ``anomaly_label`` (1, 0, 255), ``anomaly`` (scores, drawn in one range for all
             rows) and ``anomaly_mask`` (1, 0).
         class_names: C names for the legend, which shows only classes that occur.
@@ -660,7 +667,8 @@ def draw_samples(
             ("image", "image"),
             ("label", "labels"),
             ("initial", "similarity"),
-            ("refined", "initial mask"),
+            ("coarse", "initial mask"),
+            ("refined", "refined mask"),
             ("posterior", "posterior"),
             ("prediction", "prediction"),
             ("anomaly_label", "anomaly labels"),
@@ -753,6 +761,13 @@ def _anomaly_entry(pl_module: LightningModule, counts: ScoreCounts | None) -> di
 
 def _checkpoint(trainer: Trainer) -> str | None:
     return None if trainer.ckpt_path is None else str(Path(trainer.ckpt_path).absolute())
+
+
+def _support(trainer: Trainer) -> str | None:
+    """Digest of the examples that come with images to predict, if any do."""
+    dataset = getattr(trainer.datamodule, "predict_dataset", None)  # type: ignore[attr-defined]
+    digest: str | None = getattr(dataset, "support_digest", None)
+    return digest
 
 
 def _files(line: Mapping[str, Any]) -> list[str]:

@@ -77,9 +77,9 @@ def test_from_base_learner_to_prediction(tmp_path, photos, capsys):
     assert report["images"] == 3
     assert list(report["IoU"]) == ["vehicle"]
     assert {"mIoU", "FB_IoU", "GmIoU"} <= set(report)
-    # support, image, labels, similarity, initial mask, posterior, prediction
+    # support, image, labels, similarity, initial and refined mask, posterior, prediction
     with Image.open(folder / "pictures.png") as picture:
-        assert picture.width == 7 * 320 + 8 * 4
+        assert picture.width == 8 * 320 + 9 * 4
 
     own = config("own", "CGMGM", "FewShotFolderDataModule", photos)
     main(["predict", *own, "--ckpt_path", str(trained), "--predictions.output_dir", "found"])
@@ -96,7 +96,7 @@ def test_from_base_learner_to_prediction(tmp_path, photos, capsys):
     assert "needs the trained model: give its checkpoint" in capsys.readouterr().err
 
 
-def test_without_any_training(tmp_path, photos):
+def test_without_any_training(tmp_path, photos, capsys):
     own = config(
         "own", "CosinePrototypes", "FewShotFolderDataModule", photos, encoder="tu-test_resnet"
     )
@@ -104,6 +104,16 @@ def test_without_any_training(tmp_path, photos):
     lines = read_manifest(tmp_path / "found/predictions.jsonl")
     assert [line["name"] for line in lines] == ["a", "b"]
     assert all(set(line["classes"]) <= {"background", "foreground"} for line in lines)
+    resumed = ["predict", *own, "--predictions.output_dir", "found", "--predictions.resume", "true"]
+    Path("found/masks/b.png").unlink()
+    main(resumed)
+    assert Path("found/masks/b.png").is_file()
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:20, :20] = 1
+    Image.fromarray(mask).save("support/masks/one.png")  # now another object
+    with pytest.raises(SystemExit):
+        main(resumed)
+    assert "found holds predictions by another support" in capsys.readouterr().err
 
 
 def test_a_base_learner_that_is_not_there(capsys):

@@ -1,5 +1,6 @@
 """What a user gives for prediction from a few examples: images with masks of one object, and images to search."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,12 @@ class SupportFolder:
     Raises:
         FileNotFoundError: a folder does not exist.
         ValueError: no image, names that do not match, a wrong table; on reading: an unreadable file, other values, no
-            object in a mask.
+            object in a mask, or none that is left at this size.
     """
 
     def __init__(self, root: Path | str, size: int, ids: Mapping[int, int] | None = None) -> None:
         self.samples = match_masks(Path(root) / "images", Path(root) / "masks")
+        self.size = size
         self.transform = compose([Letterbox(size)])
         values = "1 (object), 0 (background) or 255"
         self._table = anomaly_table({0: 0, 1: 1} if ids is None else ids, "support_ids", values)
@@ -61,12 +63,27 @@ class SupportFolder:
                     f"mask '{sample.mask}' marks no object: draw it with the value 1, or take the image out."
                 )
             masks = {"mask": mask, "valid": np.ones_like(mask)}
-            shots.append(apply_all(self.transform, image, masks, 0, sample.name))
+            shot = apply_all(self.transform, image, masks, 0, sample.name)
+            if not (shot["mask"] == 1).any():
+                raise ValueError(
+                    f"the object in mask '{sample.mask}' is too small to be left at size {self.size}: set a larger size "
+                    "(--data.size), or cut image and mask around the object."
+                )
+            shots.append(shot)
         return {
             "support_image": torch.stack([shot["image"] for shot in shots]),
             "support_mask": torch.stack([shot["mask"] for shot in shots]),
             "support_valid": torch.stack([shot["valid"] == 1 for shot in shots]),
         }
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides what `read` gives: names and contents of the files, size and table."""
+        digest = hashlib.sha256(f"{self.size} {self._table.tolist()}".encode())
+        for sample in self.samples:
+            for path in (sample.image, sample.mask):
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{path.name} {content}\n".encode())
+        return digest.hexdigest()
 
     def _check_values(self, values: NDArray[np.integer[Any]], path: Path) -> None:
         # 255 keeps its meaning unless a table says otherwise, so a white object would be left out in silence.
@@ -99,7 +116,8 @@ class SupportedImages(ImageFolder):
         support_ids: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__(root)
-        self.supports = SupportFolder(support_root, size, support_ids).read()
+        folder = SupportFolder(support_root, size, support_ids)
+        self.supports, self.support_digest = folder.read(), folder.digest()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read one image."""

@@ -245,11 +245,17 @@ class SegmentationModule(LightningModule, ABC):
     # --- steps -------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Refuse a score that training cannot have, and that would only fail at the first validation."""
+        """Refuse a score that training cannot have, which would fail at validation only, and data with supports."""
         if stage == "fit" and self.anomaly_score in FITTED_SCORES:
             raise ValueError(
                 f"anomaly_score is {self.anomaly_score}, which is fitted after training: leave it out of "
                 "fit, run `genseg calibrate`, and give it to test and predict."
+            )
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "support_root"):
+            raise ValueError(
+                f"{type(self).__name__} makes no use of supports, with which the images of {type(data).__name__} come: take "
+                "a few-shot method such as CGMGM, or other data (for a BaseLearner BaseClassesDataModule)."
             )
 
     def on_train_start(self) -> None:

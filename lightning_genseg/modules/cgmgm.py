@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_genseg.mixtures import Covariance, fit_episodes
@@ -272,6 +273,17 @@ class CGMGM(FewShotModule):
             self.base_head.eval()
         return self
 
+    def on_fit_start(self) -> None:
+        """Warn if the data have another number of supports; and see the base."""
+        super().on_fit_start()
+        mine = self.shot_weights.shots
+        theirs = getattr(getattr(self.trainer, "datamodule", None), "shots", mine)
+        if theirs != mine:
+            rank_zero_warn(
+                f"the data have shots={theirs} and the model shots={mine}, so that all supports count alike and nothing "
+                "is learned about them: set --model.shots to that of the data."
+            )
+
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Cross-entropy of the final scores (`loss_final`) and of the decoder's own (`loss_meta`)."""
         outputs = self.episode_outputs(batch)
@@ -401,6 +413,11 @@ class CGMGM(FewShotModule):
         similarity = stretch(similarity, valid)
         coarse = binarize(similarity, valid, self.threshold, self.binarization)
         if self.mq_source == "gt":
+            if "mask" not in batch:
+                raise ValueError(
+                    "mq_source gt takes the query's own labels, and plain images have none: test it on episodes, or set "
+                    "mq_source to imgr."
+                )
             refined = resize((batch["mask"] == 1)[:, None].float(), valid.shape[-2:]) > 0.5
         else:
             support_valid = resize(

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -25,7 +27,7 @@ from lightning_genseg.networks.losses import pixel_cross_entropy
 Scoring = Literal["compat", "exact"]
 
 # What the pictures of an episode show, in this order.
-EPISODE_MAPS = ("initial", "refined", "posterior")
+EPISODE_MAPS = ("initial", "coarse", "refined", "posterior")
 
 
 class Support(NamedTuple):
@@ -128,23 +130,28 @@ class FewShotModule(SegmentationModule):
 
         Returns:
             `logits` B x 2 x h x w and, where the method has them, `guidance` B x 1 x h x w in [0, 1] and maps for
-            pictures, of its shape: `initial`, `refined`, `posterior`.
+            pictures, of its shape: `initial`, `coarse`, `refined`, `posterior`.
         """
 
     # --- episodes and plain images -----------------------------------------------------------
 
     def set_support(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor], size: int = 473
+        self,
+        images: Sequence[Tensor | NDArray[Any]],
+        masks: Sequence[Tensor | NDArray[Any]],
+        size: int = 473,
     ) -> None:
         """Say what is to be found from now on in plain images (`forward`, `predict_image`).
 
         Args:
-            images: K images 3 x H x W in [0, 1], of any sizes.
-            masks: K masks H x W: 1 on the object, 0 elsewhere, 255 where nothing is said.
+            images: K images of any sizes: tensors 3 x H x W in [0, 1], or, as for `predict_image`, NumPy arrays
+                H x W x 3 of uint8.
+            masks: K masks H x W, tensors or NumPy arrays: 1 on the object, 0 elsewhere, 255 where nothing is said.
             size: side in pixels of the square in which the network sees supports and queries.
 
         Raises:
-            ValueError: no image, another number of masks, other sizes or values, or no object.
+            ValueError: no image, another number of masks, other sizes or values, or no object, or none that is left
+                at this size.
         """
         if not len(images) or len(images) != len(masks):
             raise ValueError(
@@ -152,11 +159,12 @@ class FewShotModule(SegmentationModule):
                 "least one."
             )
         squares = []
-        for image, mask in zip(images, masks, strict=True):
+        for number, (given, given_mask) in enumerate(zip(images, masks, strict=True), 1):
+            image, mask = _unit_image(given, number), _tensor(given_mask)
             if image.ndim != 3 or image.shape[1:] != mask.shape:
                 raise ValueError(
                     f"a support image is {tuple(image.shape)} and its mask {tuple(mask.shape)}: give 3 x H x W "
-                    "and H x W."
+                    "(a NumPy array: H x W x 3) and H x W."
                 )
             odd = set(mask.unique().tolist()) - {0, 1, 255}
             if odd or not (mask == 1).any():
@@ -164,9 +172,14 @@ class FewShotModule(SegmentationModule):
                     f"a support mask holds {f'the values {sorted(odd)}' if odd else 'no object'}: mark the object "
                     "with 1, everything else with 0, and what is neither with 255."
                 )
-            square, valid = letterbox(image[None].float(), size)
+            square, valid = letterbox(image[None], size)
             rows, columns = letterbox_size(mask.shape[0], mask.shape[1], size)
             label = resize_labels(mask[None], (rows, columns))[0]
+            if not (label == 1).any():
+                raise ValueError(
+                    f"the object of support {number} is too small to be left at size {size}: give set_support a larger "
+                    "size, or cut image and mask around the object."
+                )
             label = F.pad(label, (0, size - columns, 0, size - rows), value=self.ignore_index)
             squares.append((square[0], label, valid[0]))
         self.support = Support(*(torch.stack(parts) for parts in zip(*squares, strict=True)))
@@ -315,9 +328,16 @@ class FewShotModule(SegmentationModule):
         self._check_fold()
 
     def on_test_start(self) -> None:
-        """As `on_fit_start`."""
+        """Refuse data whose novel classes the base learner knows; other data it may be tested on."""
         super().on_test_start()
-        self._check_fold()
+        data = getattr(self.trainer, "datamodule", None)
+        novel = getattr(data, "novel_classes", ())
+        known = [name for name in novel if name in (self.base_classes or ())]
+        if known:
+            raise ValueError(
+                f"the base learner was trained on {', '.join(known)}, which the data take for novel: use the base "
+                "learner of the same fold."
+            )
 
     def _check_fold(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -440,6 +460,31 @@ def support_shares(batch: Mapping[str, Any], size: Sequence[int]) -> Tensor:
     both = torch.stack([(masks == label) & valid for label in (1, 0)], 2).float()
     shares: Tensor = resize(both.flatten(0, 1), size).unflatten(0, masks.shape[:2])
     return shares
+
+
+def _tensor(array: Tensor | NDArray[Any]) -> Tensor:
+    # float32: torch lacks some of NumPy's types; a copy: it may be read-only
+    return array if isinstance(array, Tensor) else torch.from_numpy(array.astype(np.float32))
+
+
+def _unit_image(given: Tensor | NDArray[Any], number: int) -> Tensor:
+    """Float 3 x H x W in [0, 1] of what `set_support` takes as its image `number`."""
+    image = _tensor(given).float()
+    if not isinstance(given, Tensor):
+        if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
+            raise ValueError(
+                f"support image {number} is a NumPy array {given.shape} of {given.dtype}: give H x W x 3 of uint8, or "
+                "a tensor 3 x H x W in [0, 1]."
+            )
+        image = image.permute(2, 0, 1)
+    if given.dtype in (np.uint8, torch.uint8):
+        return image / 255
+    if not ((image >= 0) & (image <= 1)).all():
+        raise ValueError(
+            f"support image {number} has values from {float(image.min()):g} to {float(image.max()):g}: divide it by its "
+            "white, so that they lie in [0, 1]."
+        )
+    return image
 
 
 def letterbox(images: Tensor, size: int) -> tuple[Tensor, Tensor]:

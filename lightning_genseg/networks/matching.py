@@ -90,7 +90,9 @@ def binarize(
         mask = (values > limit) & counts
         if not mask.any():
             number = max(1, round(_FALLBACK_SHARE * inside.numel()))
-            mask = (values >= inside.topk(number).values[-1]) & counts
+            likeliest = values.masked_fill(~counts, -torch.inf).flatten().topk(number).indices
+            # Not all that are as high: a constant map would be all object.
+            mask = mask.flatten().index_fill(0, likeliest, True).view_as(mask)
         masks.append(mask)
     return torch.stack(masks)[:, None]
 
@@ -155,15 +157,19 @@ def _patches(features: Tensor, patches: PatchSimilarity, repeat: bool) -> Tensor
 def _max_cosine(query: Tensor, support: Tensor) -> Tensor:
     """B x O x C x h x w each: over O the mean cosine, over support positions the largest; B x 1 x h x w.
 
-    One image at a time: the affinity of two maps of 60 x 60 takes 52 MB.
+    Positions of the support that are all zero are masked out; 0 where all are. One image at a time: the affinity of two
+    maps of 60 x 60 takes 52 MB.
     """
     best = []
     for pixels, keys in zip(query, support, strict=True):
         pixels, keys = (
             F.normalize(f.flatten(2).float(), dim=1, eps=_EPSILON) for f in (pixels, keys)
         )
-        affinity = keys.flatten(0, 1).mT @ pixels.flatten(0, 1)
-        best.append(affinity.amax(0) / len(pixels))
+        keys, pixels = keys.flatten(0, 1), pixels.flatten(0, 1)
+        seen = keys.ne(0).any(0)
+        # Their cosine of 0 would beat the negative ones that features with signs have.
+        affinity = (keys.mT @ pixels).masked_fill(~seen[:, None], -torch.inf)
+        best.append((affinity.amax(0) / len(query[0])).masked_fill(~seen.any(), 0))
     return torch.stack(best).view(-1, 1, *query.shape[-2:])
 
 

@@ -60,6 +60,17 @@ def test_wrong_masks(tmp_path, mask, ids, message):
         SupportFolder(tmp_path, 16, ids).read()
 
 
+def test_an_object_that_vanishes(tmp_path):
+    mask = np.zeros((160, 160), np.uint8)
+    mask[3, 3] = 1
+    write(tmp_path, "a", mask)
+    with pytest.raises(
+        ValueError, match=r"mask '.*a\.png' is too small to be left at size 16: set"
+    ):
+        SupportFolder(tmp_path, 16).read()
+    assert (SupportFolder(tmp_path, 160).read()["support_mask"] == 1).sum() == 1
+
+
 def test_wrong_table(tmp_path):
     write(tmp_path, "a", square())
     with pytest.raises(
@@ -77,6 +88,18 @@ def test_files_that_do_not_match(tmp_path):
         SupportFolder(tmp_path, 16)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         SupportFolder(tmp_path / "nowhere", 16)
+
+
+def test_digest(tmp_path):
+    write(tmp_path, "a", square())
+    same = [SupportFolder(tmp_path, 16).digest() for _ in range(2)]
+    others = [
+        SupportFolder(tmp_path, size, ids).digest()
+        for size, ids in ((24, None), (16, {1: 0, 0: 1}))
+    ]
+    write(tmp_path, "a", square(shape=(32, 40)))
+    digests = {*same, *others, SupportFolder(tmp_path, 16).digest()}
+    assert len(digests) == 4
 
 
 def test_every_image_comes_with_the_supports(tmp_path):

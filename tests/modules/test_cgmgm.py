@@ -230,6 +230,21 @@ def test_the_mixtures_alone_need_no_training(tmp_path):
         trainer(tmp_path).fit(model, datamodule=episodes(tmp_path))
 
 
+def test_the_oracle_needs_labels():
+    model, batch = make(mq_source="gt").eval(), batch_of(1)
+    model.set_support(batch["support_image"][0], batch["support_mask"][0], size=65)
+    with pytest.raises(ValueError, match="mq_source gt takes the query's own labels"):
+        model(batch["image"])
+
+
+def test_another_number_of_shots(tmp_path):
+    data, run = episodes(tmp_path, shots=2), trainer(tmp_path, fast_dev_run=1)
+    model = make(ensemble=False, num_base_classes=None)
+    with pytest.warns(UserWarning, match="the data have shots=2 and the model shots=1"):
+        run.fit(model, datamodule=data)
+    run.test(model, datamodule=data, verbose=False)  # no warning: they are errors
+
+
 def test_a_batch_without_labels():
     batch = batch_of()
     batch = {**batch, "mask": torch.full_like(batch["mask"], 255)}

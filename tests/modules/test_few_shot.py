@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genseg.modules import CosinePrototypes
+from lightning_genseg.modules import BaseLearner, CosinePrototypes
 from lightning_genseg.modules.few_shot import FewShotModule, letterbox, support_shares
 from tests.contract import trainer
 from tests.modules.few_shot_data import SIZE, base_learner, batch_of, episodes
@@ -114,6 +114,32 @@ def test_wrong_supports():
         model.set_support([image], [mask * 128])
     with pytest.raises(ValueError, match="holds no object: mark the object with 1"):
         model.set_support([image], [mask * 0])
+    tiny = torch.zeros(200, 300)
+    tiny[1, 1] = 1
+    with pytest.raises(ValueError, match="object of support 2 is too small to be left at size 16"):
+        model.set_support([image, torch.rand(3, 200, 300)], [mask, tiny], size=16)
+    with pytest.raises(ValueError, match="support image 1 has values from 0 to 255: divide"):
+        model.set_support([torch.linspace(0, 255, 1800).view(3, 20, 30)], [mask])
+    with pytest.raises(ValueError, match=r"is a NumPy array \(3, 20, 30\) of float32: give H x W"):
+        model.set_support([image.numpy()], [mask])
+
+
+def test_supports_as_numpy_arrays():
+    model = make()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    mask = np.zeros((20, 30), bool)
+    mask[5:9, 5:9] = True
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    supports = []
+    for images, masks in (
+        ([pixels], [mask]),
+        ([image / 255], [torch.from_numpy(mask)]),
+        ([image], [mask.astype(np.uint16)]),
+    ):
+        model.set_support(images, masks, size=SIZE)
+        supports.append(model.support)
+    for other in supports[1:]:
+        assert all(map(torch.equal, supports[0], other))
 
 
 def test_test_and_predict_on_episodes(tmp_path):
@@ -133,6 +159,13 @@ def test_test_and_predict_on_episodes(tmp_path):
     assert prediction["name"] == ["0"]
 
 
+def test_modules_without_supports_are_refused(tmp_path):
+    data, model = episodes(tmp_path), BaseLearner(2, encoder="tu-test_resnet")
+    for run in (trainer(tmp_path).fit, trainer(tmp_path).test):
+        with pytest.raises(ValueError, match=r"BaseLearner makes no use of supports.*EpisodesData"):
+            run(model, datamodule=data)
+
+
 def test_nothing_to_fit(tmp_path):
     with pytest.raises(ValueError, match="nothing to train: run `genseg test`"):
         trainer(tmp_path).fit(make(), datamodule=episodes(tmp_path))
@@ -145,6 +178,11 @@ def test_base_learner_of_another_fold(tmp_path):
     other = episodes(tmp_path, novel_classes=["tree", "person"])
     with pytest.raises(ValueError, match="use the base learner of the same fold"):
         trainer(tmp_path).test(model, datamodule=other, verbose=False)
+    # Its novel classes are new to the base learner, though its base classes are others.
+    fewer = episodes(tmp_path, novel_classes=["person"])
+    assert trainer(tmp_path).test(model, datamodule=fewer, verbose=False)
+    with pytest.raises(ValueError, match="base classes of the data are"):
+        trainer(tmp_path).validate(model, datamodule=fewer, verbose=False)
 
 
 def test_wrong_arguments(tmp_path):

@@ -77,6 +77,21 @@ def test_local_similarity_by_hand():
     )
 
 
+def test_masked_out_pixels_match_nothing():
+    """Where all cosines are negative, that of a zero vector would be the largest."""
+    support = torch.zeros(1, 2, 8, 8)
+    support[:, 0, 2:6, 2:6] = 1
+    angle = torch.linspace(0.6 * torch.pi, torch.pi, 64).view(1, 1, 8, 8)
+    query = torch.cat([angle.cos(), angle.sin()], 1)
+    expected = stretch(angle.cos(), EVERYWHERE)
+    torch.testing.assert_close(
+        global_similarity(query, support, EVERYWHERE), expected, atol=1e-5, rtol=0
+    )
+    assert local_similarity(query, support, EVERYWHERE).amax() == pytest.approx(1)
+    for function in (global_similarity, local_similarity):
+        assert (function(query, support * 0, EVERYWHERE) == 0).all()
+
+
 def test_padding_has_no_similarity():
     query, support, _, mask = scene()
     valid = EVERYWHERE.clone()
@@ -101,6 +116,8 @@ def test_binarize():
     assert torch.equal(binarize(two_heaps, EVERYWHERE, method="otsu"), maps > 0.8)
     low = binarize(maps / 10, EVERYWHERE)  # nothing reaches the threshold
     assert low.flatten().nonzero().flatten().tolist() == [63]
+    constant = binarize(torch.zeros(1, 1, 20, 20), torch.ones(1, 1, 20, 20) > 0)
+    assert constant.sum() == 4  # 1 %
     nowhere = torch.zeros_like(EVERYWHERE)
     assert not binarize(maps, nowhere).any()
 
