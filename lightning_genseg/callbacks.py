@@ -15,6 +15,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
@@ -45,6 +46,7 @@ from lightning_genseg.visualize import (
     overlay,
     reliability_diagram,
     score_range,
+    void_color,
 )
 
 _CLASSES = ("label", "prediction")
@@ -320,9 +322,8 @@ class LabelSpreading(Callback):
             )
         if not trainer.is_global_zero:
             return
-        side = (pl_module.inference or {}).get(
-            "short_side"
-        )  # the scale it is trained at, or nearly
+        # The scale it is trained at, or nearly.
+        side = (pl_module.inference or {}).get("short_side")
         smaller = [] if side is None else shorter_side(side)
         dataset = data.split_dataset("train", [*data.eval_transform, *smaller])
         chosen = np.linspace(0, len(dataset) - 1, min(self.num_images, len(dataset)))
@@ -347,12 +348,9 @@ class LabelSpreading(Callback):
         pl_module: LightningModule, batch: Mapping[str, Any], palette: Palette
     ) -> list[Picture]:
         assert isinstance(pl_module, SegmentationModule)
-        batch = {
-            key: value.to(pl_module.device) if isinstance(value, Tensor) else value
-            for key, value in batch.items()
-        }
+        batch = move_data_to_device(batch, pl_module.device)
         image, mask = _picture(batch["image"][0]), _array(batch["mask"][0])
-        void = 255 if (0, 0, 0) in map(tuple, palette) else 0  # VOC's background is black
+        void = void_color(palette)[0]
         dim = image // 2 + np.uint8(void // 2)
         row = [image, overlay(dim, enlarge(mask), palette, 1.0)]
         if isinstance(pl_module, AGMM):
@@ -360,9 +358,7 @@ class LabelSpreading(Callback):
             shown = void + (colorize(likeliest, palette) - float(void)) * strength[..., None]
             row.append(np.rint(shown).astype(np.uint8))
         with evaluation_mode(pl_module):
-            scores = pl_module.predict_maps(batch["image"])["scores"]
-        if scores.shape[-2:] != mask.shape:
-            scores = nn.functional.interpolate(scores, mask.shape, mode="bilinear")
+            scores = pl_module.maps_at_labels(batch)["scores"]
         return [*row, overlay(image, _array(scores[0].argmax(0)), palette, 0.7)]
 
 

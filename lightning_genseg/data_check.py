@@ -21,10 +21,10 @@ from lightning_genseg.datasets.base import (
     check_sizes,
 )
 from lightning_genseg.datasets.class_index import Cache, count_labels
-from lightning_genseg.datasets.sparse import SparseDataset
+from lightning_genseg.datasets.sparse import Raster, SparseDataset
 from lightning_genseg.files import replace_file
 from lightning_genseg.transforms import single_thread
-from lightning_genseg.visualize import Picture, colorize, enlarge, grid, overlay
+from lightning_genseg.visualize import Picture, colorize, enlarge, grid, overlay, void_color
 
 __all__ = ["check_data", "summary"]
 
@@ -88,7 +88,7 @@ def check_data(
         "unlabelled (labels are enlarged)",
     ]
     palette = [*data.palette, (255, 0, 255), (110, 110, 110), (200, 200, 200)]
-    void = (255, 255, 255) if (0, 0, 0) in data.palette else (0, 0, 0)  # VOC's background is black
+    void = void_color(data.palette)
     for split in data.splits:
         dataset: Any
         try:
@@ -119,15 +119,18 @@ def check_data(
         good = [index for index, one in enumerate(found) if not one.problems]
         spread = np.linspace(0, max(len(good) - 1, 0), num_pictures).round().astype(int)
         for index in [good[pick] for pick in sorted(set(spread.tolist())) if good]:
-            image, (labels, anomaly) = dataset.read_pixels(index), read_labels(dataset, index)
+            image, (labels, anomaly, raster) = (
+                dataset.read_pixels(index),
+                read_labels(dataset, index),
+            )
             if anomaly is not None:
                 labels[(anomaly == 0) & (labels == IGNORE)] = known
                 labels[anomaly == 1] = anomalous
             drawn: NDArray[np.integer[Any]] = labels
             opacity = 0.5
-            if isinstance(dataset, SparseDataset):
+            if raster is not None:
                 labels, opacity = enlarge(labels), 1.0
-                unlabelled = (labels == IGNORE) & dataset.read_raster(index).unlabelled
+                unlabelled = (labels == IGNORE) & raster.unlabelled
                 drawn = np.where(unlabelled, blank, labels.astype(np.int64))
             colors = colorize(drawn, palette)
             colors[drawn == IGNORE] = void
@@ -254,9 +257,9 @@ class _Samples(Dataset[_Found]):
         except Exception as error:  # whatever it is, the other files are still to be read
             complain(error, sample.image if sample else None)
         try:
-            labels, anomaly = read_labels(self.dataset, index)
-            if isinstance(self.dataset, SparseDataset):
-                unlabelled = int(self.dataset.read_raster(index).unlabelled.sum())
+            labels, anomaly, raster = read_labels(self.dataset, index)
+            if raster is not None:
+                unlabelled = int(raster.unlabelled.sum())
                 found = self.dataset.read_marks(index)
                 marks = None if found is None else len(found.classes)
         except Exception as error:
@@ -280,12 +283,16 @@ class _Samples(Dataset[_Found]):
         )
 
 
-def read_labels(dataset: Any, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Labels and, where the data set has them, anomalies of a sample, without transforms."""
+def read_labels(
+    dataset: Any, index: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, Raster | None]:
+    """Labels of a sample and, where the data set has them, anomalies and sparse labels, without transforms."""
+    if isinstance(dataset, SparseDataset):
+        raster = dataset.read_raster(index)
+        return raster.labels, None, raster
     if hasattr(dataset, "read_labels"):
-        labels, anomaly = dataset.read_labels(index)
-        return labels, anomaly
-    return dataset.read_mask_labels(index), None
+        return *dataset.read_labels(index), None
+    return dataset.read_mask_labels(index), None, None
 
 
 def _examine(dataset: Any, split: str, num_workers: int) -> list[_Found]:

@@ -82,6 +82,11 @@ def overlay(
     return np.rint(image * (1 - weight) + colors * weight).astype(np.uint8)
 
 
+def void_color(palette: Palette) -> tuple[int, int, int]:
+    """Colour of pixels without a class: black, or white where a class is black, as VOC's background is."""
+    return (255, 255, 255) if (0, 0, 0) in map(tuple, palette) else (0, 0, 0)
+
+
 def enlarge(mask: NDArray[Label], ignore_index: int = 255) -> NDArray[Label]:
     """Grow labelled spots so that single pixels can be seen in a picture.
 

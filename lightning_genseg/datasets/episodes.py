@@ -16,7 +16,6 @@ from lightning_genseg.files import replace_file
 from lightning_genseg.transforms import Letterbox, Transform, apply, apply_all, compose
 
 __all__ = [
-    "EPISODE_SEEDS",
     "Episode",
     "EpisodeMode",
     "EvalEpisodes",
@@ -27,9 +26,6 @@ __all__ = [
     "read_manifest",
     "write_manifest",
 ]
-
-EPISODE_SEEDS = (510, 365, 382, 322, 988)
-"""Seeds of the five test runs of BAM, whose mean the papers report."""
 
 EpisodeMode = Literal["bam", "uniform", "balanced"]
 
@@ -288,13 +284,21 @@ class EvalEpisodes(_Episodes):
         return self.read(self.episodes[index], np.random.default_rng(0), full_mask=True)
 
 
+def read_labelled(
+    images: LabelledImages, index: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read an image HxWx3 and its labels HxW; ValueError if their sizes differ."""
+    image, labels = images.read_pixels(index), images.read_mask_labels(index)
+    if isinstance(images, SegmentationDataset):
+        check_sizes(image.shape, labels.shape, images.samples[index])
+    return image, labels
+
+
 def read_object(
     images: LabelledImages, index: int, category: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read an image HxWx3 and its mask HxW: 1 on a class, 0 elsewhere, 255 kept."""
-    image, labels = images.read_pixels(index), images.read_mask_labels(index)
-    if isinstance(images, SegmentationDataset):
-        check_sizes(image.shape, labels.shape, images.samples[index])
+    image, labels = read_labelled(images, index)
     mask = (labels == category).astype(np.uint8)
     mask[labels == IGNORE] = IGNORE
     return image, mask
@@ -336,12 +340,10 @@ class BaseClasses(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """Read and transform one sample."""
         position, seed = index if isinstance(index, tuple) else (index, index)
-        image, mask = self.read_pixels(position), self.read_mask_labels(position)
-        if isinstance(self.images, SegmentationDataset):
-            check_sizes(image.shape, mask.shape, self.images.samples[position])
+        image, labels = read_labelled(self.images, position)
         name = self.images.sample_name(position)
-        tensor, labels = apply(self.transform, image, mask, seed, name)
-        return {"image": tensor, "mask": labels, "name": name}
+        tensor, mask = apply(self.transform, image, self._table[labels], seed, name)
+        return {"image": tensor, "mask": mask, "name": name}
 
     def read_pixels(self, index: int) -> NDArray[np.uint8]:
         """Read an image as HxWx3, without transforms."""

@@ -299,11 +299,11 @@ class SegmentationModule(LightningModule, ABC):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Predict, score against `mask`; the predictions are returned for callbacks."""
-        return self._evaluate(self._maps_of(batch), batch, self.val_metrics)
+        return self._evaluate(self.maps_at_labels(batch), batch, self.val_metrics)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """As `validation_step`."""
-        maps = self._maps_of(batch)
+        maps = self.maps_at_labels(batch)
         probabilities = maps["scores"]  # they are, where views were averaged
         if not has_several_views(self.inference):
             probabilities = softmax(probabilities)
@@ -314,7 +314,8 @@ class SegmentationModule(LightningModule, ABC):
             self.test_anomaly_metrics.update(maps["anomaly"][:, 0], batch["anomaly"])
         return self._evaluate(maps, batch, self.test_metrics)
 
-    def _maps_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`predict_maps` of a batch at the size of its `mask`, which may be larger than its images."""
         maps = self.predict_maps(batch["image"])
         size = batch["mask"].shape[-2:]
         if maps["scores"].shape[-2:] != size:

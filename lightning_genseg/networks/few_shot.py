@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -105,7 +104,7 @@ class EncoderStages(nn.Module):
     def forward(self, image: Tensor) -> StageFeatures:
         """Features of normalised images B x 3 x H x W."""
         if isinstance(self.encoder, VGGEncoder):
-            low, mid, high = _vgg_stages(self.encoder)(image)
+            low, mid, high = _vgg_stages(self.encoder, image)
         else:
             low, mid, high = self.encoder(image)[-3:]
         return StageFeatures(low, mid, resize(high, mid.shape[-2:]))
@@ -122,7 +121,7 @@ class EncoderStages(nn.Module):
         elif isinstance(encoder, MobileNetV2Encoder):
             stage = encoder.features[14:]
         elif isinstance(encoder, VGGEncoder):
-            stage = nn.Sequential(*list(encoder.features)[_vgg_cuts(encoder)[3] : -1])
+            stage = encoder.features[_vgg_cuts(encoder)[3] : -1]
         else:
             raise ValueError(
                 f"the last stage of {type(encoder).__name__} cannot be run apart: choose a ResNet, "
@@ -137,20 +136,12 @@ def _vgg_cuts(encoder: VGGEncoder) -> list[int]:
     return [index + 1 for index, pool in enumerate(pools) if pool]
 
 
-def _vgg_stages(encoder: VGGEncoder) -> _Stages:
-    cuts = _vgg_cuts(encoder)
-    parts = list(encoder.features)
-    first = nn.Sequential(*parts[: cuts[1]])
-    stages = [nn.Sequential(*parts[a:b]) for a, b in ((cuts[1], cuts[2]), (cuts[2], cuts[3]))]
-    return _Stages(first, [*stages, nn.Sequential(*parts[cuts[3] : cuts[4] - 1])])
-
-
-class _Stages(NamedTuple):
-    first: nn.Module
-    stages: list[nn.Module]
-
-    def __call__(self, image: Tensor) -> list[Tensor]:
-        return list(accumulate([self.first(image), *self.stages], lambda x, stage: stage(x)))[1:]
+def _vgg_stages(encoder: VGGEncoder, image: Tensor) -> list[Tensor]:
+    """Features behind the third and fourth pooling, and before the fifth."""
+    third, fourth, fifth = _vgg_cuts(encoder)[2:]
+    low = encoder.features[:third](image)
+    mid = encoder.features[third:fourth](low)
+    return [low, mid, encoder.features[fourth : fifth - 1](mid)]
 
 
 def resize(maps: Tensor, size: Sequence[int], align_corners: bool = True) -> Tensor:
