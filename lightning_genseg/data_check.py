@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lightning_genseg.callbacks import encode
 from lightning_genseg.datamodules.base import SegmentationDataModule
 from lightning_genseg.datamodules.episodes import BaseClassesDataModule, EpisodesDataModule
 from lightning_genseg.datasets.base import (
@@ -24,7 +23,7 @@ from lightning_genseg.datasets.class_index import Cache, count_labels
 from lightning_genseg.datasets.sparse import Raster, SparseDataset
 from lightning_genseg.files import replace_file
 from lightning_genseg.transforms import single_thread
-from lightning_genseg.visualize import Picture, colorize, enlarge, grid, overlay, void_color
+from lightning_genseg.visualize import Picture, colorize, encode, enlarge, grid, overlay, void_color
 
 __all__ = ["check_data", "summary"]
 

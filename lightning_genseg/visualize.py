@@ -421,3 +421,10 @@ def _render(figure: Figure) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer).convert("RGB")
+
+
+def encode(image: Image.Image, format: str) -> bytes:
+    """Return the content of a picture's file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **({"quality": 90} if format == "jpeg" else {}))
+    return buffer.getvalue()

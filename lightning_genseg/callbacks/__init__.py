@@ -1,0 +1,17 @@
+"""What a run leaves behind: scores, pictures, predictions."""
+
+from lightning_genseg.callbacks.channels_last import ChannelsLast
+from lightning_genseg.callbacks.compare_scores import CompareScores
+from lightning_genseg.callbacks.label_spreading import LabelSpreading
+from lightning_genseg.callbacks.predictions import PredictionWriter, read_manifest
+from lightning_genseg.callbacks.report import Report, draw_samples
+
+__all__ = [
+    "ChannelsLast",
+    "CompareScores",
+    "LabelSpreading",
+    "PredictionWriter",
+    "Report",
+    "draw_samples",
+    "read_manifest",
+]

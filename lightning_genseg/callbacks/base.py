@@ -1,0 +1,46 @@
+"""What the callbacks share."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_genseg.anomaly import Threshold
+from lightning_genseg.datasets.base import voc_palette
+from lightning_genseg.modules.base import SegmentationModule
+from lightning_genseg.visualize import (
+    Picture,
+)
+
+
+def classes_of(
+    trainer: Trainer, pl_module: LightningModule
+) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Names and colours: the data's if they have any, else the module's names and VOC's colours."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    num_classes = int(pl_module.num_classes)  # type: ignore[arg-type]
+    names = getattr(data, "class_names", None) or getattr(pl_module, "class_names", None)
+    return (
+        list(names or map(str, range(num_classes))),
+        getattr(data, "palette", None) or voc_palette(num_classes),
+    )
+
+
+def threshold_of(pl_module: LightningModule) -> Threshold | None:
+    """Threshold of a calibrated module's anomaly score."""
+    if not isinstance(pl_module, SegmentationModule):
+        return None
+    return pl_module.anomaly.thresholds.get(str(pl_module.anomaly_score))
+
+
+def to_array(tensor: Tensor) -> NDArray[Any]:
+    """Values of a tensor, on the CPU."""
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array
+
+
+def to_picture(image: Tensor) -> Picture:
+    """Image 3 x H x W in [0, 1] to H x W x 3 uint8."""
+    return to_array((image.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0))

@@ -1,0 +1,64 @@
+"""All anomaly scores of one test."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_genseg.files import replace_file
+from lightning_genseg.inference import infer, softmax
+from lightning_genseg.metrics.anomaly import AnomalyMetrics
+from lightning_genseg.modules.base import SegmentationModule
+
+
+class CompareScores(Callback):
+    """Measure every anomaly score of the module in one test run, not only the one it is set to.
+
+    Leaves ``anomaly_scores.json`` in the run's folder: by name of the score ``AUROC``, ``AP``, ``FPR95``.
+    Scores that would have to be fitted first (`genseg calibrate`) are left out. Takes a second pass over
+    each image and 64 MB per score. The data need anomaly labels.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, AnomalyMetrics] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with empty histograms."""
+        assert isinstance(pl_module, SegmentationModule)
+        names = pl_module.computable_scores()
+        self._metrics = {name: AnomalyMetrics().to(pl_module.device) for name in names}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the pixels of a batch; ValueError if it has no anomaly labels."""
+        assert isinstance(pl_module, SegmentationModule)
+        if "anomaly" not in batch:
+            raise ValueError(
+                "CompareScores needs anomaly labels, which these data do not have: name "
+                "unknown_classes, use data with anomaly masks, or take the callback away."
+            )
+        forward = partial(pl_module.score_maps, names=list(self._metrics))
+        maps = infer(forward, batch["image"], pl_module.inference, {"scores": softmax})
+        for name, metrics in self._metrics.items():
+            metrics.update(maps[name][:, 0], batch["anomaly"])
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        values = {
+            name: {key: value.item() for key, value in metrics.compute().items()}
+            for name, metrics in self._metrics.items()
+        }
+        self._metrics = {}
+        log_dir = trainer.log_dir
+        if log_dir is not None and trainer.is_global_zero:
+            text = json.dumps(values, indent=2) + "\n"
+            replace_file(Path(log_dir) / "anomaly_scores.json", text.encode())

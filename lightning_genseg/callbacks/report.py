@@ -1,0 +1,302 @@
+"""Scores and pictures of validation and test."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from numpy.typing import NDArray
+from PIL import Image
+
+from lightning_genseg import __version__
+from lightning_genseg.callbacks.base import classes_of, threshold_of, to_array, to_picture
+from lightning_genseg.files import replace_file
+from lightning_genseg.metrics.anomaly import bin_upper_edge
+from lightning_genseg.modules.base import SegmentationModule
+from lightning_genseg.modules.few_shot import EPISODE_MAPS
+from lightning_genseg.visualize import (
+    ANOMALY_PALETTE,
+    Picture,
+    anomaly_histogram,
+    colorize,
+    encode,
+    grid,
+    heat_map,
+    outline,
+    reliability_diagram,
+    score_range,
+)
+
+_CLASSES = ("label", "prediction")
+# K scores, and how many known and how many anomalous pixels have each of them.
+ScoreCounts = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+
+
+class Report(Callback):
+    """Write the scores and some pictures of validation and test into the run's folder.
+
+    Validation leaves ``val_metrics.json`` and ``val_pictures.png``, replaced each time; test leaves
+    ``metrics.json`` and ``pictures.png``. The scores are those that the module logs: what it calls
+    ``test_mIoU`` is ``mIoU`` here, ``test_IoU_road`` is ``road`` under ``IoU``; NaN is written as
+    null. The pictures (image, labels, prediction and, where they are, anomaly labels, anomaly score
+    and the anomaly mask of a calibrated module) are spread evenly over the data set and show the
+    first image of a batch. Of few-shot episodes they show the first support with its object outlined, and from a
+    method that has them the similarity by which it starts, the initial mask, the refined one and the posterior.
+
+    Test also leaves ``reliability.png`` and, if the data have anomaly labels and the module an anomaly
+    score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score and, of a
+    calibrated module, its ``threshold`` with what was promised of it and the shares of the known and the
+    anomalous test pixels above it.
+
+    Args:
+        num_pictures: rows of the picture grid; 0 for none.
+
+    Raises:
+        ValueError: if `num_pictures` is negative.
+    """
+
+    def __init__(self, num_pictures: int = 6) -> None:
+        if num_pictures < 0:
+            raise ValueError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
+        self.num_pictures = num_pictures
+        self._images = 0
+        self._wanted: set[int] = set()
+        self._samples: list[dict[str, NDArray[Any]]] = []
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the batches to draw."""
+        self._start(
+            trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        )
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As `on_validation_start`."""
+        self._start(trainer.num_test_batches)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep one image of the chosen batches."""
+        self._collect(outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As `on_validation_batch_end`."""
+        self._collect(outputs, batch, batch_idx, dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``val_metrics.json`` and ``val_pictures.png``."""
+        if not trainer.sanity_checking:
+            self._write(trainer, pl_module, "val_", "val_")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``metrics.json`` and ``pictures.png``, and say where."""
+        folder = self._write(trainer, pl_module, "test_", "")
+        if folder is not None:
+            rank_zero_info(f"Scores and pictures are in {folder}")
+
+    def _start(self, num_batches: Sequence[int | float]) -> None:
+        self._images, self._samples = 0, []
+        total = min(num_batches[0], 2**31) if num_batches else 0  # an iterable data set has "inf"
+        if total == 2**31:  # length unknown: the first ones
+            self._wanted = set(range(self.num_pictures))
+        else:
+            chosen = np.linspace(0, max(total - 1, 0), self.num_pictures)
+            self._wanted = set(chosen.round().astype(int).tolist())
+
+    def _collect(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        self._images += len(batch["image"])
+        if dataloader_idx or batch_idx not in self._wanted:
+            return
+        if not isinstance(outputs, Mapping) or "mask" not in outputs:
+            return  # a module that returns no prediction has scores but no pictures
+        sample = {"image": to_picture(batch["image"][0]), "label": to_array(batch["mask"][0])}
+        sample["prediction"] = to_array(outputs["mask"][0])
+        if "support_image" in batch:
+            mask = to_array(batch["support_mask"][0, 0]) == 1
+            sample["support"] = outline(to_picture(batch["support_image"][0, 0]), mask)
+            for name in EPISODE_MAPS:
+                if name in outputs:
+                    sample[name] = to_array(outputs[name][0].float())
+        if "anomaly" in outputs:
+            sample["anomaly"] = to_array(outputs["anomaly"][0].float())
+        if "anomaly_mask" in outputs:
+            sample["anomaly_mask"] = to_array(outputs["anomaly_mask"][0].to(torch.uint8))
+        if "anomaly" in batch:
+            sample["anomaly_label"] = to_array(batch["anomaly"][0])
+        self._samples.append(sample)
+
+    def _write(
+        self, trainer: Trainer, pl_module: LightningModule, metric_prefix: str, file_prefix: str
+    ) -> Path | None:
+        # What talks to other processes comes first and runs on all of them.
+        log_dir = trainer.log_dir
+        images = trainer.strategy.reduce(
+            torch.tensor(self._images, device=pl_module.device), reduce_op="sum"
+        )
+        reliability = counts = None
+        if metric_prefix == "test_" and isinstance(pl_module, SegmentationModule):
+            reliability, counts = _reliability(pl_module), _score_counts(pl_module)
+        if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        folder = Path(log_dir)
+        scores: dict[str, Any] = {}
+        class_iou: dict[str, float | None] = {}
+        for key, value in trainer.callback_metrics.items():
+            name = key.removeprefix(metric_prefix)
+            number = value.item() if math.isfinite(value) else None
+            if name != key and name.startswith("IoU_"):
+                class_iou[name.removeprefix("IoU_")] = number
+            elif name != key:
+                scores[name] = number
+        report = {
+            **scores,
+            "IoU": class_iou,
+            **_anomaly_entry(pl_module, counts),
+            "images": int(images),
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "model": type(pl_module).__name__,
+            "data": None if trainer.datamodule is None else type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "versions": {
+                "lightning_genseg": __version__,
+                "lightning": lightning.__version__,
+                "torch": str(torch.__version__),
+            },
+        }
+        scratch = folder / ".partial"
+        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        replace_file(folder / f"{file_prefix}metrics.json", text.encode(), scratch)
+        if self._samples:
+            names, palette = classes_of(trainer, pl_module)
+            picture = draw_samples(self._samples, names, palette)
+            replace_file(folder / f"{file_prefix}pictures.png", encode(picture, "png"), scratch)
+        if reliability is not None and (reliability[:, 2] > 0).any():
+            picture = reliability_diagram(reliability)
+            replace_file(folder / "reliability.png", encode(picture, "png"), scratch)
+        if counts is not None:
+            threshold = threshold_of(pl_module)
+            picture = anomaly_histogram(
+                *counts,
+                threshold=None if threshold is None else threshold.value,
+                name=f"anomaly score: {pl_module.anomaly_score}",
+            )
+            replace_file(folder / "anomaly_histogram.png", encode(picture, "png"), scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        self._samples = []
+        return folder
+
+
+def draw_samples(
+    samples: Sequence[Mapping[str, NDArray[Any]]],
+    class_names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> Image.Image:
+    """Rows of image, labels, prediction and, where all samples have them, columns on episodes and anomalies.
+
+    Args:
+        samples: ``image`` H x W x 3 uint8, ``label`` and ``prediction`` H x W (255 = ignored),
+            ``support`` H x W x 3 uint8 and, H x W each in [0, 1], ``initial``, ``coarse``, ``refined``, ``posterior``, and
+            H x W each ``anomaly_label`` (1, 0, 255), ``anomaly`` (scores, drawn in one range for all
+            rows) and ``anomaly_mask`` (1, 0).
+        class_names: C names for the legend, which shows only classes that occur.
+        palette: C colours.
+    """
+    columns = {
+        key: title
+        for key, title in (
+            ("support", "support"),
+            ("image", "image"),
+            ("label", "labels"),
+            ("initial", "similarity"),
+            ("coarse", "initial mask"),
+            ("refined", "refined mask"),
+            ("posterior", "posterior"),
+            ("prediction", "prediction"),
+            ("anomaly_label", "anomaly labels"),
+            ("anomaly", "anomaly score"),
+            ("anomaly_mask", "anomaly mask"),
+        )
+        if all(key in sample for sample in samples)
+    }
+    scores = [sample["anomaly"] for sample in samples if "anomaly" in columns]
+    low, high = score_range(*scores) if scores else (0.0, 1.0)
+
+    def draw(key: str, values: NDArray[Any]) -> Picture:
+        if key in ("image", "support"):
+            return values
+        if key in EPISODE_MAPS:
+            return heat_map(values, 0, 1)
+        if key == "anomaly":
+            return heat_map(values, low, high)
+        return colorize(values, palette if key in _CLASSES else ANOMALY_PALETTE)
+
+    rows = [[draw(key, sample[key]) for key in columns] for sample in samples]
+    present: set[int] = set()
+    for sample in samples:
+        present.update(*(np.unique(sample[key]).tolist() for key in _CLASSES))
+    legend = [(name, palette[c]) for c, name in enumerate(class_names) if c in present]
+    if columns.keys() & {"anomaly_label", "anomaly_mask"}:
+        legend += [("anomalous", ANOMALY_PALETTE[1]), ("not anomalous", ANOMALY_PALETTE[0])]
+    if 255 in present:
+        legend.append(("ignored", (0, 0, 0)))
+    return grid(rows, list(columns.values()), legend)
+
+
+def _reliability(module: SegmentationModule) -> NDArray[np.float32]:
+    """Reliability table of a test, of all processes."""
+    with module.test_calibration.sync_context():
+        return to_array(module.test_calibration.reliability())
+
+
+def _score_counts(module: SegmentationModule) -> ScoreCounts | None:
+    """Anomaly scores of a test, of all processes; None unless both kinds of pixels have finite ones."""
+    histogram = module.test_anomaly_metrics
+    if histogram is None:
+        return None
+    with histogram.sync_context():
+        some = (histogram.known + histogram.anomalous).nonzero().flatten()
+        known, anomalous = to_array(histogram.known[some]), to_array(histogram.anomalous[some])
+    scores = to_array(bin_upper_edge(some))
+    finite = np.isfinite(scores)
+    both = known[finite].any() and anomalous[finite].any()
+    return (scores, known, anomalous) if both else None
+
+
+def _anomaly_entry(pl_module: LightningModule, counts: ScoreCounts | None) -> dict[str, Any]:
+    """What a report says of the anomaly score, nothing for a module without one."""
+    name = getattr(pl_module, "anomaly_score", None)
+    if name is None:
+        return {}
+    threshold = threshold_of(pl_module)
+    entry: dict[str, Any] = {"score": name, "threshold": None}
+    if threshold is not None:
+        value = threshold.value if math.isfinite(threshold.value) else None  # JSON has no infinity
+        entry["threshold"] = {**threshold._asdict(), "value": value}
+        if counts is not None:
+            scores, known, anomalous = counts
+            above = scores > threshold.value
+            entry["known_above"] = float(known[above].sum() / known.sum())
+            entry["anomalous_above"] = float(anomalous[above].sum() / anomalous.sum())
+    return {"anomaly": entry}
