@@ -1,0 +1,104 @@
+"""Maskiges: masks as pictures, and back (GSS)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Color = tuple[int, int, int]
+
+
+class Maskige(nn.Module):
+    """Draw masks in the colours of their classes: X of GSS, Eq. 3, frozen.
+
+    Generative Semantic Segmentation, Chen et al., CVPR 2023. Unlike a picture for people, its colours are chosen so
+    that a tokenizer keeps them apart: see `class_colors`.
+
+    Args:
+        colors: K + 1 colours, (red, green, blue) from 0 to 255; the last is that of unlabelled pixels, which is never
+            predicted.
+        ignore_index: label of unlabelled pixels.
+
+    Attributes:
+        colors: buffer (K + 1) x 3 in [0, 1].
+
+    Raises:
+        ValueError: fewer than three colours, one outside 0..255, or two classes of the same colour.
+
+    Example:
+        >>> maskige = Maskige([(255, 0, 0), (0, 0, 255), (0, 0, 0)])
+        >>> maskige(torch.tensor([[[0, 1, 255]]]))[0, :, 0].T.tolist()
+        [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+
+    colors: Tensor
+
+    def __init__(self, colors: Sequence[Sequence[float]], ignore_index: int = 255) -> None:
+        super().__init__()
+        table = torch.as_tensor(colors, dtype=torch.float32)
+        if table.ndim != 2 or table.shape[1] != 3 or len(table) < 3:
+            raise ValueError(
+                f"colors is {tuple(table.shape)}: give (red, green, blue) of at least two classes and, last, of "
+                "unlabelled pixels."
+            )
+        if not bool(((table >= 0) & (table <= 255)).all()):
+            raise ValueError("colors has values outside 0..255: give 8-bit colours.")
+        if len(table[:-1].unique(dim=0)) < len(table) - 1:
+            raise ValueError(
+                "colors gives one colour to two classes, which no inverse can tell apart."
+            )
+        self.register_buffer("colors", table / 255)
+        self.ignore_index = ignore_index
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.colors) - 1
+
+    def forward(self, mask: Tensor) -> Tensor:
+        """Maskiges B x 3 x H x W in [0, 1] of masks B x H x W int64; ValueError if a label has no colour."""
+        ignored = mask == self.ignore_index
+        largest = int(mask.masked_fill(ignored, 0).max()) if mask.numel() else 0
+        if largest >= self.num_classes:
+            raise ValueError(
+                f"the mask has label {largest} and there are colours for {self.num_classes} classes: give colours for all."
+            )
+        rows = mask.masked_fill(ignored, self.num_classes)
+        return F.embedding(rows, self.colors).movedim(-1, 1)
+
+    def fingerprint(self) -> str:
+        """Short digest of the colours: what belongs to other colours does not fit."""
+        table = (self.colors.double().cpu() * 255).round().to(torch.uint8)
+        return hashlib.sha256(table.numpy().tobytes()).hexdigest()[:16]
+
+
+class NearestColor(nn.Module):
+    """Class scores of a maskige by the distance to each colour: the inverse of GSS-FF, frozen.
+
+    argmin_k |x - b_k|^2 = argmax_k x.b_k - |b_k|^2 / 2, a 1x1 convolution. The paper prints a linear least squares
+    instead (`LeastSquares`); its code takes the nearest colour, as here.
+
+    Args:
+        colors: K x 3 in [0, 1], those of the classes alone.
+
+    Example:
+        >>> colors = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
+        >>> NearestColor(colors)(torch.tensor([0.9, 0.2, 0.3]).view(1, 3, 1, 1)).argmax(1).item()
+        0
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, colors: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", colors.clone()[:, :, None, None], persistent=False)
+        self.register_buffer("bias", -colors.square().sum(1) / 2, persistent=False)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Scores B x K x H x W of pictures B x 3 x H x W in [0, 1]; twice them and |x|^2 make minus the distance."""
+        return F.conv2d(picture.float(), self.weight, self.bias)
