@@ -9,7 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_genseg.datamodules.base import SegmentationDataModule, Split
 from lightning_genseg.datasets.base import IGNORE, label_table
 from lightning_genseg.datasets.folder import Folder, files_by_name, pair_files, read_names
-from lightning_genseg.datasets.sparse import SparseLabels, SparseMasks
+from lightning_genseg.datasets.sparse import SparseLabels
+from lightning_genseg.datasets.sparse_files import SparseMasks
 from lightning_genseg.transforms import Transform
 
 __all__ = ["FolderDataModule"]

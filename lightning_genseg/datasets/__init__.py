@@ -14,14 +14,12 @@ from lightning_genseg.datasets.road_anomaly import RoadAnomaly
 from lightning_genseg.datasets.road_anomaly21 import RoadAnomaly21
 from lightning_genseg.datasets.sparse import (
     Blocks,
-    PointFiles,
     Points,
-    ScribbleFiles,
     Scribbles,
     SparseDataset,
     SparseLabels,
-    SparseMasks,
 )
+from lightning_genseg.datasets.sparse_files import PointFiles, ScribbleFiles, SparseMasks
 from lightning_genseg.datasets.street_hazards import StreetHazards
 from lightning_genseg.datasets.support import SupportedImages, SupportFolder
 from lightning_genseg.datasets.synthetic import SyntheticScenes
