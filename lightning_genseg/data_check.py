@@ -13,6 +13,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.datamodules.base import SegmentationDataModule
 from lightning_genseg.datamodules.episodes import BaseClassesDataModule, EpisodesDataModule
+from lightning_genseg.datamodules.mixed import CrossDomainDataModule
 from lightning_genseg.datasets.base import (
     IGNORE,
     MissingFiles,
@@ -39,7 +40,8 @@ def check_data(
     into the class index of `data.cache_dir`.
 
     Args:
-        data: what to check; of episodes and base classes, the dense data that they are made of.
+        data: what to check; of episodes, base classes and another domain's test set, the dense data that they are
+            made of.
         output_dir: folder to write to.
         num_pictures: images shown of each split.
 
@@ -63,7 +65,7 @@ def check_data(
         raise ValueError(
             f"output_dir '{output_dir}' cannot be made ({error.strerror}): choose another folder."
         ) from error
-    if isinstance(data, EpisodesDataModule | BaseClassesDataModule):
+    if isinstance(data, EpisodesDataModule | BaseClassesDataModule | CrossDomainDataModule):
         data = data.data
     data.prepare_data()
     report: dict[str, Any] = {

@@ -18,7 +18,13 @@ from lightning_genseg.visualize import (
 def classes_of(
     trainer: Trainer, pl_module: LightningModule
 ) -> tuple[list[str], list[tuple[int, int, int]]]:
-    """Names and colours: the data's if they have any, else the module's names and VOC's colours."""
+    """Names and colours: the data's if they have any, else the module's names and VOC's colours.
+
+    Of a test in other classes than the module's, those.
+    """
+    target = getattr(pl_module, "target_classes", None)
+    if target is not None and trainer.testing:
+        return target.class_names, target.palette
     data = trainer.datamodule  # type: ignore[attr-defined]
     num_classes = int(pl_module.num_classes)  # type: ignore[arg-type]
     names = getattr(data, "class_names", None) or getattr(pl_module, "class_names", None)

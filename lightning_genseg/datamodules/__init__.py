@@ -12,6 +12,7 @@ from lightning_genseg.datamodules.episodes import BaseClassesDataModule, Episode
 from lightning_genseg.datamodules.few_shot_folder import FewShotFolderDataModule
 from lightning_genseg.datamodules.fishyscapes import FishyscapesDataModule
 from lightning_genseg.datamodules.folder import FolderDataModule
+from lightning_genseg.datamodules.mixed import CrossDomainDataModule, MixedDataModule
 from lightning_genseg.datamodules.pascal5i import Pascal5iDataModule
 from lightning_genseg.datamodules.road_anomaly import RoadAnomalyDataModule
 from lightning_genseg.datamodules.road_anomaly21 import RoadAnomaly21DataModule
@@ -29,10 +30,12 @@ __all__ = [
     "COCOStuff164kDataModule",
     "CamVidDataModule",
     "CityscapesDataModule",
+    "CrossDomainDataModule",
     "EpisodesDataModule",
     "FewShotFolderDataModule",
     "FishyscapesDataModule",
     "FolderDataModule",
+    "MixedDataModule",
     "Pascal5iDataModule",
     "RoadAnomaly21DataModule",
     "RoadAnomalyDataModule",

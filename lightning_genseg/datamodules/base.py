@@ -217,11 +217,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         if self.train_dataset is None:
             self.setup("fit")
         assert self.train_dataset is not None
-        sampler = (
-            ClassSampler(self.train_dataset, self._class_images(), self.seed)
-            if self.class_balanced
-            else EpochSampler(self.train_dataset, self.seed)
-        )
+        sampler = self.train_sampler()
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"the training set has {sampler.size} images, fewer than one batch of {self.batch_size} for "
@@ -234,6 +230,13 @@ class SegmentationDataModule(LightningDataModule, ABC):
             drop_last=True,
             **self._loader_options(),
         )
+
+    def train_sampler(self) -> "EpochSampler":
+        """What draws an epoch from `train_dataset`."""
+        assert self.train_dataset is not None
+        if self.class_balanced:
+            return ClassSampler(self.train_dataset, self._class_images(), self.seed)
+        return EpochSampler(self.train_dataset, self.seed)
 
     def val_dataloader(self) -> "CheckedLoader":
         """Batches of the validation set in its order."""

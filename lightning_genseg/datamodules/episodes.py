@@ -403,7 +403,9 @@ def read_folds(folds: Folds) -> list[list[str]]:
 def labelled_images(data: SegmentationDataModule, split: Split) -> LabelledImages:
     """Images of a split of a dense datamodule; ValueError if it is sparse or they cannot be read one by one."""
     if data.sparse is not None:
-        raise ValueError("few-shot data need whole masks: leave sparse out of data.data.")
+        raise ValueError(
+            "data that are made of other data need whole masks: leave sparse out of data.data."
+        )
     dataset: Any = data.split_dataset(split, ())
     for method in ("sample_name", "read_pixels", "read_mask_labels"):
         if not hasattr(dataset, method):

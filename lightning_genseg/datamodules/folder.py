@@ -22,7 +22,7 @@ class FolderDataModule(SegmentationDataModule):
     A mask holds one class number per pixel (grey or palette image), 255 = ignore. Which images are for training,
     validation and test is said by lists (one name per line: the path below `images`, with or without suffix); without
     `train_list` and `val_list` a share of the images is drawn for validation, the same at every call. Without
-    `test_list` the validation set is the test set.
+    `test_list` the validation set is the test set. A folder that is only tested on needs no list but `test_list`.
 
     With `sparse` labels from files of their own (`PointFiles`, `ScribbleFiles`, `SparseMasks` with `folder`) training
     images need no masks: without lists the images that have one are for validation, and the others for training. Where
@@ -161,6 +161,9 @@ class FolderDataModule(SegmentationDataModule):
         return self.sparse if self._masked().isdisjoint(self._names_of(split)) else None
 
     def _names_of(self, split: Split) -> list[str]:
+        test = self.lists["test"]
+        if split == "test" and test is not None and self.lists["train"] is None:
+            return read_names(self._find(test))  # perhaps no other image is there
         self._names = self._names or self._split()
         return self._names[split]
 

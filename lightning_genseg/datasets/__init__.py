@@ -23,6 +23,7 @@ from lightning_genseg.datasets.sparse_files import PointFiles, ScribbleFiles, Sp
 from lightning_genseg.datasets.street_hazards import StreetHazards
 from lightning_genseg.datasets.support import SupportedImages, SupportFolder
 from lightning_genseg.datasets.synthetic import SyntheticScenes
+from lightning_genseg.datasets.taxonomy import MixedImages, TargetClasses, Taxonomy
 from lightning_genseg.datasets.voc import VOC
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "FishyscapesLostAndFound",
     "Folder",
     "ImageFolder",
+    "MixedImages",
     "PointFiles",
     "Points",
     "RoadAnomaly",
@@ -56,5 +58,7 @@ __all__ = [
     "SupportFolder",
     "SupportedImages",
     "SyntheticScenes",
+    "TargetClasses",
+    "Taxonomy",
     "TrainEpisodes",
 ]

@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from lightning_genseg.metrics import (
 )
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import pixel_cross_entropy
+
+if TYPE_CHECKING:
+    from lightning_genseg.datasets.taxonomy import TargetClasses
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -108,6 +111,8 @@ class SegmentationModule(LightningModule, ABC):
         self.anomaly = AnomalyScores()
         self.val_metrics = segmentation_metrics(num_classes, ignore_index)
         self.test_metrics = self.val_metrics.clone()
+        # Classes of test data that have others than the module, see `set_target_classes`.
+        self.target_classes: TargetClasses | None = None
         self.test_calibration = CalibrationError(ignore_index=ignore_index)
         # Made when there are anomaly labels: it is large.
         self.test_anomaly_metrics: AnomalyMetrics | None = None
@@ -257,6 +262,24 @@ class SegmentationModule(LightningModule, ABC):
                 f"{type(self).__name__} makes no use of supports, with which the images of {type(data).__name__} come: take "
                 "a few-shot method such as CGMGM, or other data (for a BaseLearner BaseClassesDataModule)."
             )
+        if stage == "test":
+            self.set_target_classes(getattr(data, "target_classes", None))
+
+    def set_target_classes(self, target: "TargetClasses | None") -> None:
+        """Test in the classes of another data set (`CrossDomainDataModule`), or in the module's own again (None).
+
+        ValueError if these consist of the classes of another model.
+        """
+        if target is None and self.target_classes is None:
+            return
+        if target is not None and target.members.shape[1] != self.num_classes:
+            raise ValueError(
+                f"the taxonomy of the test data has {target.members.shape[1]} universal classes and the model "
+                f"{self.num_classes}: give the table that it was trained with."
+            )
+        self.target_classes = target
+        count = self.num_classes if target is None else len(target.class_names)
+        self.test_metrics = segmentation_metrics(count, self.ignore_index).to(self.device)
 
     def on_train_start(self) -> None:
         """What was fitted to other weights holds no longer."""
@@ -302,11 +325,16 @@ class SegmentationModule(LightningModule, ABC):
         return self._evaluate(self.maps_at_labels(batch), batch, self.val_metrics)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """As `validation_step`."""
+        """As `validation_step`; in the classes of `target_classes` where the data have others than the module."""
         maps = self.maps_at_labels(batch)
-        probabilities = maps["scores"]  # they are, where views were averaged
-        if not has_several_views(self.inference):
-            probabilities = softmax(probabilities)
+        probabilities = scores = maps["scores"]  # they are, where views were averaged
+        several = has_several_views(self.inference)
+        if self.target_classes is not None:
+            smallest = torch.finfo(scores.dtype).tiny
+            scores = scores.clamp_min(smallest).log() if several else scores
+            probabilities = maps["scores"] = self.target_classes.probabilities(scores)
+        elif not several:
+            probabilities = softmax(scores)
         self.test_calibration.update(probabilities, batch["mask"])
         if "anomaly" in batch and "anomaly" in maps:
             if self.test_anomaly_metrics is None:
@@ -373,7 +401,9 @@ class SegmentationModule(LightningModule, ABC):
             self.log(f"test_{name}", value.float(), sync_dist=True)
 
     def _log_scores(self, prefix: str, metrics: Any) -> None:
-        scores = named_scores(metrics.compute(), self.class_names)
+        target = self.target_classes if prefix == "test" else None
+        names = self.class_names if target is None else target.class_names
+        scores = named_scores(metrics.compute(), names)
         metrics.reset()
         for name, value in scores.items():
             # Equal in all processes already; `sync_dist` spares a warning per class.

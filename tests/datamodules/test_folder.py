@@ -182,3 +182,12 @@ def test_label_outside_the_classes_names_the_file(root):
         ValueError, match=r"mask '.*masks.*\.png' holds the values 2, which are no classes"
     ):
         next(iter(folder(root, num_classes=2).train_dataloader()))
+
+
+def test_a_folder_to_test_on(root):
+    (root / "all.txt").write_text("\n".join(NAMES))
+    data = folder(root, test_list=root / "all.txt")
+    data.setup("test")
+    assert names(data.test_dataset) == NAMES
+    with pytest.raises(ValueError, match="has 0 images for training and validation, too few"):
+        data.setup("fit")
