@@ -3,9 +3,13 @@
 from lightning_genseg.modules import (
     AGMM,
     CGMGM,
+    GSS,
     BaseLearner,
     CosinePrototypes,
     GMMSeg,
+    GSSInverse,
+    LearnedColors,
+    MaskigeTokenizer,
     SegmentationModule,
     SoftmaxSegmenter,
 )
@@ -16,10 +20,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AGMM",
     "CGMGM",
+    "GSS",
     "BaseLearner",
     "CosinePrototypes",
     "GMMHead",
     "GMMSeg",
+    "GSSInverse",
+    "LearnedColors",
+    "MaskigeTokenizer",
     "SegmentationModule",
     "SoftmaxSegmenter",
 ]

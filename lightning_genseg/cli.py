@@ -7,7 +7,7 @@ import pickle
 import re
 import sys
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,10 +21,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_genseg import __version__, datamodules, modules
 from lightning_genseg.calibrate import GenSegTrainer
 from lightning_genseg.callbacks import PredictionWriter, Report
-from lightning_genseg.data_check import check_data, summary
+from lightning_genseg.data_check import check_data
+from lightning_genseg.data_check import summary as check_summary
 from lightning_genseg.datasets.sparse import SparseLabels
+from lightning_genseg.reconstruct import reconstruct_data
+from lightning_genseg.reconstruct import summary as reconstruct_summary
 
-# What a configuration file may hold beside `data`; `genseg check` has no use for it.
+# What a configuration file may hold beside `data`; `genseg check` and `reconstruct` have no use for it.
 _OF_OTHER_COMMANDS = (
     "seed_everything",
     "trainer",
@@ -39,6 +42,14 @@ _OF_OTHER_COMMANDS = (
     "level",
     "risk",
 )
+
+
+_DESCRIPTIONS = {
+    "check": "Read every file of the data: counts, class frequencies, missing and broken files, a picture. Takes the "
+    "configuration files of the other commands.",
+    "reconstruct": "Draw all masks of a split as maskiges, tokenize and decode them: what GSS with this tokenizer and "
+    "these colours can reach at best, before it is trained. Takes the configuration files of the other commands.",
+}
 
 
 class GenSegCLI(LightningCLI):
@@ -172,6 +183,10 @@ def main(args: list[str] | None = None) -> None:
         if words[:1] == ["check"]:
             _check(words[1:])
             return
+        if words[:1] == ["reconstruct"]:
+            report, folder = _of_data(words[1:], "reconstruct", reconstruct_data)
+            print(f"{reconstruct_summary(report)}\n\nthe report is in {folder}")
+            return
         GenSegCLI(
             modules.SegmentationModule,
             datamodules.SegmentationDataModule,
@@ -184,7 +199,7 @@ def main(args: list[str] | None = None) -> None:
             parser_kwargs={
                 "prog": "genseg",
                 "description": "Generative semantic segmentation: train, test and predict; "
-                "`genseg check` looks at the data first.",
+                "`genseg check` looks at the data first, `genseg reconstruct` at a tokenizer of GSS.",
                 "version": __version__,
             },
             args=args,
@@ -200,32 +215,39 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _check(args: list[str]) -> None:
-    """Run ``genseg check``, which needs no model: Lightning's sub-commands build a Trainer and one."""
+    report, folder = _of_data(args, "check", check_data)
+    print(f"{check_summary(report)}\n\nthe report is in {folder}")
+    if report["problems"]:
+        raise ValueError(
+            f"{len(report['problems'])} problems with the data, all listed in "
+            f"{folder / 'data_check.json'}."
+        )
+
+
+def _of_data(
+    args: list[str], command: str, function: Callable[..., dict[str, Any]]
+) -> tuple[dict[str, Any], Path]:
+    """Call a function of data with what the command line says: its report, and the folder that it is in.
+
+    Lightning's sub-commands would build a Trainer and a model.
+    """
     parser = LightningArgumentParser(
-        prog="genseg check",
-        description="Read every file of the data: counts, class frequencies, missing and broken files, "
-        "a picture. Takes the configuration files of the other commands.",
+        prog=f"genseg {command}",
+        description=_DESCRIPTIONS[command],
         exit_on_error=False,
     )
     parser.add_argument("-c", "--config", action="config", help="YAML file, as for fit.")
     parser.add_lightning_class_args(
         datamodules.SegmentationDataModule, "data", subclass_mode=True, required=True
     )
-    parser.add_function_arguments(check_data, skip={"data"})
+    parser.add_function_arguments(function, skip={"data"})
     for key in _OF_OTHER_COMMANDS:
         parser.add_argument(f"--{key}", type=Any, help=SUPPRESS)
     config = parser.parse_args(args)
-    for key in _OF_OTHER_COMMANDS:
+    for key in (*_OF_OTHER_COMMANDS, "config"):
         config.pop(key, None)
-    data = parser.instantiate(config).data
-    report = check_data(data, config.output_dir, config.num_pictures)
-    print(summary(report))
-    print(f"\nthe report is in {config.output_dir}")
-    if report["problems"]:
-        raise ValueError(
-            f"{len(report['problems'])} problems with the data, all listed in "
-            f"{config.output_dir / 'data_check.json'}."
-        )
+    arguments = vars(parser.instantiate(config))
+    return function(**arguments), arguments["output_dir"]
 
 
 def _say(message: str) -> None:

@@ -30,8 +30,10 @@ from tests.miniatures import (
 )
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-SMOKE = sorted((EXPERIMENTS / "smoke").glob("*_synthetic.yaml"))
-CAMVID = sorted((EXPERIMENTS / "camvid").glob("*.yaml"))
+# Those that go on from another run are tested with it.
+AFTER = ("gss_inverse_synthetic", "gss_ff", "gss_ft", "gss_ft_w")
+SMOKE = [p for p in sorted((EXPERIMENTS / "smoke").glob("*_synthetic.yaml")) if p.stem not in AFTER]
+CAMVID = [p for p in sorted((EXPERIMENTS / "camvid").glob("*.yaml")) if p.stem not in AFTER]
 MSRC = sorted((EXPERIMENTS / "msrc").glob("*_points.yaml"))
 MINIATURES = {
     "ade20k": make_ade20k,
@@ -50,7 +52,8 @@ FEW_SHOT = sorted(
 )
 RECIPES = sorted(path for folder in MINIATURES for path in (EXPERIMENTS / folder).glob("*.yaml"))
 SPARSE_RECIPES = [p for p in RECIPES if p.stem.endswith(("points", "scribbles", "clicks"))]
-RECIPES = [path for path in RECIPES if path not in SPARSE_RECIPES]
+GSS_RECIPES = [p for p in RECIPES if p.stem.startswith("gss")]
+RECIPES = [path for path in RECIPES if path not in [*SPARSE_RECIPES, *GSS_RECIPES]]
 TWO_STEPS = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--data.num_workers=0"]
 
 
@@ -577,3 +580,107 @@ def test_few_shot_recipe_trains_two_steps(path, tmp_path):
         trained, _ = fit(own, *short, *small, "--data.shots=2", "--model.shots=2")
         trained.unlink()
     base.unlink()
+
+
+# --- masks as pictures -----------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings(FROZEN)
+def test_gss_smoke(tmp_path):
+    folder = EXPERIMENTS / "smoke"
+    short = ["--trainer.max_steps=3", "--trainer.val_check_interval=3"]
+    prior, _ = fit(folder / "gss_synthetic.yaml", *short)
+    path = folder / "gss_inverse_synthetic.yaml"
+    assert f"--model.prior {prior}" in path.read_text()
+    trained, _ = fit(path, *short, f"--model.prior={prior}")
+    prior.unlink()  # is part of the other checkpoint
+    after = ["--config", str(trained.parents[1] / "config.yaml"), f"--ckpt_path={trained}"]
+    assert 0 <= scores_of(*after)["mIoU"] <= 1
+    write_images(tmp_path / "photos", tmp_path / "unused", 2, (50, 70), 2)
+    main(["predict", *after, "--data.predict_root=photos", "--predictions.output_dir=out"])
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(FROZEN)
+def test_gss_smoke_learns():
+    folder = EXPERIMENTS / "smoke"
+    prior, _ = fit(folder / "gss_synthetic.yaml")
+    _, scores = fit(folder / "gss_inverse_synthetic.yaml", f"--model.prior={prior}")
+    assert scores["mIoU"] > 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(FROZEN)
+def test_gss_camvid(tmp_path):
+    folder = EXPERIMENTS / "camvid"
+    for split in ("train", "val", "test"):
+        masks = tmp_path / f"{split}annot"
+        write_images(tmp_path / split, masks, 8, (72, 96), len(CamVid.CLASS_NAMES))
+    short = ["--data.root=.", "--trainer.val_check_interval=1", *TWO_STEPS]
+    prior, _ = fit(folder / "gss_ff.yaml", *short, "--model.tokenizer=majority-4")
+    for stem in ("gss_ft", "gss_ft_w"):
+        path = folder / f"{stem}.yaml"
+        assert f"--model.prior {prior}" in path.read_text()
+        fit(path, *short, f"--model.prior={prior}")
+
+
+def test_gss_is_trained_as_softmax_is():
+    folder = EXPERIMENTS / "camvid"
+    trainer, model, data = arguments(folder / "softmax_fpn.yaml")
+    for stem in ("gss_ff", "gss_ff_majority"):
+        own = arguments(folder / f"{stem}.yaml")
+        assert own[2] == data
+        for key in trainer.keys() - {"logger", "callbacks"}:
+            assert own[0][key] == trainer[key]
+        for key in model.keys() - {"decoder", "network_options"}:
+            assert own[1][key] == model[key]
+
+
+@pytest.mark.parametrize("path", GSS_RECIPES, ids=name)
+def test_gss_recipe_agrees_with_itself_and_the_published_code(path):
+    trainer, model, data = arguments(path)
+    city = path.parent.name == "cityscapes"
+    kind = path.stem.split("_")[1:]
+    rate, steps, images = {
+        (True, "ff"): (1.5e-3, 80_000, 16), (False, "ff"): (1.2e-4, 160_000, 32),
+        (True, "w"): (7.5e-4, 40_000, 8), (False, "w"): (1.5e-3, 40_000, 16),
+        (False, "ft"): (1.5e-3, 3_000, 16),
+    }[city, "w" if kind[1] == "w" else kind[0]]  # fmt: skip
+    assert trainer["max_steps"] == steps == model["lr_scheduler"]["init_args"]["total_iters"]
+    assert trainer["max_steps"] % trainer["val_check_interval"] == 0
+    assert trainer["devices"] * data["batch_size"] == images
+    assert model["optimizer"]["init_args"]["lr"] == rate
+    crop = data["train_transform"][0]["init_args"]["height"]
+    assert crop == (768 if city else 512)
+    assert model.get("network_options", {}).get("img_size", crop) == crop
+    if kind[0] == "ff":
+        assert model["depth"] == (6 if "r101" in kind else 0 if len(kind) > 3 else 2)
+        assert model["token_stride"] == (8 if "stride8" in kind else 4)
+        assert model["colors"] == path.parent.name
+    elif kind[1] == "w":
+        assert model["inverse_depth"] == (1 if city else 2)
+    logger = trainer["logger"]["init_args"]
+    assert logger == {"save_dir": f"runs/{path.parent.name}", "name": path.stem}
+    assert f"# genseg fit --config experiments/{name(path)} --data.root PATH/" in path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(FEW, FROZEN)
+@pytest.mark.parametrize("path", [p for p in GSS_RECIPES if "_ff_" in p.stem], ids=name)
+def test_gss_recipe_trains_two_steps(path, tmp_path):
+    root = MINIATURES[path.parent.name](tmp_path / "data")
+    prior = two_steps(path, root, "--model.tokenizer=majority-8")
+    if path.stem == "gss_ff_swin_l":
+        for own in path.parent.glob("gss_ft*.yaml"):
+            small = ["--data.batch_size=2", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+            small += [
+                "--trainer.val_check_interval=2",
+                "--model.inference=null",
+                "--model.width=32",
+            ]
+            trained, _ = fit(
+                own, f"--data.root={root}", f"--model.prior={prior}", *small, *TWO_STEPS
+            )
+            trained.unlink()
+    prior.unlink()

@@ -3,6 +3,7 @@
 from lightning_genseg.callbacks.channels_last import ChannelsLast
 from lightning_genseg.callbacks.compare_scores import CompareScores
 from lightning_genseg.callbacks.label_spreading import LabelSpreading
+from lightning_genseg.callbacks.maskiges import MaskigePictures
 from lightning_genseg.callbacks.predictions import PredictionWriter, read_manifest
 from lightning_genseg.callbacks.report import Report, draw_samples
 
@@ -10,6 +11,7 @@ __all__ = [
     "ChannelsLast",
     "CompareScores",
     "LabelSpreading",
+    "MaskigePictures",
     "PredictionWriter",
     "Report",
     "draw_samples",

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from lightning_genseg.inference import pad_to_multiple
 from lightning_genseg.networks.fcn import FCNDecoder
+from lightning_genseg.networks.mla import MLADecoder
 from lightning_genseg.networks.ocrnet import OCRDecoder
 
 _SMP_DECODERS: dict[str, Any] = {
@@ -37,7 +38,7 @@ _SMP_DECODERS: dict[str, Any] = {
     "upernet": smp.UPerNet,
     "segformer": smp.Segformer,
 }
-_OWN_DECODERS: dict[str, Any] = {"fcn": FCNDecoder, "ocrnet": OCRDecoder}
+_OWN_DECODERS: dict[str, Any] = {"fcn": FCNDecoder, "ocrnet": OCRDecoder, "mla": MLADecoder}
 DECODERS = (*_SMP_DECODERS, *_OWN_DECODERS)
 
 # What this class decides itself, so that `options` may not.
@@ -66,9 +67,9 @@ class PixelFeatures(nn.Module):
     Args:
         encoder: name of an smp encoder, or ``tu-`` and the name of a timm model.
         decoder: one of ``unet, unetplusplus, manet, linknet, fpn, pspnet, pan, deeplabv3,
-            deeplabv3plus, upernet, segformer, fcn, ocrnet``.
+            deeplabv3plus, upernet, segformer, fcn, ocrnet, mla``.
         encoder_weights: ``"imagenet"`` downloads; a path to a state dict or checkpoint; or None.
-        num_classes: number of classes C; only ``ocrnet`` needs it.
+        num_classes: number of classes C, of auxiliary scores (``ocrnet``; ``mla`` where it has them).
         options: further arguments of the smp model or of the decoder, and for ``tu-`` encoders of
             timm, such as ``{"decoder_channels": 128}`` or ``{"img_size": 512}``.
 
@@ -125,7 +126,7 @@ class PixelFeatures(nn.Module):
         return self.extract(image)[0]
 
     def extract(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features as `forward`, and the auxiliary class scores (B x C x h x w) of ``ocrnet``."""
+        """Features as `forward`, and the auxiliary class scores (B x C x h x w) of ``ocrnet`` and ``mla``."""
         height, width = image.shape[-2:]
         if self.training and self._batch_pools and image.shape[0] == 1:
             self._refuse_one_image()
@@ -226,7 +227,7 @@ def load_weights(
     """
     path = Path(path)
     names = (repr(str(path)), type(module).__name__)
-    _fit_state(module, _read_state_dict(path), names, prefix, ignore)
+    _fit_state(module, read_state_dict(path), names, prefix, ignore)
 
 
 def _fit_state(
@@ -283,7 +284,8 @@ def _fit_state(
     module.load_state_dict({**expected, **fitting})
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint or ``.safetensors`` file by name; errors as `load_weights`."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights file {str(path)!r}.")
     try:
@@ -402,7 +404,7 @@ def _build(
             **backbone,
         )
         arguments = {key: value for key, value in options.items() if key in own}
-        if decoder == "ocrnet":
+        if "num_classes" in own:
             arguments["num_classes"] = num_classes
         return network, _OWN_DECODERS[decoder](network.out_channels, **arguments)
     except TypeError as error:
@@ -461,7 +463,7 @@ def load_encoder(
             "dict, or null."
         )
     else:
-        state = _read_state_dict(Path(weights))
+        state = read_state_dict(Path(weights))
         _fit_state(module, state, (repr(str(weights)), encoder), None, _CLASSIFIER_KEYS)
 
 

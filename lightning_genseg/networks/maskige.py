@@ -102,3 +102,26 @@ class NearestColor(nn.Module):
     def forward(self, picture: Tensor) -> Tensor:
         """Scores B x K x H x W of pictures B x 3 x H x W in [0, 1]; twice them and |x|^2 make minus the distance."""
         return F.conv2d(picture.float(), self.weight, self.bias)
+
+
+class LeastSquares(nn.Module):
+    """Class scores by the linear inverse that the paper prints, (b^T b)^-1 b^T (supplement A), frozen; an ablation.
+
+    The greatest score of a linear map belongs to a corner of the colours' convex hull, wherever the picture's colour
+    lies: even of the exact colours it recovers 14 of 150 classes of ADE20K's table, 5 of 19 of Cityscapes' and 9 of 194
+    of MSeg's. The published code takes the nearest colour.
+
+    Args:
+        colors: K x 3 in [0, 1], those of the classes alone.
+    """
+
+    weight: Tensor
+
+    def __init__(self, colors: Tensor) -> None:
+        super().__init__()
+        inverse = torch.linalg.pinv(colors.double()).T.to(colors.dtype)
+        self.register_buffer("weight", inverse[:, :, None, None], persistent=False)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Scores B x K x H x W of pictures B x 3 x H x W in [0, 1]."""
+        return F.conv2d(picture.float(), self.weight)

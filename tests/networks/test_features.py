@@ -36,7 +36,7 @@ def test_every_decoder_keeps_its_promise_on_an_odd_size(decoder):
 
 def test_names_in_the_issue_are_all_there():
     issue = "unet unetplusplus manet linknet fpn pspnet pan deeplabv3 deeplabv3plus upernet"
-    assert " ".join(DECODERS) == f"{issue} segformer fcn ocrnet"
+    assert " ".join(DECODERS) == f"{issue} segformer fcn ocrnet mla"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (32, 64), (31, 129)])

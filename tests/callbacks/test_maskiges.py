@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_genseg.callbacks import MaskigePictures
+from lightning_genseg.datamodules import SyntheticScenesDataModule
+from lightning_genseg.modules import GSS, SoftmaxSegmenter
+from lightning_genseg.visualize import grid
+from tests.contract import TINY, trainer
+from tests.modules.test_gss import FROZEN, SMALL
+
+
+def data():
+    return SyntheticScenesDataModule(
+        size=(48, 64), crop_size=(48, 64), train_length=2, val_length=5, batch_size=2, num_workers=0
+    )
+
+
+@pytest.mark.filterwarnings(FROZEN)
+def test_a_row_is_what_it_says(tmp_path):
+    model = GSS(**SMALL, tokenizer="majority-8")
+    run = trainer(tmp_path, callbacks=[MaskigePictures(2)])
+    run.fit(model, data())
+    picture = np.asarray(Image.open(tmp_path / "maskiges" / "step_000001.png"))
+    row = [np.zeros((48, 64, 3), np.uint8)] * 6
+    assert picture.shape[1] == grid([row]).width
+    # Enlarged pixels stay sharp, and so do the colours: the third, fourth and fifth column hold no other ones.
+    colors = {tuple(color) for color in (model.maskige.colors * 255).round().int().tolist()}
+    for column in (2, 3, 4):
+        left = 4 + column * 324
+        cell = picture[40:200, left + 10 : left + 310].reshape(-1, 3)
+        assert set(map(tuple, np.unique(cell, axis=0).tolist())) <= colors
+    assert model.training
+
+
+def test_wrong_use(tmp_path):
+    with pytest.raises(ValueError, match="num_images is 0 but must be 1 or more"):
+        MaskigePictures(0)
+    with pytest.raises(ValueError, match="draws what a GSS predicts and SoftmaxSegmenter is none"):
+        trainer(tmp_path, callbacks=[MaskigePictures()]).fit(SoftmaxSegmenter(**TINY), data())
