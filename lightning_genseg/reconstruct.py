@@ -16,7 +16,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.datamodules.base import SegmentationDataModule, Split
 from lightning_genseg.datamodules.episodes import BaseClassesDataModule, EpisodesDataModule
+from lightning_genseg.datamodules.mixed import CrossDomainDataModule
 from lightning_genseg.files import replace_file
+from lightning_genseg.inference import resize_labels
 from lightning_genseg.metrics import segmentation_metrics
 from lightning_genseg.networks.colors import Colors, class_colors
 from lightning_genseg.networks.maskige import LeastSquares, Maskige, NearestColor
@@ -65,8 +67,8 @@ def reconstruct_data(
 
     Returns:
         `scales`: by scale `mIoU`, `pixel_accuracy`, `IoU` by class (null where a class does not occur), `majority` with
-        the mIoU and pixel accuracy of `CellMajority` with the same cells, and `tokens`: of the cells with a labelled
-        pixel, how many tokens are `used`, their `perplexity` and `entropy`, and the `conditional_entropy` given the
+        the mIoU and pixel accuracy of `CellMajority` with the same cells, in which ignored pixels have no vote, and
+        `tokens`: of the cells with a labelled pixel, how many tokens are `used`, their `perplexity` and `entropy`, and the `conditional_entropy` given the
         commonest class of the cell, in bits: what an image has to tell beside the class. Also what was measured:
         `data`, `split`, `images`, `tokenizer`, `fingerprint`, `codebook_size`, `downsample`, `colors` and `inverse`.
 
@@ -78,6 +80,11 @@ def reconstruct_data(
         raise ValueError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
     if isinstance(data, EpisodesDataModule | BaseClassesDataModule):
         data = data.data
+    if isinstance(data, CrossDomainDataModule):
+        raise ValueError(
+            "reconstruct draws masks in the colours of the universal classes and those of CrossDomainDataModule have "
+            "others: give MixedDataModule, or the datamodule of the test set itself."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     table = class_colors(colors, data.num_classes, color_seed)
     maskige = Maskige(table).to(device)
@@ -190,9 +197,11 @@ class _Scale:
     def update(self, mask: Tensor, inverse: torch.nn.Module) -> Reconstruction:
         found = reconstruct(mask, self.maskige, self.tokenizer, inverse, self.scale)
         self.scores.update(found.scores.argmax(1), mask)
-        plain = reconstruct(mask, self.maskige, self.majority, self.nearest, self.scale)
-        self.baseline.update(plain.scores.argmax(1), mask)
         common, labelled = cell_classes(mask, found.tokens.shape[-2:], *self.counts.shape[:1])
+        # Ignored pixels would vote for the class whose colour is nearest to theirs.
+        filled = mask.where(mask < len(self.counts), resize_labels(common, mask.shape[-2:]))
+        plain = reconstruct(filled, self.maskige, self.majority, self.nearest, self.scale)
+        self.baseline.update(plain.scores.argmax(1), mask)
         pairs = (common * self.counts.shape[1] + found.tokens)[labelled]
         self.counts += pairs.bincount(minlength=self.counts.numel()).view_as(self.counts).cpu()
         return found

@@ -58,7 +58,8 @@ class GSS(SegmentationModule):
         fused_channels: of the map that the Swin blocks see; a multiple of 32.
         head_channels: before the classifier of tokens.
         auxiliary: head that predicts classes pixel by pixel while training: with a branch of its own (`separate`),
-            from the fused map (`shared`; MSeg), or `none`: unlabelled pixels are then drawn in their own colour.
+            from the fused map (`shared`; MSeg), or `none` (Table 3): unlabelled pixels are then drawn in their own colour, and
+            cells without any label are learned as well.
         token_loss_weight: of the cross-entropy of tokens.
         auxiliary_loss_weight: of the cross-entropy of the auxiliary head.
         avg_non_ignore: mean over what is labelled; the code takes it over everything, and images with little labels
@@ -175,6 +176,17 @@ class GSS(SegmentationModule):
                 "auxiliary": auxiliary,
             },
         )
+        stride, downsample = self.features.stride, self.tokenizer.downsample
+        if stride != token_stride:
+            raise ValueError(
+                f"token_stride is {token_stride} and the stages of {encoder} lead to {stride}: set token_stride to that, or "
+                "leave encoder_depth and encoder_output_stride of network_options as they are."
+            )
+        if downsample < stride and stride % downsample:
+            raise ValueError(
+                f"the tokens of {tokenizer} are {downsample} pixels wide, no whole part of token_stride {stride}: choose "
+                "another tokenizer."
+            )
         self.head = TokenHead(
             fused_channels, self.tokenizer.codebook_size, head_channels, dropout, logits_at_once
         )
@@ -242,6 +254,8 @@ class GSS(SegmentationModule):
             drawn = torch.where(labelled, mask, scores.argmax(1))
         tokens = self.tokenizer.encode(self.maskige(drawn))
         counts = F.max_pool2d(labelled[:, None].float(), self.tokenizer.downsample)[:, 0] > 0
+        if auxiliary is None:
+            counts = torch.ones_like(counts)
         total = self.head.cross_entropy(features, tokens, counts)
         losses["loss_token"] = self._mean(total / counts.sum().clamp_min(1), counts)
         loss = self.token_loss_weight * losses["loss_token"]

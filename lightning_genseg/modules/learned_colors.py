@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_genseg.files import replace_file
 from lightning_genseg.modules.maskige_tokenizer import MaskModule
-from lightning_genseg.networks.colors import Colors, class_colors
+from lightning_genseg.networks.colors import Colors, ColorTable, class_colors
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.maskige import Color, Maskige, NearestColor
 from lightning_genseg.networks.maskige_inverse import ConvInverse
@@ -98,7 +98,8 @@ class LearnedColors(MaskModule):
         self.variant, self.scale = variant, scale
         self.gumbel_temperature, self.temperature = gumbel_temperature, temperature
         self.distance_weight = distance_weight
-        self.maskige = Maskige(class_colors(colors, num_classes, color_seed), ignore_index)
+        self._start = class_colors(colors, num_classes, color_seed)
+        self.maskige = Maskige(self._start, ignore_index)
         start = self.maskige.colors[:-1]
         self.tokenizer = make_tokenizer(tokenizer, start)
         if self.tokenizer.config()["kind"] == "majority":
@@ -184,7 +185,9 @@ class LearnedColors(MaskModule):
         # The state was taken before, perhaps without a validation.
         self._take_colors()
         checkpoint["state_dict"]["maskige.colors"] = self.maskige.colors.clone()
-        checkpoint["hyper_parameters"]["colors"] = self.color_table
+        # Those it began with: the learned ones may have met, and are in the state.
+        if checkpoint["hyper_parameters"]["colors"] not in get_args(ColorTable):
+            checkpoint["hyper_parameters"]["colors"] = self._start
         checkpoint["hyper_parameters"]["tokenizer"] = self.tokenizer.config()
         checkpoint["tokenizer"] = self.tokenizer.config()
 

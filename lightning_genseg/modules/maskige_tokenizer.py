@@ -38,10 +38,15 @@ class MaskModule(SegmentationModule):
         return {"scores": found.scores}
 
     def setup(self, stage: str) -> None:
-        """Refuse to predict photographs."""
+        """Refuse to predict photographs, and masks of other classes."""
         super().setup(stage)
         if stage == "predict":
             self.outputs(self.mean)
+        if self.target_classes is not None:
+            raise ValueError(
+                f"a {type(self).__name__} draws masks in the colours of its own classes and the test data have others "
+                f"({', '.join(self.target_classes.class_names[:3])}, ...): test it on MixedDataModule."
+            )
 
 
 class MaskigeTokenizer(MaskModule):
@@ -172,3 +177,13 @@ class MaskigeTokenizer(MaskModule):
         if checkpoint["hyper_parameters"]["colors"] not in get_args(ColorTable):
             checkpoint["hyper_parameters"]["colors"] = self.color_table
         checkpoint["tokenizer"] = self.tokenizer.config()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse one that was trained on other colours."""
+        super().on_load_checkpoint(checkpoint)
+        if not torch.equal(
+            checkpoint["state_dict"]["maskige.colors"].cpu(), self.maskige.colors.cpu()
+        ):
+            raise ValueError(
+                "the checkpoint was trained with other colors: use the same, or train a tokenizer on these."
+            )

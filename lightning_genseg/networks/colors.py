@@ -83,13 +83,18 @@ def class_colors(kind: Colors, num_classes: int, seed: int = 0) -> list[Color]:
             for start, n in zip(starts, _levels(num_classes), strict=True)
         )
         # The first ones are too many, as in the table of MSeg.
-        table = list(product(red, green, blue))[-num_classes:]
+        table = list(product(red, green, blue))
+        unlabelled = (0, 0, 0)
+        if len(table) == num_classes:  # black is taken: the middle of the first cell
+            r, g, b = ((one + two + _JITTER) // 2 for one, two, *_ in (red, green, blue))
+            unlabelled = (r, g, b)
+        table = table[-num_classes:]
         if kind == "jittered":
             table = [
                 (r + generator.randint(0, _JITTER), g + generator.randint(0, _JITTER), b + generator.randint(0, _JITTER))
                 for r, g, b in table
             ]  # fmt: skip
-        return [*table, (255, 255, 255) if (0, 0, 0) in table else (0, 0, 0)]
+        return [*table, unlabelled]
     return _check(_published(str(kind)), num_classes, f"colors {kind}")
 
 

@@ -141,6 +141,7 @@ class PixelFeatures(nn.Module):
         features, auxiliary = output if isinstance(output, tuple) else (output, None)
         if self._pool > 1:
             features = F.avg_pool2d(features, self._pool)
+            auxiliary = None if auxiliary is None else F.avg_pool2d(auxiliary, self._pool)
         rows, columns = -(-height // self.stride), -(-width // self.stride)
         if auxiliary is not None:
             auxiliary = auxiliary[..., :rows, :columns]

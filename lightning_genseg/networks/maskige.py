@@ -96,12 +96,15 @@ class NearestColor(nn.Module):
 
     def __init__(self, colors: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", colors.clone()[:, :, None, None], persistent=False)
+        self.register_buffer("weight", colors.clone(), persistent=False)
         self.register_buffer("bias", -colors.square().sum(1) / 2, persistent=False)
 
     def forward(self, picture: Tensor) -> Tensor:
         """Scores B x K x H x W of pictures B x 3 x H x W in [0, 1]; twice them and |x|^2 make minus the distance."""
-        return F.conv2d(picture.float(), self.weight, self.bias)
+        # Half precision, or a convolution's TF32, would take neighbouring colours for one another.
+        with torch.autocast(picture.device.type, enabled=False):
+            scores = torch.einsum("kc,bchw->bkhw", self.weight, picture.float())
+            return scores + self.bias[:, None, None]
 
 
 class LeastSquares(nn.Module):
@@ -120,8 +123,9 @@ class LeastSquares(nn.Module):
     def __init__(self, colors: Tensor) -> None:
         super().__init__()
         inverse = torch.linalg.pinv(colors.double()).T.to(colors.dtype)
-        self.register_buffer("weight", inverse[:, :, None, None], persistent=False)
+        self.register_buffer("weight", inverse, persistent=False)
 
     def forward(self, picture: Tensor) -> Tensor:
         """Scores B x K x H x W of pictures B x 3 x H x W in [0, 1]."""
-        return F.conv2d(picture.float(), self.weight)
+        with torch.autocast(picture.device.type, enabled=False):
+            return torch.einsum("kc,bchw->bkhw", self.weight, picture.float())

@@ -113,7 +113,7 @@ class TokenHead(nn.Module):
         logits_at_once: how many logits there may be at a time.
 
     Raises:
-        ValueError: `logits_at_once` is not positive.
+        ValueError: `logits_at_once` or `width` is not positive, or `dropout` no probability.
     """
 
     def __init__(
@@ -127,6 +127,12 @@ class TokenHead(nn.Module):
         super().__init__()
         if logits_at_once < 1:
             raise ValueError(f"logits_at_once is {logits_at_once}; it must be positive.")
+        if width < 1:
+            raise ValueError(f"the token head has {width} channels: give it 1 or more.")
+        if not 0 <= dropout < 1:
+            raise ValueError(
+                f"the dropout of the token head is {dropout} but must be from 0 to below 1."
+            )
         self.expand = conv_bn_relu(in_channels, width, 1)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, codebook_size, 1)

@@ -104,9 +104,10 @@ def test_tokens_by_hand(tokenizer, auxiliary):
     terms = []
     for image, row, column in product(range(2), range(3), range(4)):
         cell = (image, slice(row * f, (row + 1) * f), slice(column * f, (column + 1) * f))
-        if (mask[cell] != 255).any():
+        if auxiliary == "none" or (mask[cell] != 255).any():
             terms.append(-log_probability[image, majority(drawn[cell]), row, column])
-    assert len(terms) == 18  # the last column of cells is without labels
+    # The last column of cells is without labels, which counts where there is an auxiliary head.
+    assert len(terms) == (24 if auxiliary == "none" else 18)
     losses = model.compute_loss(batch)
     torch.testing.assert_close(losses["loss_token"], torch.stack(terms).mean())
 
@@ -322,3 +323,23 @@ def test_wrong_arguments():
         GSS(**SMALL, colors="cityscapes")
     with pytest.raises(ValueError, match="were given 40: choose a multiple of 32"):
         GSS(**{**SMALL, "fused_channels": 40})
+    with pytest.raises(ValueError, match="majority-3 are 3 pixels wide, no whole part of token_st"):
+        GSS(**SMALL, tokenizer="majority-3")
+    with pytest.raises(ValueError, match="token_stride is 8 and the stages of resnet18 lead to 4"):
+        GSS(
+            **{**SMALL, "encoder": "resnet18"}, token_stride=8, network_options={"encoder_depth": 4}
+        )
+
+
+def test_auxiliary_scores_lie_where_the_tokens_do():
+    """Four stages of which the finest is at half the resolution: both maps are brought to a quarter."""
+    model = GSS(
+        **{**SMALL, "encoder": "resnet18", "depth": 0}, network_options={"encoder_depth": 4}
+    )
+    image = torch.zeros(1, 3, 64, 96)
+    image[..., 64:] = 1
+    features, auxiliary = model.eval().extract(image)
+    assert features.shape[-2:] == auxiliary.shape[-2:] == (16, 24)
+    for maps in (features, auxiliary):  # the edge is at two thirds of the width in both
+        change = maps.diff(dim=3).abs().sum((0, 1, 2))
+        assert 14 <= change.argmax() <= 17

@@ -5,6 +5,7 @@ import torch
 
 from lightning_genseg.modules import LearnedColors, MaskigeTokenizer
 from lightning_genseg.networks.colors import class_colors
+from lightning_genseg.networks.maskige import Maskige
 from lightning_genseg.networks.tokenizers import DalleDVAE, make_tokenizer
 from tests.contract import NUM_CLASSES, batch_of, loader, trainer
 
@@ -84,6 +85,20 @@ def test_colours_of_a_vq_change_with_its_checkpoint(tmp_path):
     make_tokenizer(tmp_path / "learned.ckpt", colors)
     with pytest.raises(ValueError, match="has learned other colours"):
         make_tokenizer(tmp_path / "vq.ckpt", colors)
+
+
+def test_classes_whose_colours_have_met(dalle, tmp_path):
+    """TT collapses: its checkpoint can be loaded all the same, and GSS says what is wrong with such colours."""
+    model = make(dalle, colors=class_colors("arithmetic", NUM_CLASSES))
+    with torch.no_grad():
+        model.logits[0] = model.logits[1]
+    run = trainer(tmp_path)
+    run.strategy.connect(model)
+    run.save_checkpoint(tmp_path / "met.ckpt")
+    loaded = LearnedColors.load_from_checkpoint(tmp_path / "met.ckpt")
+    assert loaded.color_table == model.color_table
+    with pytest.raises(ValueError, match="one colour to two classes"):
+        Maskige(loaded.color_table)
 
 
 def test_ignored_pixels_do_not_count(dalle):

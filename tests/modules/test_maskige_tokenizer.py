@@ -4,8 +4,11 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
+from lightning_genseg.datamodules import CrossDomainDataModule, FolderDataModule
 from lightning_genseg.modules import MaskigeTokenizer
+from lightning_genseg.reconstruct import reconstruct_data
 from tests.contract import NUM_CLASSES, batch_of, loader, trainer
+from tests.domains import FIELD, TABLE, write_domain
 
 SMALL = {"num_classes": NUM_CLASSES, "levels": [5, 5, 4], "channels": 16, "blocks": 1}
 
@@ -115,3 +118,29 @@ def test_wrong_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             MaskigeTokenizer(**SMALL, **{name: value})
+
+
+def test_a_checkpoint_of_other_colours_is_refused(tmp_path):
+    run = trainer(tmp_path)
+    run.strategy.connect(MaskigeTokenizer(**SMALL))
+    run.save_checkpoint(tmp_path / "lattice.ckpt")
+    other = MaskigeTokenizer(**SMALL, colors="random")
+    with pytest.raises(ValueError, match="trained with other colors: use the same"):
+        trainer(tmp_path).test(other, loader(2), ckpt_path=tmp_path / "lattice.ckpt")
+
+
+def test_masks_of_other_classes_are_refused(tmp_path):
+    write_domain(tmp_path / "field", "field", 1)
+    (tmp_path / "all.txt").write_text("0")
+    (tmp_path / "table.tsv").write_text(TABLE)
+    field = FolderDataModule(
+        tmp_path / "field", class_names=FIELD, test_list=tmp_path / "all.txt", num_workers=0
+    )
+    data = CrossDomainDataModule(field, tmp_path / "table.tsv", "field", num_workers=0)
+    model = MaskigeTokenizer(**{**SMALL, "num_classes": data.num_classes})
+    with pytest.raises(
+        ValueError, match=r"others \(heaven, ground, \.\.\.\): test it on MixedData"
+    ):
+        trainer(tmp_path).test(model, data)
+    with pytest.raises(ValueError, match="reconstruct draws masks in the colours of the universal"):
+        reconstruct_data(data, split="test", output_dir=tmp_path)

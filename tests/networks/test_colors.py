@@ -18,6 +18,15 @@ def test_any_number_of_classes(kind, num_classes):
     assert all(isinstance(v, int) and 0 <= v <= 255 for color in table for v in color)
 
 
+@pytest.mark.parametrize("kind", ["arithmetic", "misaligned", "jittered", "lattice"])
+def test_unlabelled_pixels_are_far_from_all_classes(kind):
+    """Also where the classes fill the lattice, whose first point is nearly black: 8, 12, 18, 27, ..., 150."""
+    for num_classes in range(2, 256):
+        *classes, unlabelled = np.array(class_colors(kind, num_classes))
+        nearest = np.linalg.norm(np.array(classes) - unlabelled, axis=1).min()
+        assert nearest > 20, num_classes
+
+
 def test_the_steps_of_table_9():
     """Equal steps in lattice order, blue fastest; starts 0, 1, 2; 0 to 15 in each channel on top."""
     plain, shifted, jittered = (

@@ -139,6 +139,10 @@ def test_likeliest_tokens(at_once):
     assert torch.equal(head.predict(features), head(features).argmax(1))
 
 
-def test_logits_at_once():
+def test_wrong_heads():
     with pytest.raises(ValueError, match="logits_at_once is 0; it must be positive"):
         TokenHead(8, 11, logits_at_once=0)
+    with pytest.raises(ValueError, match="the token head has 0 channels"):
+        TokenHead(8, 11, width=0)
+    with pytest.raises(ValueError, match="dropout of the token head is 2 but must be from 0"):
+        TokenHead(8, 11, dropout=2)
