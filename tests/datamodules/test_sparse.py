@@ -18,6 +18,7 @@ from lightning_genseg.datamodules import (
     CityscapesDataModule,
     EpisodesDataModule,
     FolderDataModule,
+    MixedDataModule,
     SegmentationDataModule,
     StreetHazardsDataModule,
     SyntheticScenesDataModule,
@@ -88,7 +89,9 @@ def test_all_that_train_have_the_argument():
     for name in datamodules.__all__:
         kind = getattr(datamodules, name)
         arguments = inspect.signature(kind).parameters
-        views_other_data = issubclass(kind, EpisodesDataModule | BaseClassesDataModule)
+        views_other_data = issubclass(
+            kind, EpisodesDataModule | BaseClassesDataModule | MixedDataModule
+        )
         assert ("sparse" in arguments) == ("train" in kind.splits and not views_other_data), name
 
 
