@@ -22,7 +22,7 @@ from lightning_genseg.datasets.base import (
 )
 from lightning_genseg.datasets.class_index import Cache, count_labels
 from lightning_genseg.datasets.sparse import Raster, SparseDataset
-from lightning_genseg.files import replace_file
+from lightning_genseg.files import make_folder, replace_file
 from lightning_genseg.transforms import single_thread
 from lightning_genseg.visualize import Picture, colorize, encode, enlarge, grid, overlay, void_color
 
@@ -59,12 +59,7 @@ def check_data(
     """
     if num_pictures < 0:
         raise ValueError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"output_dir '{output_dir}' cannot be made ({error.strerror}): choose another folder."
-        ) from error
+    make_folder(output_dir, "output_dir")
     if isinstance(data, EpisodesDataModule | BaseClassesDataModule | CrossDomainDataModule):
         data = data.data
     data.prepare_data()

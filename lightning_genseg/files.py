@@ -5,6 +5,16 @@ from pathlib import Path
 from uuid import uuid4
 
 
+def make_folder(path: Path, argument: str) -> None:
+    """Make a folder and those above it; ValueError, naming the argument it comes from, if that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{argument} '{path}' cannot be made ({error.strerror}): choose another folder."
+        ) from error
+
+
 def replace_file(path: Path, content: bytes, scratch: Path | None = None) -> None:
     """Write a file so that it appears complete or not at all, also if power fails.
 

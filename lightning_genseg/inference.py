@@ -78,13 +78,13 @@ def infer(
     total: dict[str, Tensor] = {}
     single = False
     for scale in scales:
-        scaled = _resize(image, input_size(size, options, scale))
+        scaled = resize_maps(image, input_size(size, options, scale))
         for flip in flips:
             output = forward_windows(forward, scaled.flip(-1) if flip else scaled, options)
             single = isinstance(output, Tensor)
             for name, scores in _named(output).items():
                 function = _activation(activation, name, single)
-                scores = _resize(scores.flip(-1) if flip else scores, size)
+                scores = resize_maps(scores.flip(-1) if flip else scores, size)
                 if views > 1:
                     scores = (function(scores) if function else scores) / views
                 total[name] = total[name] + scores if name in total else scores
@@ -240,6 +240,13 @@ def check_options(options: Mapping[str, Any] | None) -> None:
         raise ValueError(f"inference.flip must be true or false, not {flip!r}.")
 
 
+def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B x C x H x W) at another size, bilinearly; the same ones where it is theirs."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, list(size), mode="bilinear")
+
+
 def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest label (B x H x W int64) for each pixel of another size.
 
@@ -292,12 +299,6 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     """First pixels of windows of `window` pixels, `stride` apart, over `length` pixels."""
     last = max(length - window, 0)
     return [min(index * stride, last) for index in range(-(-last // stride) + 1)]
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    return F.interpolate(maps, size, mode="bilinear")
 
 
 def _named(output: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lightning_genseg.datamodules.base import SegmentationDataModule, Split
 from lightning_genseg.datamodules.episodes import BaseClassesDataModule, EpisodesDataModule
 from lightning_genseg.datamodules.mixed import CrossDomainDataModule
-from lightning_genseg.files import replace_file
+from lightning_genseg.files import make_folder, replace_file
 from lightning_genseg.inference import resize_labels
 from lightning_genseg.metrics import segmentation_metrics
 from lightning_genseg.networks.colors import Colors, class_colors
@@ -94,6 +94,7 @@ def reconstruct_data(
         raise ValueError(f"scales is {chosen} but must be positive.")
     back = (NearestColor if inverse == "nearest" else LeastSquares)(maskige.colors[:-1])
     measured = [_Scale(scale, model, maskige, data.num_classes) for scale in chosen]
+    make_folder(output_dir, "output_dir")  # before the long part
     data.prepare_data()
     loader = data.plain_loader(split)
     wanted = set(np.linspace(0, max(len(loader) - 1, 0), num_pictures).round().astype(int).tolist())
@@ -127,12 +128,6 @@ def reconstruct_data(
         "inverse": inverse,
         "scales": {f"{one.scale:g}": one.compute(data.class_names) for one in measured},
     }
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"output_dir '{output_dir}' cannot be made ({error.strerror}): choose another folder."
-        ) from error
     text = json.dumps(report, indent=1, ensure_ascii=False)
     replace_file(output_dir / "reconstruct.json", text.encode())
     (output_dir / "reconstruct.png").unlink(missing_ok=True)  # an earlier run's

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_genseg.anomaly import Threshold
+from lightning_genseg.datamodules.base import collate
 from lightning_genseg.datasets.base import voc_palette
 from lightning_genseg.modules.base import SegmentationModule
 from lightning_genseg.visualize import (
@@ -32,6 +34,12 @@ def classes_of(
         list(names or map(str, range(num_classes))),
         getattr(data, "palette", None) or voc_palette(num_classes),
     )
+
+
+def spread_samples(dataset: Any, count: int) -> list[dict[str, Any]]:
+    """So many samples, each as a batch, spread evenly over a data set from its first to its last."""
+    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset)))
+    return [collate([dataset[i]]) for i in chosen.round().astype(int).tolist()]
 
 
 def threshold_of(pl_module: LightningModule) -> Threshold | None:

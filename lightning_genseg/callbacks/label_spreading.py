@@ -9,8 +9,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_genseg.callbacks.base import classes_of, to_array, to_picture
-from lightning_genseg.datamodules.base import collate
+from lightning_genseg.callbacks.base import classes_of, spread_samples, to_array, to_picture
 from lightning_genseg.files import replace_file
 from lightning_genseg.inference import evaluation_mode
 from lightning_genseg.modules.agmm import AGMM
@@ -69,8 +68,7 @@ class LabelSpreading(Callback):
         side = (pl_module.inference or {}).get("short_side")
         smaller = [] if side is None else shorter_side(side)
         dataset = data.split_dataset("train", [*data.eval_transform, *smaller])
-        chosen = np.linspace(0, len(dataset) - 1, min(self.num_images, len(dataset)))
-        self._batches = [collate([dataset[i]]) for i in chosen.round().astype(int).tolist()]
+        self._batches = spread_samples(dataset, self.num_images)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the picture."""

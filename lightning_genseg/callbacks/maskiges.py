@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_genseg.callbacks.base import classes_of, to_array, to_picture
-from lightning_genseg.datamodules.base import collate
+from lightning_genseg.callbacks.base import classes_of, spread_samples, to_array, to_picture
 from lightning_genseg.files import replace_file
 from lightning_genseg.inference import evaluation_mode, resize_labels
 from lightning_genseg.modules.gss import GSS
@@ -49,8 +47,7 @@ class MaskigePictures(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         dataset = data.split_dataset("val", data.eval_transform)
-        chosen = np.linspace(0, len(dataset) - 1, min(self.num_images, len(dataset)))
-        self._batches = [collate([dataset[i]]) for i in chosen.round().astype(int).tolist()]
+        self._batches = spread_samples(dataset, self.num_images)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the picture."""

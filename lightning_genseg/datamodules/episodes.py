@@ -17,13 +17,13 @@ from lightning_genseg.datasets.episodes import (
     BaseClasses,
     EpisodeMode,
     EvalEpisodes,
-    LabelledImages,
     Pool,
     TrainEpisodes,
     draw_episodes,
     read_manifest,
     write_manifest,
 )
+from lightning_genseg.datasets.relabelled import LabelledImages
 from lightning_genseg.datasets.support import SupportedImages
 from lightning_genseg.datasets.voc import VOC
 from lightning_genseg.transforms import Letterbox, Transform, episode_train_transform

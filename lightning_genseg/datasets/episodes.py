@@ -4,22 +4,26 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from lightning_genseg.datasets.base import IGNORE, SegmentationDataset, check_sizes
+from lightning_genseg.datasets.base import IGNORE
+from lightning_genseg.datasets.relabelled import (
+    LabelledImages,
+    RelabelledImages,
+    read_labelled,
+)
 from lightning_genseg.files import replace_file
-from lightning_genseg.transforms import Letterbox, Transform, apply, apply_all, compose
+from lightning_genseg.transforms import Letterbox, Transform, apply_all, compose
 
 __all__ = [
     "Episode",
     "EpisodeMode",
     "EvalEpisodes",
-    "LabelledImages",
     "Pool",
     "TrainEpisodes",
     "draw_episodes",
@@ -28,26 +32,6 @@ __all__ = [
 ]
 
 EpisodeMode = Literal["bam", "uniform", "balanced"]
-
-
-class LabelledImages(Protocol):
-    """What episodes are drawn from; the data sets of this package are."""
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def sample_name(self, index: int) -> str:
-        """Name of an image."""
-
-    def read_pixels(self, index: int) -> NDArray[np.uint8]:
-        """HxWx3."""
-
-    def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
-        """HxW classes and 255."""
 
 
 class Episode(NamedTuple):
@@ -284,16 +268,6 @@ class EvalEpisodes(_Episodes):
         return self.read(self.episodes[index], np.random.default_rng(0), full_mask=True)
 
 
-def read_labelled(
-    images: LabelledImages, index: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read an image HxWx3 and its labels HxW; ValueError if their sizes differ."""
-    image, labels = images.read_pixels(index), images.read_mask_labels(index)
-    if isinstance(images, SegmentationDataset):
-        check_sizes(image.shape, labels.shape, images.samples[index])
-    return image, labels
-
-
 def read_object(
     images: LabelledImages, index: int, category: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -304,7 +278,7 @@ def read_object(
     return image, mask
 
 
-class BaseClasses(Dataset[dict[str, Any]]):
+class BaseClasses(RelabelledImages):
     """A data set in which some classes are numbered from 1 on and all others are background, 0; 255 stays.
 
     Args:
@@ -321,38 +295,19 @@ class BaseClasses(Dataset[dict[str, Any]]):
         class_names: Sequence[str],
         transform: Sequence[Transform],
     ) -> None:
+        super().__init__(["background", *(class_names[c] for c in classes)], transform)
         self.images = images
-        self.class_names = ["background", *(class_names[c] for c in classes)]
-        self.transform = compose(transform)
         self._table = np.zeros(256, np.uint8)
         self._table[list(classes)] = np.arange(1, len(classes) + 1)
         self._table[IGNORE] = IGNORE
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes with the background."""
-        return len(self.class_names)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        """Read and transform one sample."""
-        position, seed = index if isinstance(index, tuple) else (index, index)
-        image, labels = read_labelled(self.images, position)
-        name = self.images.sample_name(position)
-        tensor, mask = apply(self.transform, image, self._table[labels], seed, name)
-        return {"image": tensor, "mask": mask, "name": name}
-
-    def read_pixels(self, index: int) -> NDArray[np.uint8]:
-        """Read an image as HxWx3, without transforms."""
-        return self.images.read_pixels(index)
-
-    def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
-        """Read the labels of an image as HxW, without transforms."""
-        labels: NDArray[np.uint8] = self._table[self.images.read_mask_labels(index)]
-        return labels
+    def locate(self, index: int) -> tuple[LabelledImages, int, NDArray[np.uint8]]:
+        """See the base."""
+        return self.images, index, self._table
 
 
 def write_manifest(

@@ -3,17 +3,16 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lightning_genseg.datasets.base import IGNORE, Color
-from lightning_genseg.datasets.episodes import LabelledImages, read_labelled
-from lightning_genseg.transforms import Transform, apply, compose
+from lightning_genseg.datasets.relabelled import LabelledImages, RelabelledImages
+from lightning_genseg.transforms import Transform
 
 __all__ = ["Decision", "MixedImages", "TargetClasses", "Taxonomy", "WithoutUniversal"]
 
@@ -225,7 +224,7 @@ class Taxonomy:
         return universal
 
 
-class MixedImages(Dataset[dict[str, Any]]):
+class MixedImages(RelabelledImages):
     """Images of several data sets, relabelled; a sample is `image`, `mask` and `name`, `<data set>/<its name>`.
 
     Args:
@@ -242,41 +241,19 @@ class MixedImages(Dataset[dict[str, Any]]):
         class_names: Sequence[str],
         transform: Sequence[Transform] = (),
     ) -> None:
+        super().__init__(class_names, transform)
         self.parts, self.tables = dict(parts), dict(tables)
-        self.class_names = list(class_names)
-        self.transform = compose(transform)
         self._places = [(key, i) for key, part in self.parts.items() for i in range(len(part))]
-
-    @property
-    def num_classes(self) -> int:
-        """Number of the classes of the new labels."""
-        return len(self.class_names)
 
     def __len__(self) -> int:
         """Number of images of all parts."""
         return len(self._places)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        """Read and transform one sample."""
-        position, seed = index if isinstance(index, tuple) else (index, index)
-        key, i = self._places[position]
-        image, labels = read_labelled(self.parts[key], i)
-        name = self.sample_name(position)
-        tensor, mask = apply(self.transform, image, self.tables[key][labels], seed, name)
-        return {"image": tensor, "mask": mask, "name": name}
+    def locate(self, index: int) -> tuple[LabelledImages, int, NDArray[np.uint8]]:
+        """See the base."""
+        key, i = self._places[index]
+        return self.parts[key], i, self.tables[key]
 
     def sample_name(self, index: int) -> str:
-        """Name of an image."""
-        key, i = self._places[index]
-        return f"{key}/{self.parts[key].sample_name(i)}"
-
-    def read_pixels(self, index: int) -> NDArray[np.uint8]:
-        """Read an image as HxWx3, without transforms."""
-        key, i = self._places[index]
-        return self.parts[key].read_pixels(i)
-
-    def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
-        """Read the new labels of an image as HxW, without transforms."""
-        key, i = self._places[index]
-        labels: NDArray[np.uint8] = self.tables[key][self.parts[key].read_mask_labels(i)]
-        return labels
+        """Name of an image, below that of its data set."""
+        return f"{self._places[index][0]}/{super().sample_name(index)}"

@@ -1,6 +1,7 @@
 """What every method shares: normalisation, steps, metrics, optimisers, prediction of any image."""
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
@@ -24,6 +25,7 @@ from lightning_genseg.inference import (
     has_several_views,
     infer,
     plain_options,
+    resize_maps,
     softmax,
 )
 from lightning_genseg.metrics import (
@@ -346,9 +348,7 @@ class SegmentationModule(LightningModule, ABC):
         """`predict_maps` of a batch at the size of its `mask`, which may be larger than its images."""
         maps = self.predict_maps(batch["image"])
         size = batch["mask"].shape[-2:]
-        if maps["scores"].shape[-2:] != size:
-            maps = {name: F.interpolate(x, size, mode="bilinear") for name, x in maps.items()}
-        return maps
+        return {name: resize_maps(x, size) for name, x in maps.items()}
 
     def _evaluate(
         self, maps: dict[str, Tensor], batch: dict[str, Any], metrics: Callable[..., Any]
@@ -492,6 +492,11 @@ class SegmentationModule(LightningModule, ABC):
                 f"{', '.join(self.class_names)}: classes are compared by their numbers."
             )
         self.anomaly.load_fitted_state(checkpoint.get("anomaly", {}))
+
+
+def expect_frozen_parts() -> None:
+    """Silence Lightning's warning of parts in evaluation mode at the start of a fit, where they are meant to be."""
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
 
 def _is_position(name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,12 @@ from torchmetrics import MetricCollection
 
 from lightning_genseg.inference import letterbox_size, resize_labels
 from lightning_genseg.metrics import few_shot_metrics
-from lightning_genseg.modules.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationModule
+from lightning_genseg.modules.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SegmentationModule,
+    expect_frozen_parts,
+)
 from lightning_genseg.modules.base_learner import BaseLearner, load_base_learner
 from lightning_genseg.networks.few_shot import EncoderStages, OutputStride, StageFeatures, resize
 from lightning_genseg.networks.losses import pixel_cross_entropy
@@ -319,8 +323,7 @@ class FewShotModule(SegmentationModule):
 
     def on_fit_start(self) -> None:
         """Refuse data of another fold: the encoder would know the novel classes."""
-        # They are meant to be.
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        expect_frozen_parts()
         self._check_fold()
 
     def on_validation_start(self) -> None:

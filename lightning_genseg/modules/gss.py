@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,12 +12,17 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_genseg.anomaly import AnomalyName
-from lightning_genseg.inference import InferenceOptions, resize_labels
-from lightning_genseg.modules.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationModule
+from lightning_genseg.inference import InferenceOptions, resize_labels, resize_maps
+from lightning_genseg.modules.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SegmentationModule,
+    expect_frozen_parts,
+)
 from lightning_genseg.networks.colors import Colors, ColorTable, class_colors
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import pixel_cross_entropy
-from lightning_genseg.networks.maskige import LeastSquares, Maskige, NearestColor
+from lightning_genseg.networks.maskige import LeastSquares, Maskige, NearestColor, class_votes
 from lightning_genseg.networks.mla import Auxiliary, TokenHead
 from lightning_genseg.networks.tokenizers import TokenizerConfig, make_tokenizer
 
@@ -218,17 +222,15 @@ class GSS(SegmentationModule):
             picture: B x 3 x H' x W' in [0, 1].
             size: H and W.
         """
-        scores = self.inverse(picture)
-        # Votes, and not scores, are averaged: between two colours there may be that of a third class.
-        votes = torch.zeros_like(scores).scatter_(1, scores.argmax(1, keepdim=True), 1.0)
-        return resize(votes, size).clamp_min(_LEAST_VOTE).log()
+        votes = resize_maps(class_votes(self.inverse(picture)), size)
+        return votes.clamp_min(_LEAST_VOTE).log()
 
     def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
         """Bring maps that cover all cells to the size of `image`, bilinearly and in float32."""
         height, width = image.shape[-2:]
         cells = [-(-side // self.features.stride) for side in (height, width)]
         covered = [side * self.features.stride for side in cells]
-        return resize(scores.float(), covered)[..., :height, :width]
+        return resize_maps(scores.float(), covered)[..., :height, :width]
 
     # --- training ----------------------------------------------------------------------------
 
@@ -247,15 +249,15 @@ class GSS(SegmentationModule):
         labelled = mask != self.ignore_index
         losses, drawn = {}, mask
         if auxiliary is not None:
-            scores = resize(auxiliary.float(), size)
+            scores = resize_maps(auxiliary.float(), size)
             losses["loss_auxiliary"] = self._mean(
                 pixel_cross_entropy(scores, mask, self.ignore_index), labelled
             )
             drawn = torch.where(labelled, mask, scores.argmax(1))
         tokens = self.tokenizer.encode(self.maskige(drawn))
-        counts = F.max_pool2d(labelled[:, None].float(), self.tokenizer.downsample)[:, 0] > 0
-        if auxiliary is None:
-            counts = torch.ones_like(counts)
+        counts = torch.ones_like(tokens, dtype=torch.bool)
+        if auxiliary is not None:
+            counts = F.max_pool2d(labelled[:, None].float(), self.tokenizer.downsample)[:, 0] > 0
         total = self.head.cross_entropy(features, tokens, counts)
         losses["loss_token"] = self._mean(total / counts.sum().clamp_min(1), counts)
         loss = self.token_loss_weight * losses["loss_token"]
@@ -268,8 +270,8 @@ class GSS(SegmentationModule):
         return loss if self.avg_non_ignore else loss * counts.float().mean()
 
     def on_fit_start(self) -> None:
-        """Silence a warning: what is in evaluation mode is meant to be."""
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        """Colours and tokenizer are frozen, and more in a `GSSInverse`."""
+        expect_frozen_parts()
 
     def on_train_start(self) -> None:
         """Refuse a tokenizer that was never trained: its weights come with a file or a checkpoint."""
@@ -312,10 +314,3 @@ def check_fingerprints(what: str, theirs: Mapping[str, str], ours: Mapping[str, 
                 f"{what} was trained with {'other colors' if name == 'colors' else 'another tokenizer'} "
                 f"({theirs[name]}, not {ours[name]}): use the same, or train with {remedy}."
             )
-
-
-def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resizing, where the size is another."""
-    if list(maps.shape[-2:]) == list(size):
-        return maps
-    return F.interpolate(maps, list(size), mode="bilinear")

@@ -13,8 +13,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_genseg.anomaly import AnomalyName
-from lightning_genseg.inference import InferenceOptions
-from lightning_genseg.modules.gss import GSS, Decoding, check_fingerprints, resize
+from lightning_genseg.inference import InferenceOptions, resize_maps
+from lightning_genseg.modules.gss import GSS, Decoding, check_fingerprints
 from lightning_genseg.networks.features import load_weights
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.maskige_inverse import ConvInverse, SwinInverse
@@ -139,7 +139,7 @@ class GSSInverse(GSS):
     def class_scores(self, picture: Tensor, size: Sequence[int]) -> Tensor:
         """See `GSS`."""
         scores: Tensor = self.inverse(picture)
-        return resize(scores.float(), size)
+        return resize_maps(scores.float(), size)
 
     def train(self, mode: bool = True) -> GSSInverse:
         """Set the mode; all but the inverse and the noise stay in evaluation mode."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_genseg.files import replace_file
+from lightning_genseg.modules.base import expect_frozen_parts
 from lightning_genseg.modules.maskige_tokenizer import MaskModule
 from lightning_genseg.networks.colors import Colors, ColorTable, class_colors
 from lightning_genseg.networks.losses import pixel_cross_entropy
@@ -160,8 +160,8 @@ class LearnedColors(MaskModule):
             self.inverse = NearestColor(self.maskige.colors[:-1])
 
     def on_fit_start(self) -> None:
-        """The tokenizer is meant to be in evaluation mode."""
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        """The tokenizer is frozen."""
+        expect_frozen_parts()
 
     def on_train_start(self) -> None:
         """Refuse a tokenizer without weights: they come with a file or a checkpoint."""

@@ -129,3 +129,11 @@ class LeastSquares(nn.Module):
         """Scores B x K x H x W of pictures B x 3 x H x W in [0, 1]."""
         with torch.autocast(picture.device.type, enabled=False):
             return torch.einsum("kc,bchw->bkhw", self.weight, picture.float())
+
+
+def class_votes(scores: Tensor) -> Tensor:
+    """1 for the highest of the class scores B x K x H x W of each pixel, 0 for the others.
+
+    To be averaged when maskiges are resized, in place of scores: between two colours there may be that of a third class.
+    """
+    return torch.zeros_like(scores).scatter_(1, scores.argmax(1, keepdim=True), 1.0)

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_genseg.inference import resize_labels
+from lightning_genseg.inference import resize_labels, resize_maps
 from lightning_genseg.networks.features import read_state_dict
-from lightning_genseg.networks.maskige import Maskige
+from lightning_genseg.networks.maskige import Maskige, class_votes
 
 
 class TokenizerConfig(TypedDict, total=False):
@@ -562,6 +562,5 @@ def reconstruct(
     picture = tokenizer.decode(tokens)[..., : drawn.shape[-2], : drawn.shape[-1]]
     scores = inverse(picture)
     if drawn.shape != mask.shape:
-        votes = F.one_hot(scores.argmax(1), scores.shape[1]).movedim(-1, 1).float()
-        scores = F.interpolate(votes, size, mode="bilinear")
+        scores = resize_maps(class_votes(scores), size)
     return Reconstruction(tokens, picture, scores)
