@@ -7,7 +7,7 @@ import pickle
 import re
 import sys
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,7 +48,8 @@ _DESCRIPTIONS = {
     "check": "Read every file of the data: counts, class frequencies, missing and broken files, a picture. Takes the "
     "configuration files of the other commands.",
     "reconstruct": "Draw all masks of a split as maskiges, tokenize and decode them: what GSS with this tokenizer and "
-    "these colours can reach at best, before it is trained. Takes the configuration files of the other commands.",
+    "these colours can reach at best, before it is trained. Takes the configuration files of the other commands, and from "
+    "their model tokenizer and colours.",
 }
 
 
@@ -134,7 +135,14 @@ class GenSegCLI(LightningCLI):
         given = {"class_path": config.model.class_path, **config.model.init_args}
         # The data's word is final on the first three, and how to predict and what to call strange
         # is chosen at every run.
-        free = {"num_classes", "ignore_index", "class_names", "inference", "anomaly_score"}
+        free = {
+            "num_classes",
+            "ignore_index",
+            "class_names",
+            "inference",
+            "decoding",
+            "anomaly_score",
+        }
         saved = {key: value for key, value in saved.items() if key not in free}
         for key, value in {"class_path": class_path, **saved}.items():
             if key in given and _plain(given[key]) != _plain(value):
@@ -184,7 +192,9 @@ def main(args: list[str] | None = None) -> None:
             _check(words[1:])
             return
         if words[:1] == ["reconstruct"]:
-            report, folder = _of_data(words[1:], "reconstruct", reconstruct_data)
+            report, folder = _of_data(
+                words[1:], "reconstruct", reconstruct_data, ("tokenizer", "colors", "color_seed")
+            )
             print(f"{reconstruct_summary(report)}\n\nthe report is in {folder}")
             return
         GenSegCLI(
@@ -225,11 +235,15 @@ def _check(args: list[str]) -> None:
 
 
 def _of_data(
-    args: list[str], command: str, function: Callable[..., dict[str, Any]]
+    args: list[str],
+    command: str,
+    function: Callable[..., dict[str, Any]],
+    defaults_from_model: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Path]:
     """Call a function of data with what the command line says: its report, and the folder that it is in.
 
-    Lightning's sub-commands would build a Trainer and a model.
+    Lightning's sub-commands would build a Trainer and a model. What a configuration file says of the model's
+    `defaults_from_model` holds for the function's arguments of these names, unless they are given.
     """
     parser = LightningArgumentParser(
         prog=f"genseg {command}",
@@ -244,6 +258,10 @@ def _of_data(
     for key in _OF_OTHER_COMMANDS:
         parser.add_argument(f"--{key}", type=Any, help=SUPPRESS)
     config = parser.parse_args(args)
+    if defaults_from_model:
+        of_model = (config.get("model") or {}).get("init_args", {})
+        parser.set_defaults({key: of_model[key] for key in defaults_from_model if key in of_model})
+        config = parser.parse_args(args)
     for key in (*_OF_OTHER_COMMANDS, "config"):
         config.pop(key, None)
     arguments = vars(parser.instantiate(config))

@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+os.environ["OMP_NUM_THREADS"] = "1"  # as _one_thread, for the processes that tests start
 
 import pytest
 import torch

@@ -142,6 +142,17 @@ def test_command(tmp_path, capsys):
     tested = json.loads(next((tmp_path / "runs").glob("*/*/metrics.json")).read_text())
     assert tested["mIoU"] > scores["majority"]["mIoU"]
 
+    # Of a configuration of GSS, its tokenizer and colours, but for what is said otherwise.
+    model = {"class_path": "GSS", "init_args": {"tokenizer": "majority-2", "colors": "arithmetic"}}
+    data = {"class_path": "SyntheticScenesDataModule", "init_args": {"val_length": 2}}
+    Path("gss.yaml").write_text(json.dumps({"model": model, "data": data}))
+    for given, tokenizer in (([], "majority-2"), (["--tokenizer", "majority-4"], "majority-4")):
+        main(["reconstruct", "--config", "gss.yaml", *given])
+        report = json.loads((tmp_path / "reconstruction" / "reconstruct.json").read_text())
+        assert report["tokenizer"] == tokenizer
+        colors = class_colors("arithmetic", NUM_CLASSES)
+        assert report["colors"] == [list(color) for color in colors]
+
     for options, message in (
         (["--tokenizer", "none.ckpt"], "tokenizer 'none.ckpt' is no file"),
         (["--split", "tst"], "tst"),

@@ -499,6 +499,16 @@ def expect_frozen_parts() -> None:
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
 
+def need_single_precision(module: LightningModule) -> None:
+    """ValueError if the Trainer has made a module's weights and buffers anything but float32, in which maskiges are."""
+    precision = str(module.trainer.precision)
+    if precision.endswith("true") and precision != "32-true":
+        raise ValueError(
+            f"trainer.precision is {precision}, but colours and tokens need float32: run {type(module).__name__} with "
+            "32-true, bf16-mixed or 16-mixed."
+        )
+
+
 def _is_position(name: str) -> bool:
     # timm's, smp's and mmsegmentation's names: absolute_pos_embed, relative_position_bias_table, rel_pos_h,
     # attention_biases, pos_block, ...

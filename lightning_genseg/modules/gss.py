@@ -18,6 +18,7 @@ from lightning_genseg.modules.base import (
     IMAGENET_STD,
     SegmentationModule,
     expect_frozen_parts,
+    need_single_precision,
 )
 from lightning_genseg.networks.colors import Colors, ColorTable, class_colors
 from lightning_genseg.networks.features import PixelFeatures
@@ -268,6 +269,11 @@ class GSS(SegmentationModule):
     def _mean(self, loss: Tensor, counts: Tensor) -> Tensor:
         """A mean over what counts, or, by `avg_non_ignore`, over everything."""
         return loss if self.avg_non_ignore else loss * counts.float().mean()
+
+    def setup(self, stage: str) -> None:
+        """Refuse numbers in which colours cannot be told apart."""
+        super().setup(stage)
+        need_single_precision(self)
 
     def on_fit_start(self) -> None:
         """Colours and tokenizer are frozen, and more in a `GSSInverse`."""

@@ -101,7 +101,7 @@ class GSSInverse(GSS):
                 "checkpoint of GSSInverse itself sets)."
             )
         if prior is not None:
-            prior_arguments = _read_prior(prior, num_classes)
+            prior_arguments = _read_prior(prior, num_classes, class_names)
         assert prior_arguments is not None
         super().__init__(
             num_classes,
@@ -196,7 +196,7 @@ def _read(path: Path, argument: str, kind: Literal["GSS", "GSSInverse"]) -> dict
     return checkpoint
 
 
-def _read_prior(path: Path, num_classes: int) -> dict[str, Any]:
+def _read_prior(path: Path, num_classes: int, class_names: Sequence[str] | None) -> dict[str, Any]:
     """Arguments of the GSS that a checkpoint holds."""
     checkpoint = _read(path, "prior", "GSS")
     if checkpoint["num_classes"] != num_classes:
@@ -204,4 +204,12 @@ def _read_prior(path: Path, num_classes: int) -> dict[str, Any]:
             f"prior '{path}' was trained on {checkpoint['num_classes']} classes and the data have {num_classes}: give the "
             "checkpoint of a GSS run on the same classes."
         )
-    return {key: checkpoint["hyper_parameters"][key] for key in _OF_PRIOR}
+    saved = checkpoint["hyper_parameters"]
+    names = saved["class_names"]
+    if names and class_names and list(names) != list(class_names):
+        other = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"prior '{path}' was trained on other classes than the data have ('{other[0]}' where these have '{other[1]}'): give "
+            "the checkpoint of a GSS run on the same classes."
+        )
+    return {key: saved[key] for key in _OF_PRIOR}

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_genseg.modules.base import SegmentationModule
+from lightning_genseg.modules.base import SegmentationModule, need_single_precision
 from lightning_genseg.networks.colors import Colors, ColorTable, class_colors
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.mask_variation import corrupt, permute_classes, procedural_masks
@@ -40,6 +40,7 @@ class MaskModule(SegmentationModule):
     def setup(self, stage: str) -> None:
         """Refuse to predict photographs, and masks of other classes."""
         super().setup(stage)
+        need_single_precision(self)
         if stage == "predict":
             self.outputs(self.mean)
         if self.target_classes is not None:

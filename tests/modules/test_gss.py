@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_genseg.inference import resize_labels
-from lightning_genseg.modules import GSS
+from lightning_genseg.modules import GSS, MaskigeTokenizer
 from lightning_genseg.networks.colors import class_colors
 from lightning_genseg.networks.tokenizers import MaskigeVQ
 from tests.contract import NUM_CLASSES, ModuleContract, batch_of, loader, train_by_hand, trainer
@@ -310,6 +310,15 @@ def test_a_tokenizer_without_weights_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a mere description, without weights"):
         trainer(tmp_path).fit(GSS(**SMALL, tokenizer=VQ), loader(), loader(2))
     GSS(**SMALL, tokenizer={"kind": "majority", "downsample": 4}).on_train_start()
+
+
+@pytest.mark.parametrize(
+    "model", [GSS(**SMALL), MaskigeTokenizer(NUM_CLASSES, channels=8)], ids=["GSS", "tokenizer"]
+)
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_only_float32(model, precision, tmp_path):
+    with pytest.raises(ValueError, match=f"trainer.precision is {precision}, but colours"):
+        trainer(tmp_path, precision=precision).validate(model, loader(2))
 
 
 def test_wrong_arguments():

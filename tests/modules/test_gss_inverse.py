@@ -164,3 +164,13 @@ def test_wrong_files(prior, tmp_path):
         make(prior, inverse_weights=prior)
     with pytest.raises(FileNotFoundError, match=r"prior '.*' does not exist: give the checkpoint"):
         make(tmp_path / "nothing.ckpt")
+
+
+def test_a_prior_of_other_classes(tmp_path):
+    names = [f"class {c}" for c in range(NUM_CLASSES)]
+    path = save(GSS(**SMALL, class_names=names), tmp_path / "gss.ckpt")
+    make(path, class_names=names)
+    with pytest.raises(
+        ValueError, match=r"other classes than .* \('class 0' where these have 'sky'\)"
+    ):
+        make(path, class_names=["sky", *names[1:]])

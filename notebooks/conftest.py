@@ -1,0 +1,6 @@
+"""Settings for the kernels that run the notebooks under pytest."""
+
+import os
+
+# Kernels of notebooks that are tested side by side would wait for each other's threads, and run past their time.
+os.environ["OMP_NUM_THREADS"] = "1"
