@@ -141,6 +141,7 @@ class GenSegCLI(LightningCLI):
             "class_names",
             "inference",
             "decoding",
+            "scoring",
             "anomaly_score",
         }
         saved = {key: value for key, value in saved.items() if key not in free}

@@ -404,8 +404,11 @@ class CGMGM(FewShotModule):
         masks = shares[:, :, :1]
         pixels, keys = self._compared(query), self._compared(support).unflatten(0, weights.shape)
         similarity = torch.zeros_like(valid, dtype=torch.float32)
+        # A cosine does not see how much of a pixel is foreground: those at the edge would count in full.
+        foreground = masks > 0.5
+        foreground |= (masks > 0) & ~foreground.flatten(2).any(2)[..., None, None, None]
         for shot in range(weights.shape[1]):
-            masked = keys[:, shot] * masks[:, shot]
+            masked = keys[:, shot] * foreground[:, shot]
             both = global_similarity(pixels, masked, valid) + local_similarity(
                 pixels, masked, valid, self.patch_similarity
             )
@@ -423,7 +426,9 @@ class CGMGM(FewShotModule):
             support_valid = resize(
                 batch["support_valid"].flatten(0, 1)[:, None].float(), masks.shape[-2:]
             ).unflatten(0, weights.shape)
-            refined = refine(coarse, pixels, keys, masks, support_valid > 0.5, self.refinement)
+            refined = refine(
+                coarse, pixels, valid, keys, masks, support_valid > 0.5, self.refinement
+            )
         return {"initial": similarity, "coarse": coarse.float(), "refined": refined.float()}
 
     def _posterior(

@@ -100,6 +100,7 @@ def binarize(
 def refine(
     mask: Tensor,
     query: Tensor,
+    valid: Tensor,
     support: Tensor,
     support_mask: Tensor,
     support_valid: Tensor,
@@ -115,9 +116,10 @@ def refine(
     Args:
         mask: M0, B x 1 x h x w bool; no padding in it.
         query: features, B x C x h x w.
+        valid: pixels that are no padding, B x 1 x h x w bool.
         support: features of all supports, B x K x C x h' x w'.
         support_mask: B x K x 1 x h' x w', foreground in [0, 1].
-        support_valid: likewise, bool: pixels that are no padding.
+        support_valid: likewise, bool.
         method: see above.
 
     Returns:
@@ -134,7 +136,7 @@ def refine(
             pixels = pixels * inside
         affinity = (keys.mT @ pixels).masked_fill(~support_valid[b].flatten()[:, None], -2)
         best = affinity.argmax(0)  # support pixel of each query pixel
-        back = affinity.argmax(1)[best]
+        back = affinity.masked_fill(~valid[b].flatten(), -2).argmax(1)[best]
         kept = inside & inside[back]
         if method == "cycle_support":
             kept = kept & (support_mask[b].flatten()[best] > 0.5)

@@ -131,7 +131,9 @@ def refined(method: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     query, support, truth, mask = scene()
     initial = coarse(query, support, mask)
     soft = mask[:, None].float()
-    result = refine(initial, query, support[:, None], soft, torch.ones_like(soft) > 0, method)
+    result = refine(
+        initial, query, EVERYWHERE, support[:, None], soft, torch.ones_like(soft) > 0, method
+    )
     return initial, result, truth
 
 
@@ -173,12 +175,29 @@ def test_invalid_support_pixels_are_no_match():
     valid[..., 6:, :] = False  # the distractor lies on padding there: nothing contradicts
     soft = mask[:, None].float()
     initial = coarse(query, support, mask)
-    one = refine(initial, query, support[:, None], soft, valid, "cycle_support")
+    one = refine(initial, query, EVERYWHERE, support[:, None], soft, valid, "cycle_support")
     changed = support.clone()
     changed[..., 6:, :] = query[..., :2, :]
-    two = refine(initial, query, changed[:, None], soft, valid, "cycle_support")
+    two = refine(initial, query, EVERYWHERE, changed[:, None], soft, valid, "cycle_support")
     assert torch.equal(one, two)
     assert (one & truth).any()
+
+
+def test_padding_of_the_query_is_no_way_back():
+    torch.manual_seed(0)
+    query, support, _, mask = scene()
+    valid = EVERYWHERE.clone()
+    valid[..., 6:] = False
+    initial = coarse(query, support, mask) & valid
+    soft = mask[:, None].float()
+    results = []
+    for copied in (query, support):  # as padding, what the support's pixels resemble most
+        padded = query.clone()
+        padded[..., 6:] = copied[..., 2:4]
+        given = (padded, valid, support[:, None], soft, soft >= 0, "cycle")
+        results.append(refine(initial, *given))
+    assert initial.any()
+    assert torch.equal(*results)
 
 
 def test_several_supports_are_one_pool():
@@ -188,7 +207,9 @@ def test_several_supports_are_one_pool():
     both = torch.stack([support[0], support[0].flip(-1)])[None]
     masks = torch.stack([mask[0], mask[0].flip(-1)])[None].float()
     results = [
-        refine(initial, query, both[:, o], masks[:, o], masks[:, o] >= 0, "cycle_support")
+        refine(
+            initial, query, EVERYWHERE, both[:, o], masks[:, o], masks[:, o] >= 0, "cycle_support"
+        )
         for o in ([0, 1], [1, 0])
     ]
     assert torch.equal(*results)
