@@ -60,7 +60,8 @@ class EpisodesDataModule(SegmentationDataModule):
         fold: number of the fold whose classes are novel, from 0.
         background_classes: names of classes that are never the object; default: the class `background` if there is one.
         shots: K, annotated images per episode.
-        size: side of the square images in pixels.
+        size: side of the square images in pixels; best a multiple of the encoder's stride plus 1, as 473 for 8 and 321 for
+            16: with any other, cells and labels drift apart towards one side.
         min_area: pixels of a class at the image's own size from which on it counts; 2048 is meant for 500 x 375.
         novel_setting: what becomes of training images with a novel class: `remove` (BAM) or `background` (PFENet: they
             stay, labelled as background).
@@ -256,7 +257,7 @@ class BaseClassesDataModule(SegmentationDataModule):
         folds: see there.
         fold: see there.
         background_classes: see there.
-        size: side of the square training images in pixels.
+        size: side of the square training images in pixels; see `EpisodesDataModule`.
         scale: range of their zoom.
         batch_size: see `SegmentationDataModule`, like all that follow.
         eval_batch_size: see there.

@@ -77,7 +77,8 @@ class CGMGM(FewShotModule):
         query_statistics: whether the query's own pixels take part (the "cross" of the title).
         query_background: which of them are background: the `complement` of M_q (the paper); without the pixels that the
             refinement dropped; or only those `unlike` the object, of similarity below half the threshold.
-        mq_source: `imgr`, or `gt`: the query's own labels, the oracle of Table 1.
+        mq_source: `imgr`, or `gt`: the query's own labels, the oracle of Table 1, whose mixtures are of the query alone
+            where ours are of the supports as well.
         matching_level: features by which supports and query are compared: `high`, the encoder's last stage (the paper),
             or `middle`, the two before, which suits encoders whose last stage knows nothing but ImageNet's classes.
         patch_similarity: see `local_similarity`.
