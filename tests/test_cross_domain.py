@@ -275,8 +275,14 @@ def test_the_commands_between_camvid_and_msrc(tmp_path):
     for stem, keys in {"camvid": ["camvid"], "msrc": ["msrc"], "both": ["camvid", "msrc"]}.items():
         main([
             "fit", "--config", "experiments/camvid/softmax_fpn.yaml", "--config", f"{folder}/{stem}.yaml",
+            "--config", f"{folder}/short_side.yaml",
             *(roots[key] for key in keys), "--trainer.logger.init_args.name=softmax_fpn",
             f"--trainer.logger.init_args.version={stem}", "--trainer.max_steps=2", "--data.batch_size=2",
+            "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1", "--data.num_workers=0",
+        ])  # fmt: skip
+        main([
+            "fit", "--config", "experiments/camvid/maskige_vq.yaml", "--config", f"{folder}/{stem}.yaml",
+            *(roots[key] for key in keys), "--trainer.max_steps=1", "--data.batch_size=2",
             "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1", "--data.num_workers=0",
         ])  # fmt: skip
         run = Path("runs/crossdomain/softmax_fpn") / stem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from lightning_genseg.modules.base import (
     expect_frozen_parts,
     need_single_precision,
 )
-from lightning_genseg.networks.colors import Colors, ColorTable, class_colors
+from lightning_genseg.networks.colors import Colors, class_colors, is_lasting
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.maskige import LeastSquares, Maskige, NearestColor, class_votes
@@ -45,8 +45,9 @@ class GSS(SegmentationModule):
 
     From the picture, classes are read by the nearest colour, in the code as here; the paper prints a least-squares
     inverse (`lstsq`), which finds only colours at the corners of the cube: 14 of 150 on ADE20K. Each pixel of the
-    picture votes for one class, and scores are the logarithm of the share of votes, so that their softmax is that share.
-    (The code averages shares where sliding windows overlap, this their logarithms.)
+    picture votes for one class, and scores are the logarithm of the share of votes, so that their softmax is that share,
+    but where sliding windows overlap or `inference` resizes: there the code averages shares, and this their logarithms,
+    which makes the same class win, and more surely.
 
     Args:
         num_classes: K.
@@ -154,7 +155,10 @@ class GSS(SegmentationModule):
         class_table = self.maskige.colors[:-1]
         self.tokenizer = make_tokenizer(tokenizer, class_table)
         # What a checkpoint says of them: it holds what the files hold.
-        named = colors in get_args(ColorTable), str(tokenizer).startswith("majority-")
+        named = (
+            is_lasting(colors),
+            not isinstance(tokenizer, Mapping | Path) and not Path(tokenizer).is_file(),
+        )
         self._without_files: dict[str, Any] = {
             "colors": colors if named[0] else (self.maskige.colors * 255).round().long().tolist(),
             "tokenizer": tokenizer if named[1] else self.tokenizer.config(),

@@ -49,9 +49,12 @@ class GSSInverse(GSS):
     The published code leaves the prior in training mode, so that its batch norms go on learning; here it is in
     evaluation mode, but for the dropout before its token classifier, the code's only noise.
 
+    What the prior says of `avg_non_ignore` holds for the inverse's cross-entropy as well.
+
     Args:
         num_classes: K.
-        prior: checkpoint of a `GSS` run.
+        prior: checkpoint of a `GSS` run; one from its middle is kept by ModelCheckpoint's `every_n_train_steps` and
+            `save_top_k: -1`.
         inverse: `conv` (FT) or `swin` (FT-W).
         width: channels of the inverse; of `swin` a multiple of 32.
         inverse_depth: Swin blocks of `swin`; the code has 2 on ADE20K and MSeg, 1 on Cityscapes.

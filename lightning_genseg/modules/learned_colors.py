@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_genseg.files import replace_file
 from lightning_genseg.modules.base import expect_frozen_parts
 from lightning_genseg.modules.maskige_tokenizer import MaskModule
-from lightning_genseg.networks.colors import Colors, ColorTable, class_colors
+from lightning_genseg.networks.colors import Colors, class_colors, is_lasting
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.maskige import Color, Maskige, NearestColor
 from lightning_genseg.networks.maskige_inverse import ConvInverse
@@ -186,7 +186,7 @@ class LearnedColors(MaskModule):
         self._take_colors()
         checkpoint["state_dict"]["maskige.colors"] = self.maskige.colors.clone()
         # Those it began with: the learned ones may have met, and are in the state.
-        if checkpoint["hyper_parameters"]["colors"] not in get_args(ColorTable):
+        if not is_lasting(checkpoint["hyper_parameters"]["colors"]):
             checkpoint["hyper_parameters"]["colors"] = self._start
         checkpoint["hyper_parameters"]["tokenizer"] = self.tokenizer.config()
         checkpoint["tokenizer"] = self.tokenizer.config()

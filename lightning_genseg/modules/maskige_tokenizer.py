@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_genseg.modules.base import SegmentationModule, need_single_precision
-from lightning_genseg.networks.colors import Colors, ColorTable, class_colors
+from lightning_genseg.networks.colors import Colors, class_colors, is_lasting
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.mask_variation import corrupt, permute_classes, procedural_masks
 from lightning_genseg.networks.maskige import Maskige, NearestColor
@@ -175,7 +175,7 @@ class MaskigeTokenizer(MaskModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember colours and sizes, from which `make_tokenizer` builds the tokenizer again."""
         super().on_save_checkpoint(checkpoint)
-        if checkpoint["hyper_parameters"]["colors"] not in get_args(ColorTable):
+        if not is_lasting(checkpoint["hyper_parameters"]["colors"]):
             checkpoint["hyper_parameters"]["colors"] = self.color_table
         checkpoint["tokenizer"] = self.tokenizer.config()
 

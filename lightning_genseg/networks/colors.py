@@ -31,6 +31,11 @@ Colors: TypeAlias = ColorTable | Path | list[Color]
 _JITTER = 15  # T of the supplement's Eq. 20
 
 
+def is_lasting(kind: Colors) -> bool:
+    """Whether a name will give the same colours later: no file, and not `repulsion`, where floating point decides."""
+    return kind in get_args(ColorTable) and kind != "repulsion"
+
+
 def class_colors(kind: Colors, num_classes: int, seed: int = 0) -> list[Color]:
     """Colours of K classes and, last, of unlabelled pixels.
 

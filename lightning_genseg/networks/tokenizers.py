@@ -47,7 +47,8 @@ class Tokenizer(nn.Module, ABC):
     """Base of the tokenizers: a subclass writes `_encode`, `_decode` and `config`.
 
     Pictures are in [0, 1]; what a network makes of that range is its own affair. Computed in float32 under autocast
-    too, since a near-tie would otherwise become another token on another machine.
+    too, since near-ties would otherwise become other tokens; on GPUs with TF32 they still may, unless PyTorch is told
+    not to use it (`torch.backends.cudnn.allow_tf32`).
 
     Attributes:
         codebook_size: V, how many tokens there are.
@@ -151,7 +152,8 @@ class CellMajority(Tokenizer):
 
     def decode_soft(self, weights: Tensor) -> Tensor:
         """See the base."""
-        cells = torch.einsum("bvhw,vc->bchw", weights.float(), self.colors)
+        with torch.autocast(weights.device.type, enabled=False):
+            cells = torch.einsum("bvhw,vc->bchw", weights.float(), self.colors)
         return F.interpolate(cells, scale_factor=float(self.downsample), mode="nearest")
 
 
@@ -305,7 +307,7 @@ class DalleDVAE(Tokenizer):
     Zero-Shot Text-to-Image Generation, Ramesh et al., ICML 2021; layers and names of parameters as in the published
     code, so that its weights fit: `encoder.blocks...` and `decoder.blocks...`. There is no download and no pickle here:
     `python -m lightning_genseg.convert_dalle` makes a file of plain tensors. The published convolutions run in half
-    precision on a GPU, so that near-ties can become other tokens there; here everything is float32.
+    precision on a GPU, so that near-ties can become other tokens there.
 
     Args:
         vocabulary: V.
@@ -467,6 +469,8 @@ def _read(path: Path, colors: Tensor) -> Tokenizer:
         )
     state = read_state_dict(path)
     config = None if path.suffix == ".safetensors" else _saved_config(path)
+    if config is not None and config["kind"] == "majority":
+        return _build(config, colors)  # nothing was learned
     if config is not None:
         trained = next(x for key, x in state.items() if key.endswith("maskige.colors"))[:-1]
         unknown = [row for row in colors.tolist() if not _is_among(row, trained)]

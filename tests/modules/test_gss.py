@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning_genseg.inference import resize_labels
 from lightning_genseg.modules import GSS, MaskigeTokenizer
 from lightning_genseg.networks.colors import class_colors
-from lightning_genseg.networks.tokenizers import MaskigeVQ
+from lightning_genseg.networks.tokenizers import MaskigeVQ, make_tokenizer
 from tests.contract import NUM_CLASSES, ModuleContract, batch_of, loader, train_by_hand, trainer
 
 # What is frozen stays in evaluation mode.
@@ -217,6 +217,8 @@ def test_soft_decoding():
     probability = model.head(model.extract(image)[0]).softmax(1)
     mixed = torch.einsum("bkhw,kc->bchw", probability, model.maskige.colors[:-1])
     torch.testing.assert_close(soft[..., ::4, ::4], mixed)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.tokenizer.decode_soft(probability).dtype == torch.float32
     assert set(hard.unique().tolist()) <= set(model.maskige.colors.unique().tolist())
 
 
@@ -289,6 +291,21 @@ def test_a_checkpoint_needs_no_other_file(argument, tmp_path):
 def test_colors_that_the_tokenizer_has_not_learned(tmp_path):
     with pytest.raises(ValueError, match="has learned other colours"):
         GSS(**SMALL, tokenizer=write_tokenizer(tmp_path / "vq.ckpt"), colors="random")
+
+
+def test_a_majority_checkpoint_is_a_tokenizer_for_other_classes(tmp_path):
+    path = save(GSS(**{**SMALL, "num_classes": 8}, tokenizer="majority-8"), tmp_path / "8.ckpt")
+    colors = GSS(**SMALL).maskige.colors[:-1]
+    tokenizer = make_tokenizer(path, colors)
+    assert (tokenizer.downsample, tokenizer.codebook_size) == (8, NUM_CLASSES)
+    assert torch.equal(tokenizer.colors, colors)
+
+
+def test_colors_that_floating_point_decides_are_kept(tmp_path):
+    model = GSS(**SMALL, colors="repulsion")
+    path = save(model, tmp_path / "gss.ckpt")
+    saved = torch.load(path, weights_only=True)["hyper_parameters"]["colors"]
+    assert saved == (model.maskige.colors * 255).round().long().tolist()
 
 
 def test_another_tokenizer_or_other_colors_are_refused(tmp_path):
