@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_genseg.callbacks.base import classes_of, spread_samples, to_array, to_picture
 from lightning_genseg.files import replace_file
-from lightning_genseg.inference import evaluation_mode, resize_labels
+from lightning_genseg.inference import evaluation_mode, input_size, resize_labels, resize_maps
 from lightning_genseg.modules.gss import GSS
 from lightning_genseg.visualize import Palette, Picture, colorize, encode, grid
 
@@ -19,9 +19,9 @@ class MaskigePictures(Callback):
     """Draw the maskiges of a few validation images, at every validation of a fit.
 
     Leaves ``maskiges/step_<step>.png`` in the run's folder. A row is an image; its mask; its maskige, as large as the
-    tokenizer sees it; what the tokenizer makes of that; the maskige that is predicted, of the whole image at once and
-    at its own size, whatever `inference` says; and the prediction. The images are spread evenly over the validation
-    set and always the same.
+    tokenizer sees it; what the tokenizer makes of that; the maskige that is predicted, of the whole image at once, also
+    where `inference` has a window, and at the first of its scales; and the prediction. The images are spread evenly
+    over the validation set and always the same.
 
     Args:
         num_images: rows.
@@ -67,12 +67,15 @@ class MaskigePictures(Callback):
 def _row(module: GSS, batch: Mapping[str, Any], palette: Palette) -> list[Picture]:
     batch = move_data_to_device(batch, module.device)
     image, mask = batch["image"], batch["mask"]
+    options = module.inference or {}
+    first = (options.get("scales") or [1.0])[0]
+    seen = resize_maps(image, input_size((image.shape[-2], image.shape[-1]), options, first))
     scale = module.tokenizer.downsample / module.features.stride
-    size = [round(side * scale) for side in image.shape[-2:]]
+    size = [round(side * scale) for side in seen.shape[-2:]]
     maskige = module.maskige(resize_labels(mask, size))
     with evaluation_mode(module):
         reconstruction = module.tokenizer.decode(module.tokenizer.encode(maskige))
-        predicted = module.picture(image)
+        predicted = module.picture(seen)
         scores = module.maps_at_labels(batch)["scores"]
     height, width = size  # the others cover whole cells
     return [

@@ -3,7 +3,9 @@ import pytest
 from PIL import Image
 
 from lightning_genseg.callbacks import MaskigePictures
+from lightning_genseg.callbacks.maskiges import _row
 from lightning_genseg.datamodules import SyntheticScenesDataModule
+from lightning_genseg.datamodules.base import collate
 from lightning_genseg.modules import GSS, SoftmaxSegmenter
 from lightning_genseg.visualize import grid
 from tests.contract import TINY, trainer
@@ -31,6 +33,16 @@ def test_a_row_is_what_it_says(tmp_path):
         cell = picture[40:200, left + 10 : left + 310].reshape(-1, 3)
         assert set(map(tuple, np.unique(cell, axis=0).tolist())) <= colors
     assert model.training
+
+
+def test_maskiges_are_of_the_size_that_the_network_sees(tmp_path):
+    batch = collate([data().split_dataset("val", [])[0]])
+    drawn = {}
+    for options in (None, {"scales": [0.5]}, {"short_side": 96}):
+        row = _row(GSS(**SMALL, inference=options), batch, [(0, 0, 0)] * SMALL["num_classes"])
+        drawn[str(options)] = [cell.shape[:2] for cell in row[2:5]]
+        assert row[5].shape[:2] == (48, 64)
+    assert list(drawn.values()) == [[(48, 64)] * 3, [(24, 32)] * 3, [(96, 128)] * 3]
 
 
 def test_wrong_use(tmp_path):
