@@ -68,9 +68,9 @@ def reconstruct_data(
     Returns:
         `scales`: by scale `mIoU`, `pixel_accuracy`, `IoU` by class (null where a class does not occur), `majority` with
         the mIoU and pixel accuracy of `CellMajority` with the same cells, in which ignored pixels have no vote, and
-        `tokens`: of the cells with a labelled pixel, how many tokens are `used`, their `perplexity` and `entropy`, and the `conditional_entropy` given the
-        commonest class of the cell, in bits: what an image has to tell beside the class. Also what was measured:
-        `data`, `split`, `images`, `tokenizer`, `fingerprint`, `codebook_size`, `downsample`, `colors` and `inverse`.
+        `tokens`: of the cells with a labelled pixel, how many tokens are `used`, their `perplexity` and `entropy`, and
+        the `conditional_entropy` given the commonest class of the cell, in bits: what an image has to tell beside the
+        class. Also what was measured: `data`, `split`, `images`, `tokenizer`, `fingerprint`, `codebook_size`, `downsample`, `colors` and `inverse`.
 
     Raises:
         ValueError: a wrong argument, a tokenizer that does not fit, or a split without a labelled pixel.

@@ -6,7 +6,6 @@ The run's own data paths are used. Prints the mIoU over the classes of both, sco
 """
 
 import argparse
-from collections import defaultdict
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -17,23 +16,18 @@ import yaml
 
 from lightning_genseg import CGMGM
 from lightning_genseg.datamodules import EpisodesDataModule, FolderDataModule
+from lightning_genseg.metrics.few_shot import FewShotMeanIoU
 
 
 def miou(model: CGMGM, episodes: Iterable[dict[str, Any]]) -> float:
-    """Mean over the classes of intersection over union, each summed over its episodes."""
-    counts: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+    """As few-shot tests count it, at the size of the network's input."""
+    metric = FewShotMeanIoU()
     for episode in episodes:
-        mask = episode["mask"]
         with torch.no_grad():
-            scores = model.episode_outputs(episode)["logits"]
-        scores = torch.nn.functional.interpolate(
-            scores, mask.shape[-2:], mode="bilinear", align_corners=True
-        )
-        found, true, known = scores.argmax(1) == 1, mask == 1, mask != 255
-        count = counts[int(episode["class_index"])]
-        count[0] += int((found & true & known).sum())
-        count[1] += int(((found | true) & known).sum())
-    return sum(both / max(either, 1) for both, either in counts.values()) / len(counts)
+            logits = model.to_image(model.episode_outputs(episode)["logits"], episode["image"])
+        found = logits[:, 1] > logits[:, 0]
+        metric.update(found, episode["mask"], episode["class_index"], episode["candidates"])
+    return float(metric.compute())
 
 
 def main() -> None:

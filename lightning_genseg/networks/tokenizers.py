@@ -469,9 +469,9 @@ def _read(path: Path, colors: Tensor) -> Tokenizer:
         )
     state = read_state_dict(path)
     config = None if path.suffix == ".safetensors" else _saved_config(path)
-    if config is not None and config["kind"] == "majority":
-        return _build(config, colors)  # nothing was learned
     if config is not None:
+        if config["kind"] == "majority":
+            return _build(config, colors)  # nothing was learned
         trained = next(x for key, x in state.items() if key.endswith("maskige.colors"))[:-1]
         unknown = [row for row in colors.tolist() if not _is_among(row, trained)]
         if unknown:
