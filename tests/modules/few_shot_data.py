@@ -42,7 +42,7 @@ def base_learner(folder: Path) -> Path:
         scenes(folder), size=SIZE, batch_size=2, **{k: FOLD[k] for k in FOLD if k != "min_area"}
     )
     model = BaseLearner(
-        data.num_classes, encoder="tu-test_resnet", width=32, class_names=list(data.class_names)
+        data.num_classes, encoder="tu-test_resnet", class_names=list(data.class_names)
     )
     run = trainer(folder, limit_val_batches=2)
     run.fit(model, datamodule=data)
