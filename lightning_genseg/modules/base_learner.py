@@ -36,7 +36,6 @@ class BaseLearner(SegmentationModule):
         encoder: any encoder of segmentation_models_pytorch; `tu-<name>` for one of timm.
         encoder_weights: `imagenet` (downloads), the path of a state dict, or `None`.
         output_stride: of the encoder; VGG always has 16. See `EncoderStages`.
-        width: channels of the pyramid's features; less than BAM's 512 is for slow machines.
         dropout: of whole channels before the classifier.
         ignore_index: see `SegmentationModule`, also for the arguments that follow.
         class_names: see there.
@@ -48,9 +47,6 @@ class BaseLearner(SegmentationModule):
         head_lr_factor: see there.
         decay_norms: see there.
         anomaly_score: see there.
-
-    Raises:
-        ValueError: `width` is less than 1.
 
     Example:
         >>> import torch
@@ -67,7 +63,6 @@ class BaseLearner(SegmentationModule):
         encoder: str = "resnet50",
         encoder_weights: str | Path | None = None,
         output_stride: OutputStride = 8,
-        width: int = 512,
         dropout: float = 0.1,
         ignore_index: int = 255,
         class_names: list[str] | None = None,
@@ -80,8 +75,6 @@ class BaseLearner(SegmentationModule):
         decay_norms: bool = True,
         anomaly_score: AnomalyName | None = None,
     ) -> None:
-        if width < 1:
-            raise ValueError(f"width is {width}; it must be at least 1.")
         super().__init__(
             num_classes,
             ignore_index,
@@ -97,7 +90,7 @@ class BaseLearner(SegmentationModule):
         )
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         self.features = EncoderStages(encoder, encoder_weights, output_stride)
-        self.pyramid = PyramidPooling(self.features.channels[2], width)
+        self.pyramid = PyramidPooling(self.features.channels[2])
         self.classifier = nn.Sequential(
             nn.Dropout2d(dropout), nn.Conv2d(self.pyramid.out_channels, num_classes, 1)
         )
@@ -136,7 +129,7 @@ def load_base_learner(path: Path) -> BaseLearner:
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         saved = checkpoint["hyper_parameters"]
-        names = ("encoder", "output_stride", "width", "class_names", "mean", "std")
+        names = ("num_classes", "encoder", "output_stride", "class_names", "mean", "std")
         arguments = {name: saved[name] for name in names if name in saved}
         arguments["num_classes"] = checkpoint["num_classes"]
         if not any(key.startswith("pyramid.") for key in checkpoint["state_dict"]):

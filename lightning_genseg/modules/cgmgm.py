@@ -102,7 +102,6 @@ class CGMGM(FewShotModule):
         output_stride: see there.
         num_base_classes: of a base learner without checkpoint, background not counted; what a checkpoint of this
             module sets.
-        base_width: its `width`, likewise.
         scoring: see `FewShotModule`, also for the arguments that follow.
         num_classes: see there.
         ignore_index: see there.
@@ -160,7 +159,6 @@ class CGMGM(FewShotModule):
         encoder_weights: str | Path | None = None,
         output_stride: OutputStride = 8,
         num_base_classes: int | None = None,
-        base_width: int = 512,
         scoring: Scoring = "compat",
         num_classes: int = 2,
         ignore_index: int = 255,
@@ -260,16 +258,13 @@ class CGMGM(FewShotModule):
                 self.base_head = nn.Sequential(base.pyramid, base.classifier)
             else:
                 assert num_base_classes is not None
-                pyramid = PyramidPooling(high, base_width)
+                pyramid = PyramidPooling(high)
                 classifier = nn.Conv2d(pyramid.out_channels, num_base_classes + 1, 1)
                 self.base_head = nn.Sequential(pyramid, nn.Sequential(nn.Dropout2d(), classifier))
             self.base_head.requires_grad_(False)
             self.ensemble = Ensemble()
         if base is not None:
-            self._of_base |= {
-                "num_base_classes": base.num_classes - 1,
-                "base_width": base.pyramid.out_channels,
-            }
+            self._of_base["num_base_classes"] = base.num_classes - 1
         self.train(self.training)
 
     def train(self, mode: bool = True) -> CGMGM:
