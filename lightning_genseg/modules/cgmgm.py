@@ -17,6 +17,7 @@ from lightning_genseg.modules.base_learner import load_base_learner
 from lightning_genseg.modules.few_shot import FewShotModule, Scoring, support_shares
 from lightning_genseg.networks.few_shot import (
     Ensemble,
+    GuidanceResidual,
     GuidedDecoder,
     OutputStride,
     PyramidPooling,
@@ -66,6 +67,8 @@ class CGMGM(FewShotModule):
             without C&Q), or the `prior`, the similarity of BAM and PFENet.
         answer: who decides: the `decoder`, or the `guidance` itself, which needs no training: then
             `mixture_features` has to be `raw`, and no base learner takes part.
+        guidance_residual: whether the decoder's scores are added to those of the guidance, see `GuidanceResidual`; not
+            in the papers, for short schedules.
         extra_inputs: what else the decoder is given: the supports' mean foreground feature (`prototype`), the `mask`.
         components: M; the paper takes 3 on PASCAL, 6 on COCO.
         covariance: `diagonal`, or `full` (Fig. 6).
@@ -131,6 +134,7 @@ class CGMGM(FewShotModule):
         shots: int = 1,
         guidance: Guidance = "posterior",
         answer: Literal["decoder", "guidance"] = "decoder",
+        guidance_residual: bool = False,
         extra_inputs: list[Literal["prototype", "mask"]] | None = None,
         components: int = 3,
         covariance: Covariance = "diagonal",
@@ -250,6 +254,7 @@ class CGMGM(FewShotModule):
         sizes = {"prototype": width, "mask": 1}
         extra = sum(sizes[name] for name in self.extra_inputs)
         self.decoder = GuidedDecoder(width + 1 + extra, width)
+        self.guidance_residual = GuidanceResidual() if guidance_residual else None
         self.shot_weights = ShotWeights(shots)
         self.base_head: nn.Module | None = None
         self.ensemble: Ensemble | None = None
@@ -348,6 +353,8 @@ class CGMGM(FewShotModule):
         if "mask" in self.extra_inputs:
             inputs.append(maps["refined"].to(reduced.dtype))
         meta = self.decoder(torch.cat(inputs, 1))
+        if self.guidance_residual is not None:
+            meta = meta + self.guidance_residual(guidance.to(meta.dtype))
         outputs |= {"logits": meta, "meta": meta}
         if self.ensemble is not None:
             known = self._known(query.high, batch)

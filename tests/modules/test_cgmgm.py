@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without refinement": {"refinement": "none"},
     "as printed": {"refinement": "literal", "posterior": "literal"},
     "tempered": {"posterior": "tempered", "posterior_gradient": True},
+    "residual": {"guidance_residual": True},
     "support check": {"refinement": "cycle_support", "query_background": "without_dropped"},
     "full covariance": {"covariance": "full", "components": 1},
     "other choices": {

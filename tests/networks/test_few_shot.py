@@ -5,6 +5,7 @@ from torch import nn
 from lightning_genseg.networks.few_shot import (
     EncoderStages,
     Ensemble,
+    GuidanceResidual,
     GuidedDecoder,
     PyramidPooling,
     ShotWeights,
@@ -72,6 +73,14 @@ def test_number_of_parameters_is_that_of_bam():
     ensemble = sum(p.numel() for p in Ensemble().parameters())
     assert (decoder + ensemble + 2 * 1536 * 256) / 1e6 == pytest.approx(4.92, abs=0.005)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in GuidedDecoder(257).modules())
+
+
+def test_guidance_residual_starts_as_the_guidance():
+    guidance = torch.rand(2, 1, 3, 4)
+    scores = GuidanceResidual()(guidance)
+    assert torch.equal(scores[:, 1:] > scores[:, :1], guidance > 0.5)
+    sure = GuidanceResidual()(torch.ones(1, 1, 1, 1)).softmax(1)[0, 1].item()
+    assert sure == pytest.approx(1 / (1 + 2.718281828**-2))
 
 
 def test_gram_distance():
