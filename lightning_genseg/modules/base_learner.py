@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_genseg.anomaly import AnomalyName
 from lightning_genseg.inference import InferenceOptions
 from lightning_genseg.modules.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationModule
+from lightning_genseg.modules.checkpoints import read_checkpoint
 from lightning_genseg.networks.features import load_weights
 from lightning_genseg.networks.few_shot import (
     EncoderStages,
@@ -122,23 +121,20 @@ def load_base_learner(path: Path) -> BaseLearner:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint of a `BaseLearner`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"base_learner '{path}' does not exist: give the checkpoint of a BaseLearner run."
-        )
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        saved = checkpoint["hyper_parameters"]
-        names = ("num_classes", "encoder", "output_stride", "class_names", "mean", "std")
-        arguments = {name: saved[name] for name in names if name in saved}
-        arguments["num_classes"] = checkpoint["num_classes"]
-        if not any(key.startswith("pyramid.") for key in checkpoint["state_dict"]):
-            raise KeyError("pyramid")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"base_learner '{path}' is no checkpoint of a BaseLearner: give the .ckpt file that "
-            "`genseg fit --model BaseLearner` has written."
-        ) from error
+    checkpoint = read_checkpoint(
+        path,
+        "base_learner",
+        "BaseLearner",
+        lambda content: (
+            any(key.startswith("pyramid.") for key in content["state_dict"])
+            and "encoder" in content["hyper_parameters"]
+            and "num_classes" in content
+        ),
+    )
+    saved = checkpoint["hyper_parameters"]
+    names = ("encoder", "output_stride", "class_names", "mean", "std")
+    arguments = {name: saved[name] for name in names if name in saved}
+    arguments["num_classes"] = checkpoint["num_classes"]
     model = BaseLearner(**arguments)
     load_weights(model, path, prefix="")
     return model.eval()

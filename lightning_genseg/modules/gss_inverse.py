@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from lightning_genseg.anomaly import AnomalyName
 from lightning_genseg.inference import InferenceOptions, resize_maps
+from lightning_genseg.modules.checkpoints import read_checkpoint
 from lightning_genseg.modules.gss import GSS, Decoding, check_fingerprints
 from lightning_genseg.networks.features import load_weights
 from lightning_genseg.networks.losses import pixel_cross_entropy
@@ -179,24 +179,12 @@ class GSSInverse(GSS):
 
 def _read(path: Path, argument: str, kind: Literal["GSS", "GSSInverse"]) -> dict[str, Any]:
     """A checkpoint of GSS or of GSSInverse."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{argument} '{path}' does not exist: give the checkpoint of a {kind} run."
-        )
-    try:
-        checkpoint: dict[str, Any] = torch.load(
-            path, weights_only=True, map_location="cpu", mmap=True
-        )
-        learned = any(key.startswith("inverse.") for key in checkpoint["state_dict"])
-        right = "fingerprints" in checkpoint and learned == (kind == "GSSInverse")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError):
-        right = False
-    if not right:
-        raise ValueError(
-            f"{argument} '{path}' is no checkpoint of a {kind}: give the .ckpt file that `genseg fit --model {kind}` has "
-            "written."
-        )
-    return checkpoint
+
+    def fits(content: Mapping[str, Any]) -> bool:
+        learned = any(key.startswith("inverse.") for key in content["state_dict"])
+        return "fingerprints" in content and learned == (kind == "GSSInverse")
+
+    return read_checkpoint(path, argument, kind, fits)
 
 
 def _read_prior(path: Path, num_classes: int, class_names: Sequence[str] | None) -> dict[str, Any]:

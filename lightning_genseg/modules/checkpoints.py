@@ -1,0 +1,39 @@
+"""Checkpoints of one module that another one is built on."""
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def read_checkpoint(
+    path: Path, argument: str, kind: str, fits: Callable[[Mapping[str, Any]], bool]
+) -> dict[str, Any]:
+    """Content of a checkpoint, tensors on the CPU; no foreign code is run.
+
+    Args:
+        path: of the file.
+        argument: that it was given as, for messages.
+        kind: name of the module that has to have written it, likewise.
+        fits: whether a content is of that kind; may fail with KeyError or TypeError where it is of none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or not of that kind.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{argument} '{path}' does not exist: give the checkpoint of a {kind} run."
+        )
+    try:
+        content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        if fits(content):
+            return content
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{argument} '{path}' is no checkpoint of a {kind}: give the .ckpt file that `genseg fit --model {kind}` has "
+        "written."
+    )
