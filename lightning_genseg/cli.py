@@ -258,6 +258,13 @@ def _of_data(
     parser.add_function_arguments(function, skip={"data"})
     for key in _OF_OTHER_COMMANDS:
         parser.add_argument(f"--{key}", type=Any, help=SUPPRESS)
+    if defaults_from_model:
+        wrong = next((word for word in args if word.startswith("--model.")), None)
+        if wrong is not None:
+            raise ValueError(
+                f"genseg {command} builds no model: leave {wrong.split('=')[0]} out; what it needs of one are "
+                f"{', '.join(f'--{key}' for key in defaults_from_model)}."
+            )
     config = parser.parse_args(args)
     if defaults_from_model:
         of_model = (config.get("model") or {}).get("init_args", {})

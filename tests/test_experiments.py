@@ -514,7 +514,13 @@ def test_few_shot_msrc(tmp_path):
     (tmp_path / "msrc" / "fewshot_folds.json").write_text(json.dumps({"folds": [["cow", "car"]]}))
     assert {"cow", "car"} < set(names)
     fold = "--data.data.root=msrc --data.folds=msrc/fewshot_folds.json --data.fold=0 --data.num_workers=0"
-    short = [*fold.split(), "--data.size=64", "--data.batch_size=2", "--trainer.max_steps=2"]
+    short = [
+        *fold.split(),
+        "--data.size=64",
+        "--data.train_transform=null",
+        "--data.batch_size=2",
+        "--trainer.max_steps=2",
+    ]
     short += ["--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
     base, _ = fit(folder / "base_learner.yaml", *short)
 

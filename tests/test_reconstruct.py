@@ -156,6 +156,7 @@ def test_command(tmp_path, capsys):
     for options, message in (
         (["--tokenizer", "none.ckpt"], "tokenizer 'none.ckpt' is no file"),
         (["--split", "tst"], "tst"),
+        (["--model.levels", "[4,4]"], "leave --model.levels out"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["reconstruct", "--config", str(run / "config.yaml"), *options])

@@ -68,7 +68,7 @@ class CGMGM(FewShotModule):
         answer: who decides: the `decoder`, or the `guidance` itself, which needs no training: then
             `mixture_features` has to be `raw`, and no base learner takes part.
         guidance_residual: whether the decoder's scores are added to those of the guidance, see `GuidanceResidual`; not
-            in the papers, for short schedules.
+            in the papers, for short schedules. Without effect where the guidance itself answers.
         extra_inputs: what else the decoder is given: the supports' mean foreground feature (`prototype`), the `mask`.
         components: M; the paper takes 3 on PASCAL, 6 on COCO.
         covariance: `diagonal`, or `full` (Fig. 6).

@@ -17,7 +17,7 @@ def read_checkpoint(
         path: of the file.
         argument: that it was given as, for messages.
         kind: name of the module that has to have written it, likewise.
-        fits: whether a content is of that kind; may fail with KeyError or TypeError where it is of none.
+        fits: whether a content is of that kind; may fail as a look-up does where it is of none.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -25,15 +25,25 @@ def read_checkpoint(
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{argument} '{path}' does not exist: give the checkpoint of a {kind} run."
+            f"{argument} '{path}' is no file: give the checkpoint of a {kind} run."
+            if path.exists()
+            else f"{argument} '{path}' does not exist: give the checkpoint of a {kind} run."
         )
+    cause: Exception | None = None
     try:
         content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        if fits(content):
+        if isinstance(content, dict) and fits(content):
             return content
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError):
-        pass
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        cause = error
     raise ValueError(
         f"{argument} '{path}' is no checkpoint of a {kind}: give the .ckpt file that `genseg fit --model {kind}` has "
         "written."
-    )
+    ) from cause

@@ -248,8 +248,8 @@ class GuidanceResidual(nn.Module):
         self.shift = nn.Parameter(torch.zeros(1))
 
     def forward(self, guidance: Tensor) -> Tensor:
-        """Guidance B x 1 x h x w in [0, 1] to scores of background and foreground B x 2 x h x w."""
-        score = self.scale * (2 * guidance - 1) + self.shift
+        """Guidance B x 1 x h x w, cut to [0, 1], to scores of background and foreground B x 2 x h x w."""
+        score = self.scale * (2 * guidance.clamp(0, 1) - 1) + self.shift
         return torch.cat([-score, score], 1)
 
 

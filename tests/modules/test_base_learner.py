@@ -50,8 +50,11 @@ def test_load(tmp_path):
     run.strategy.connect(other)
     run.save_checkpoint(tmp_path / "other.ckpt")
     (tmp_path / "text.ckpt").write_text("no")
-    for name in ("other", "text"):
+    torch.save(torch.zeros(3), tmp_path / "tensor.ckpt")
+    for name in ("other", "text", "tensor"):
         with pytest.raises(ValueError, match=f"{name}.ckpt' is no checkpoint of a BaseLearner"):
             load_base_learner(tmp_path / f"{name}.ckpt")
     with pytest.raises(FileNotFoundError, match="give the checkpoint of a BaseLearner run"):
         load_base_learner(tmp_path / "nothing.ckpt")
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        load_base_learner(tmp_path)
