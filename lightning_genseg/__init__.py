@@ -1,6 +1,6 @@
 """Generative semantic segmentation with PyTorch Lightning."""
 
-from lightning_genseg.modules import (
+from lightning_genseg.methods import (
     AGMM,
     CGMGM,
     GSS,
@@ -13,7 +13,7 @@ from lightning_genseg.modules import (
     SegmentationModule,
     SoftmaxSegmenter,
 )
-from lightning_genseg.networks.gmm_head import GMMHead
+from lightning_genseg.methods.gmmseg.head import GMMHead
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,6 @@
 """``python -m lightning_genseg`` is the command ``genseg``."""
 
-from lightning_genseg.cli import main
+from lightning_genseg.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_genseg.datamodules.base import collate
-from lightning_genseg.datasets import SyntheticScenes
-from lightning_genseg.modules import SegmentationModule
+from lightning_genseg import SegmentationModule
+from lightning_genseg.data import SyntheticScenes
+from lightning_genseg.data.loaders import collate
 
 NUM_CLASSES = len(SyntheticScenes.CLASS_NAMES)
 # A real network of half a million parameters that needs no download.

@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 
-from lightning_genseg.anomaly import Threshold
+from lightning_genseg import SegmentationModule
 from lightning_genseg.callbacks import Report
-from lightning_genseg.datamodules import SyntheticScenesDataModule
-from lightning_genseg.modules import SegmentationModule
+from lightning_genseg.data import SyntheticScenesDataModule
+from lightning_genseg.uncertainty.conformal import Threshold
 
 
 class ColourSegmenter(SegmentationModule):

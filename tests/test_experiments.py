@@ -14,9 +14,9 @@ import yaml
 from lightning.pytorch import Callback
 from PIL import Image
 
-from lightning_genseg.anomaly import AnomalyName
-from lightning_genseg.cli import main
-from lightning_genseg.datasets import CamVid
+from lightning_genseg.cli.main import main
+from lightning_genseg.data import CamVid
+from lightning_genseg.uncertainty.scores import AnomalyName
 from tests.miniatures import (
     make_ade20k,
     make_cityscapes,

@@ -23,16 +23,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from lightning_genseg.datamodules.base import EpochSampler, TrainLoader, collate
-from lightning_genseg.datasets import CamVid, SegmentationDataset, SyntheticScenes
-from lightning_genseg.datasets.base import Sample
-from lightning_genseg.transforms import (
-    RandomCropLimitedClass,
-    RandomScaledCrop,
-    apply,
-    compose,
-    single_thread,
-)
+from lightning_genseg.data import CamVid, Sample, SegmentationDataset, SyntheticScenes
+from lightning_genseg.data.loaders import EpochSampler, TrainLoader, collate
+from lightning_genseg.data.transforms import RandomCropLimitedClass, RandomScaledCrop
+from lightning_genseg.data.transforms.pipeline import apply, compose, single_thread
 
 # Height, width, format of the images, crop, short side at a zoom of 1 (None: as in the file).
 SIZES: dict[str, tuple[int, int, str, tuple[int, int], int | None]] = {

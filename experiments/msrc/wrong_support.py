@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from lightning_genseg import CGMGM
-from lightning_genseg.datamodules import EpisodesDataModule, FolderDataModule
-from lightning_genseg.metrics.few_shot import FewShotMeanIoU
+from lightning_genseg.data import EpisodesDataModule, FolderDataModule
+from lightning_genseg.metrics import FewShotMeanIoU
 
 
 def miou(model: CGMGM, episodes: Iterable[dict[str, Any]]) -> str:

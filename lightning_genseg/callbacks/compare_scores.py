@@ -8,9 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_genseg.files import replace_file
-from lightning_genseg.inference import infer, softmax
+from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.metrics.anomaly import AnomalyMetrics
-from lightning_genseg.modules.base import SegmentationModule
+from lightning_genseg.ops.views import infer, softmax
 
 
 class CompareScores(Callback):

@@ -9,13 +9,13 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_genseg.callbacks.base import classes_of, spread_samples, to_array, to_picture
+from lightning_genseg.callbacks.pictures import classes_of, spread_samples, to_array, to_picture
+from lightning_genseg.data.transforms.pipeline import shorter_side
 from lightning_genseg.files import replace_file
-from lightning_genseg.inference import evaluation_mode
-from lightning_genseg.modules.agmm import AGMM
-from lightning_genseg.modules.base import SegmentationModule
-from lightning_genseg.transforms import shorter_side
-from lightning_genseg.visualize import (
+from lightning_genseg.methods.agmm.module import AGMM
+from lightning_genseg.methods.base import SegmentationModule
+from lightning_genseg.ops.views import evaluation_mode
+from lightning_genseg.plots.pictures import (
     Palette,
     Picture,
     colorize,

@@ -8,11 +8,12 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_genseg.callbacks.base import classes_of, spread_samples, to_array, to_picture
+from lightning_genseg.callbacks.pictures import classes_of, spread_samples, to_array, to_picture
 from lightning_genseg.files import replace_file
-from lightning_genseg.inference import evaluation_mode, input_size, resize_labels, resize_maps
-from lightning_genseg.modules.gss import GSS
-from lightning_genseg.visualize import Palette, Picture, colorize, encode, grid
+from lightning_genseg.methods.gss.module import GSS
+from lightning_genseg.ops.resize import resize_labels, resize_maps
+from lightning_genseg.ops.views import evaluation_mode, input_size
+from lightning_genseg.plots.pictures import Palette, Picture, colorize, encode, grid
 
 
 class MaskigePictures(Callback):

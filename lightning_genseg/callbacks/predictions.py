@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lightning_genseg.callbacks.base import classes_of, threshold_of, to_array, to_picture
+from lightning_genseg.callbacks.pictures import classes_of, threshold_of, to_array, to_picture
 from lightning_genseg.files import replace_file
-from lightning_genseg.visualize import (
+from lightning_genseg.plots.pictures import (
     ANOMALY_PALETTE,
     encode,
     heat_map,

@@ -16,21 +16,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_genseg import __version__
-from lightning_genseg.callbacks.base import classes_of, threshold_of, to_array, to_picture
+from lightning_genseg.callbacks.pictures import classes_of, threshold_of, to_array, to_picture
 from lightning_genseg.files import replace_file
+from lightning_genseg.methods.base import SegmentationModule
+from lightning_genseg.methods.fewshot.base import EPISODE_MAPS
 from lightning_genseg.metrics.anomaly import bin_upper_edge
-from lightning_genseg.modules.base import SegmentationModule
-from lightning_genseg.modules.few_shot import EPISODE_MAPS
-from lightning_genseg.visualize import (
+from lightning_genseg.plots.diagrams import anomaly_histogram, reliability_diagram
+from lightning_genseg.plots.pictures import (
     ANOMALY_PALETTE,
     Picture,
-    anomaly_histogram,
     colorize,
     encode,
     grid,
     heat_map,
     outline,
-    reliability_diagram,
     score_range,
 )
 

@@ -1,5 +1,5 @@
-"""Networks that more than one method uses."""
+"""Encoders, decoders and losses that several methods share."""
 
-from lightning_genseg.networks.features import PixelFeatures, feature_channels, load_weights
+from lightning_genseg.networks.features import DECODERS, PixelFeatures
 
-__all__ = ["PixelFeatures", "feature_channels", "load_weights"]
+__all__ = ["DECODERS", "PixelFeatures"]

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lightning_genseg import GSS, SoftmaxSegmenter
 from lightning_genseg.callbacks import MaskigePictures
 from lightning_genseg.callbacks.maskiges import _row
-from lightning_genseg.datamodules import SyntheticScenesDataModule
-from lightning_genseg.datamodules.base import collate
-from lightning_genseg.modules import GSS, SoftmaxSegmenter
-from lightning_genseg.visualize import grid
+from lightning_genseg.data import SyntheticScenesDataModule
+from lightning_genseg.data.loaders import collate
+from lightning_genseg.plots.pictures import grid
 from tests.contract import TINY, trainer
-from tests.modules.test_gss import FROZEN, SMALL
+from tests.methods.gss.test_module import FROZEN, SMALL
 
 
 def data():

@@ -6,8 +6,8 @@ import torch
 from sklearn.mixture import GaussianMixture as Reference
 from torch import Tensor
 
-from lightning_genseg.mixtures import EpisodicMixture, fit_episodes
-from lightning_genseg.mixtures.gaussian import batched_log_density, diagonal_log_density
+from lightning_genseg.mixtures import EpisodicMixture, diagonal_log_density, fit_episodes
+from lightning_genseg.mixtures.gaussian import batched_log_density
 
 DIM = 256
 

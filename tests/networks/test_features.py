@@ -6,8 +6,9 @@ import timm
 import torch
 from torch import nn
 
-from lightning_genseg.networks import PixelFeatures, feature_channels, load_weights
-from lightning_genseg.networks.features import DECODERS
+from lightning_genseg.networks import DECODERS, PixelFeatures
+from lightning_genseg.networks.features import feature_channels
+from lightning_genseg.networks.weights import load_weights
 
 ENCODER = "tu-test_resnet"
 # Decoders that stay coarser than stride 4.

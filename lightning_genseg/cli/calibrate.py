@@ -1,0 +1,231 @@
+"""Fit what anomaly scores need after training: statistics of known data, and thresholds that keep a promise."""
+
+import io
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lightning_genseg.data.datamodule import SegmentationDataModule
+from lightning_genseg.files import replace_file
+from lightning_genseg.methods.base import SegmentationModule
+from lightning_genseg.metrics.anomaly import score_histogram
+from lightning_genseg.ops.resize import resize_labels
+from lightning_genseg.ops.views import (
+    InferenceOptions,
+    evaluation_mode,
+    infer,
+    input_size,
+    plain_options,
+    softmax,
+    window_positions,
+)
+from lightning_genseg.uncertainty.conformal import (
+    Level,
+    Threshold,
+    check_share,
+    conformal_image_threshold,
+    conformal_pixel_threshold,
+    conformal_rank,
+    image_quantile,
+)
+from lightning_genseg.uncertainty.scores import FITTED_SCORES
+
+
+class GenSegTrainer(Trainer):
+    """A Trainer that can also calibrate, so that `genseg calibrate` is a command like the others."""
+
+    def calibrate(
+        self,
+        model: SegmentationModule,
+        datamodule: SegmentationDataModule | None = None,
+        ckpt_path: Path | None = None,
+        output: Path | None = None,
+        false_positive_rate: float = 0.05,
+        level: Level = "image",
+        risk: float = 0.1,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Fit what anomaly scores need: statistics on the training set, thresholds on the validation set.
+
+        See `lightning_genseg.calibrate.calibrate` for what is promised. One process; `limit_train_batches` and
+        `limit_val_batches` hold.
+
+        Args:
+            model: the model to calibrate.
+            datamodule: its data.
+            ckpt_path: checkpoint of the trained model.
+            output: checkpoint to write; default: `<ckpt_path>` with `-calibrated` before its suffix.
+            false_positive_rate: promised share of known pixels above the threshold, in (0, 1).
+            level: `pixel`, or `image` (the share within an image, with probability 1 - `risk`).
+            risk: in (0, 1); only for `image`.
+            weights_only: not used, but the configuration that `fit` leaves holds it.
+        """
+        assert datamodule is not None
+        assert ckpt_path is not None
+        stem = ckpt_path.stem.removesuffix("-calibrated")
+        target = output or ckpt_path.with_name(f"{stem}-calibrated{ckpt_path.suffix}")
+        if target.is_dir():
+            raise ValueError(f"output '{target}' is a folder: give the path of a new .ckpt file.")
+        checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
+        if "state_dict" not in checkpoint:
+            raise ValueError(
+                f"{ckpt_path} is not a Lightning checkpoint: give a .ckpt file that `genseg fit` has written."
+            )
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+        model.to(self.strategy.root_device)
+        thresholds = calibrate(
+            model,
+            _first(datamodule.plain_loader("train"), self.limit_train_batches),
+            _first(datamodule.plain_loader("val"), self.limit_val_batches),
+            false_positive_rate,
+            level,
+            risk,
+        )
+        save_calibrated(model, ckpt_path, target)
+        for name, threshold in thresholds.items():
+            print(f"{name}: threshold {threshold.value:.6g}")
+        print(f"The calibrated checkpoint is {target}")
+
+
+@torch.no_grad()
+def calibrate(
+    model: SegmentationModule,
+    train: Iterable[dict[str, Any]],
+    held_out: Iterable[dict[str, Any]],
+    false_positive_rate: float = 0.05,
+    level: Level = "image",
+    risk: float = 0.1,
+    progress: bool = True,
+) -> dict[str, Threshold]:
+    """Fit `sml` and `mahalanobis` on training data, and a threshold for every score on held-out data.
+
+    The model then predicts with `anomaly_mask`. The threshold is a split-conformal quantile of the scores
+    of known pixels: `level="pixel"` promises that a new known pixel exceeds it with at most
+    `false_positive_rate`; `level="image"` that in a new image, with probability 1 - `risk`, at most that
+    share of the known pixels does, which holds although the pixels of an image depend on each other.
+
+    Args:
+        model: trained; its `inference` is used as for prediction.
+        train: batches of `image` and `mask`, without augmentation; one process.
+        held_out: likewise, of images that the model was not trained on.
+        false_positive_rate: in (0, 1).
+        level: `pixel` or `image`.
+        risk: in (0, 1); only for `image`.
+        progress: show progress bars.
+
+    Returns:
+        the thresholds by name of the score; they are in `model.anomaly` as well.
+
+    Raises:
+        ValueError: no labelled pixel, or too few images or pixels for the promise.
+    """
+    check_share("false_positive_rate", false_positive_rate)
+    check_share("risk", risk)
+    if level not in get_args(Level):
+        raise ValueError(f"level is {level!r} but must be one of {', '.join(get_args(Level))}.")
+    if level == "image" and isinstance(held_out, DataLoader):  # not after two passes over the data
+        count = len(held_out.dataset)  # type: ignore[arg-type]
+        conformal_rank(count, risk, "risk", "held-out images")
+    model.anomaly.thresholds = {}
+    with evaluation_mode(model):
+        _fit_statistics(model, tqdm(train, "training data", disable=not progress))
+        names = model.computable_scores()
+        bar = tqdm(held_out, "held-out data", disable=not progress)
+        thresholds = _thresholds(model, names, bar, false_positive_rate, level, risk)
+    model.anomaly.thresholds = thresholds
+    model.anomaly.inference = plain_options(model.inference)
+    return thresholds
+
+
+def _first(loader: DataLoader[Any], limit: float | None) -> Iterable[dict[str, Any]]:
+    """A Trainer's `limit_*_batches`: so many batches, or such a share of them (1.0 is all)."""
+    if limit is None or (isinstance(limit, float) and limit >= 1):
+        return loader
+    return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))
+
+
+def _fit_statistics(model: SegmentationModule, batches: Iterable[dict[str, Any]]) -> None:
+    for name in FITTED_SCORES:  # an interrupted call has left its sums
+        model.anomaly.get_submodule(name).reset()  # type: ignore[operator]
+    for batch in batches:
+        image, mask = batch["image"].to(model.device), batch["mask"].to(model.device)
+        for view, labels in _views(image, mask, model.inference or {}):
+            outputs = model.outputs(view)
+            features = outputs["features"]
+            small = resize_labels(model.cover(labels, features), features.shape[-2:])
+            model.anomaly.mahalanobis.observe(features, small, model.num_classes)
+            model.anomaly.sml.observe(model.to_image(outputs["logits"], view))
+    for name in FITTED_SCORES:
+        model.anomaly.get_submodule(name).finish()  # type: ignore[operator]
+
+
+def _views(
+    image: Tensor, mask: Tensor, options: InferenceOptions
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """What the network sees of an image when it predicts, but for mirror images, with its labels."""
+    for scale in options.get("scales") or [1.0]:
+        size = input_size((image.shape[-2], image.shape[-1]), options, scale)
+        scaled, labels = image, mask
+        if size != tuple(image.shape[-2:]):
+            scaled = F.interpolate(image, size, mode="bilinear")
+            labels = resize_labels(mask, size)
+        window = options.get("window")
+        if window is None:
+            yield scaled, labels
+            continue
+        for rows, columns in window_positions(size, window, options["stride"]):
+            yield scaled[..., rows, columns], labels[..., rows, columns]
+
+
+def _thresholds(
+    model: SegmentationModule,
+    names: Sequence[str],
+    batches: Iterable[dict[str, Any]],
+    false_positive_rate: float,
+    level: Level,
+    risk: float,
+) -> dict[str, Threshold]:
+    quantiles: dict[str, list[float]] = {name: [] for name in names}
+    histograms: dict[str, Tensor] = {}
+    forward = partial(model.score_maps, names=names)
+    for batch in batches:
+        maps = infer(forward, batch["image"].to(model.device), model.inference, {"scores": softmax})
+        for index, mask in enumerate(batch["mask"].to(model.device)):
+            known = mask != model.ignore_index
+            if not bool(known.any()):
+                continue
+            for name in names:
+                scores = maps[name][index, 0][known]
+                if level == "image":
+                    quantiles[name].append(image_quantile(scores, false_positive_rate))
+                else:
+                    histograms[name] = histograms.get(name, 0) + score_histogram(scores)
+    if not histograms and not any(quantiles.values()):
+        raise ValueError(
+            "no labelled pixel in the held-out data: there is nothing to calibrate on."
+        )
+    return {
+        name: conformal_image_threshold(quantiles[name], false_positive_rate, risk)
+        if level == "image"
+        else conformal_pixel_threshold(histograms[name], false_positive_rate)
+        for name in names
+    }
+
+
+def save_calibrated(model: SegmentationModule, source: Path, target: Path) -> None:
+    """Write a checkpoint that holds `source` and what `calibrate` has fitted; whole or not at all."""
+    checkpoint = torch.load(source, weights_only=True, map_location="cpu", mmap=True)
+    checkpoint["anomaly"] = model.anomaly.fitted_state()
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    replace_file(target, buffer.getvalue())

@@ -1,0 +1,357 @@
+"""The command ``genseg``: a plain LightningCLI in subclass mode."""
+
+import difflib
+import inspect
+import os
+import pickle
+import re
+import sys
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+# Imported as packages: this is what makes their classes known by their short names.
+from lightning_genseg import __version__, data, methods
+from lightning_genseg.callbacks.predictions import PredictionWriter
+from lightning_genseg.callbacks.report import Report
+from lightning_genseg.cli.calibrate import GenSegTrainer
+from lightning_genseg.cli.check import check_data
+from lightning_genseg.cli.check import summary as check_summary
+from lightning_genseg.cli.reconstruct import reconstruct_data
+from lightning_genseg.cli.reconstruct import summary as reconstruct_summary
+from lightning_genseg.data.sparse.labels import SparseLabels
+
+# What a configuration file may hold beside `data`; `genseg check` and `reconstruct` have no use for it.
+_OF_OTHER_COMMANDS = (
+    "seed_everything",
+    "trainer",
+    "model",
+    "report",
+    "predictions",
+    "ckpt_path",
+    "weights_only",
+    "verbose",
+    "output",
+    "false_positive_rate",
+    "level",
+    "risk",
+)
+
+
+_DESCRIPTIONS = {
+    "check": "Read every file of the data: counts, class frequencies, missing and broken files, a picture. Takes the "
+    "configuration files of the other commands.",
+    "reconstruct": "Draw all masks of a split as maskiges, tokenize and decode them: what GSS with this tokenizer and "
+    "these colours can reach at best, before it is trained. Takes the configuration files of the other commands, and from "
+    "their model tokenizer and colours.",
+}
+
+
+class GenSegCLI(LightningCLI):
+    """Links what the data know about their classes into the model; writes scores and pictures."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Errors are raised, so that `main` can print them all in one way."""
+        return super().init_parser(exit_on_error=False, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``predict`` writes its results; keeping them in memory is no option."""
+        commands = LightningCLI.subcommands()
+        commands["predict"].add("return_predictions")
+        commands["calibrate"] = {"model", "datamodule"}
+        return commands
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that every run has; a model without a linked argument ignores it."""
+        parser.add_lightning_class_args(Report, "report")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        for name in ("num_classes", "ignore_index", "class_names"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """A test or predict run in the folder of a fit must not replace the fit's files."""
+        name = "config.yaml" if self.subcommand == "fit" else f"{self.subcommand}_config.yaml"
+        self.save_config_kwargs = {"config_filename": name, "overwrite": True}
+        if self.subcommand != "fit":
+            self._keep_fit_log(self.config[self.subcommand])
+
+    def _keep_fit_log(self, config: Any) -> None:
+        """Move to a folder beside that of the fit if the configuration names it: CSVLogger would empty its log."""
+        logger = config.trainer.logger
+        arguments = getattr(logger, "init_args", None)
+        if arguments is None or not str(logger.class_path).endswith("CSVLogger"):
+            return
+        version = arguments.version
+        folder = Path(arguments.save_dir) / arguments.name
+        folder /= f"version_{version}" if isinstance(version, int) else str(version)
+        if version is not None and (folder / "config.yaml").is_file():
+            arguments.version = f"{folder.name}-{self.subcommand}"
+            _say(
+                f"{folder} holds a fit; this run goes to {folder.name}-{self.subcommand} beside it."
+            )
+
+    def _require_checkpoint(self) -> None:
+        """Random weights would look like a result."""
+        trained = getattr(self.model, "needs_training", True)
+        if trained and not self.config[self.subcommand].get("ckpt_path"):
+            raise ValueError(
+                f"genseg {self.subcommand} needs the trained model: give its checkpoint "
+                "with --ckpt_path."
+            )
+
+    before_predict = before_test = before_validate = before_calibrate = _require_checkpoint
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict without keeping anything: `PredictionWriter` has written it."""
+        self.trainer.predict(**kwargs, return_predictions=False)
+
+    def _parse_ckpt_path(self) -> None:
+        """Let the checkpoint's hyper-parameters win over the YAML, and say which ones did.
+
+        Lightning's own version says nothing, and knows only checkpoints that its CLI has written:
+        here one from a notebook or script does as well.
+        """
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if not path or not Path(path).is_file():
+            return  # "last", "best", a URL: the Trainer resolves it
+        try:
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+            saved = dict(checkpoint.get("hyper_parameters", {}))
+        except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not a checkpoint that can be loaded safely: give a .ckpt file that "
+                "`genseg fit` or a Trainer has written."
+            ) from error
+        saved.pop("_instantiator", None)
+        class_path = saved.pop("_class_path", config.model.class_path)
+        given = {"class_path": config.model.class_path, **config.model.init_args}
+        # The data's word is final on the first three, and how to predict and what to call strange
+        # is chosen at every run.
+        free = {
+            "num_classes",
+            "ignore_index",
+            "class_names",
+            "inference",
+            "decoding",
+            "scoring",
+            "anomaly_score",
+        }
+        saved = {key: value for key, value in saved.items() if key not in free}
+        for key, value in {"class_path": class_path, **saved}.items():
+            if key in given and _plain(given[key]) != _plain(value):
+                print(f"genseg: {path} sets model.{key} to {value}, not {given[key]}")
+        model = {"class_path": class_path, "init_args": saved}
+        command = self.config.subcommand
+        self.config = self.parser.parse_object({command: {"model": model}}, self.config)
+
+
+class _LastCheckpoint(Callback):
+    """Says where an interrupted training run can be taken up again."""
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
+            return
+        if not trainer.training:
+            _say("interrupted.")
+            return
+        paths = [
+            Path(path)
+            for callback in trainer.checkpoint_callbacks
+            for path in (
+                getattr(callback, "last_model_path", ""),
+                getattr(callback, "best_model_path", ""),
+            )
+            if path and Path(path).is_file()
+        ]
+        if paths:
+            newest = max(paths, key=lambda path: path.stat().st_mtime)
+            _say(f"interrupted; go on with the same command and --ckpt_path {newest}")
+        else:
+            _say("interrupted before the first checkpoint was written.")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run ``genseg`` with the command line, or with `args`.
+
+    Raises:
+        SystemExit: with code 2 after one line ``genseg: error: ...`` for whatever the user can
+            mend. Other errors keep their traceback, and so do all with ``GENSEG_DEBUG=1``.
+    """
+    try:
+        words = sys.argv[1:] if args is None else args
+        if words[:1] == ["check"]:
+            _check(words[1:])
+            return
+        if words[:1] == ["reconstruct"]:
+            report, folder = _of_data(
+                words[1:], "reconstruct", reconstruct_data, ("tokenizer", "colors", "color_seed")
+            )
+            print(f"{reconstruct_summary(report)}\n\nthe report is in {folder}")
+            return
+        GenSegCLI(
+            methods.SegmentationModule,
+            data.SegmentationDataModule,
+            trainer_class=GenSegTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # the modules take their optimiser as an argument
+            seed_everything_default=0,
+            trainer_defaults={"callbacks": [_LastCheckpoint()]},
+            parser_kwargs={
+                "prog": "genseg",
+                "description": "Generative semantic segmentation: train, test and predict; "
+                "`genseg check` looks at the data first, `genseg reconstruct` at a tokenizer of GSS.",
+                "version": __version__,
+            },
+            args=args,
+        )
+    except KeyboardInterrupt:  # before the Trainer runs; later it is _LastCheckpoint's
+        _say("interrupted.")
+        raise SystemExit(130) from None
+    except Exception as error:
+        message = None if os.environ.get("GENSEG_DEBUG") else _user_message(error)
+        if message is None:
+            raise
+        _fail(message)
+
+
+def _check(args: list[str]) -> None:
+    report, folder = _of_data(args, "check", check_data)
+    print(f"{check_summary(report)}\n\nthe report is in {folder}")
+    if report["problems"]:
+        raise ValueError(
+            f"{len(report['problems'])} problems with the data, all listed in "
+            f"{folder / 'data_check.json'}."
+        )
+
+
+def _of_data(
+    args: list[str],
+    command: str,
+    function: Callable[..., dict[str, Any]],
+    defaults_from_model: Sequence[str] = (),
+) -> tuple[dict[str, Any], Path]:
+    """Call a function of data with what the command line says: its report, and the folder that it is in.
+
+    Lightning's sub-commands would build a Trainer and a model. What a configuration file says of the model's
+    `defaults_from_model` holds for the function's arguments of these names, unless they are given.
+    """
+    parser = LightningArgumentParser(
+        prog=f"genseg {command}",
+        description=_DESCRIPTIONS[command],
+        exit_on_error=False,
+    )
+    parser.add_argument("-c", "--config", action="config", help="YAML file, as for fit.")
+    parser.add_lightning_class_args(
+        data.SegmentationDataModule, "data", subclass_mode=True, required=True
+    )
+    parser.add_function_arguments(function, skip={"data"})
+    for key in _OF_OTHER_COMMANDS:
+        parser.add_argument(f"--{key}", type=Any, help=SUPPRESS)
+    if defaults_from_model:
+        wrong = next((word for word in args if word.startswith("--model.")), None)
+        if wrong is not None:
+            raise ValueError(
+                f"genseg {command} builds no model: leave {wrong.split('=')[0]} out; what it needs of one are "
+                f"{', '.join(f'--{key}' for key in defaults_from_model)}."
+            )
+    config = parser.parse_args(args)
+    if defaults_from_model:
+        of_model = (config.get("model") or {}).get("init_args", {})
+        parser.set_defaults({key: of_model[key] for key in defaults_from_model if key in of_model})
+        config = parser.parse_args(args)
+    for key in (*_OF_OTHER_COMMANDS, "config"):
+        config.pop(key, None)
+    arguments = vars(parser.instantiate(config))
+    return function(**arguments), arguments["output_dir"]
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"genseg: {message}\n")
+
+
+def _fail(message: str) -> NoReturn:
+    _say("error: " + " ".join(message.split()))
+    raise SystemExit(2) from None
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML would hold it, for comparing."""
+    return (
+        list(value)
+        if isinstance(value, tuple)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+    )
+
+
+def _user_message(error: BaseException) -> str | None:
+    """What to tell the user, or None for an error that needs its traceback."""
+    for link in _chain(error):
+        if isinstance(link, ValueError | OSError) and _for_users(link):
+            return str(link)
+    if isinstance(error, ArgumentError):
+        return _condense(str(error))
+    if isinstance(
+        error, FileExistsError | IsADirectoryError | NotADirectoryError | PermissionError
+    ):
+        return f"'{error.filename}' cannot be used ({error.strerror}): choose another path."
+    if isinstance(error, FileNotFoundError | MisconfigurationException):
+        return str(error)
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _for_users(error: BaseException) -> bool:
+    """Whether the innermost frame is this package's, or checks the Trainer's arguments."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    name = "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
+    return name.startswith((f"{__package__}.", "lightning.pytorch.trainer.connectors."))
+
+
+def _condense(message: str) -> str:
+    """The sentence inside jsonargparse's report of everything it has tried."""
+    name = re.search(r"Expected a dot import path string: (\w+)", message)
+    keys = re.findall(r"Parser key \"(\w+)\"", message[: name.start()]) if name else []
+    if name and keys:
+        known = {
+            "model": methods.__all__,
+            "data": [name for name in data.__all__ if name.endswith("DataModule")],
+            "sparse": [kind.__name__ for kind in SparseLabels.__subclasses__()],
+        }.get(keys[-1], [])
+        return f"--{'.'.join(keys)}: there is no class {name[1]}{_did_you_mean(name[1], known)}"
+    noise = r"\s*(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
+    lines = [line for line in message.splitlines() if not re.match(noise, line)]
+    text = " ".join(line.strip().removeprefix("- ") for line in lines)
+    option = re.search(r"class_path '([\w.]+)': Option '(\w+)' is not accepted", text)
+    if option:
+        module, _, cls = option[1].rpartition(".")
+        arguments = inspect.signature(getattr(import_module(module), cls)).parameters
+        text += _did_you_mean(option[2], list(arguments))
+    return text
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known are {', '.join(known)}." if known else "."

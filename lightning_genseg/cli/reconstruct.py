@@ -1,0 +1,242 @@
+"""How much of its masks a tokenizer with its colours keeps: to be known before stage two of GSS is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lightning_genseg.data.datamodule import SegmentationDataModule, Split
+from lightning_genseg.data.episodes.datamodule import BaseClassesDataModule, EpisodesDataModule
+from lightning_genseg.data.mixed.datamodule import CrossDomainDataModule
+from lightning_genseg.files import make_folder, replace_file
+from lightning_genseg.methods.gss.colors import Colors, class_colors
+from lightning_genseg.methods.gss.maskige import LeastSquares, Maskige, NearestColor
+from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
+from lightning_genseg.methods.gss.tokenizers.majority import CellMajority
+from lightning_genseg.methods.gss.tokenizers.reconstruction import Reconstruction, reconstruct
+from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer, TokenizerConfig
+from lightning_genseg.metrics.segmentation import segmentation_metrics
+from lightning_genseg.ops.resize import resize_labels
+from lightning_genseg.plots.pictures import Picture, colorize, encode, grid, void_color
+
+_STRIDE = 4  # pixels of the image for each token that stage two predicts
+
+
+@torch.no_grad()
+def reconstruct_data(
+    data: SegmentationDataModule,
+    tokenizer: str | Path | TokenizerConfig = "majority-4",
+    colors: Colors = "lattice",
+    color_seed: int = 0,
+    inverse: Literal["nearest", "lstsq"] = "nearest",
+    scales: list[float] | None = None,
+    split: Split = "val",
+    output_dir: Path = Path("reconstruction"),
+    num_pictures: int = 3,
+) -> dict[str, Any]:
+    """Mask to maskige to tokens and back, for all masks of a split.
+
+    Writes `reconstruct.json`, which is what is returned, and `reconstruct.png`: masks, maskiges, their reconstructions and
+    the masks decoded from these. GSS' own evaluation (Table 1) is at scale 1; stage two draws masks at f / 4.
+
+    Args:
+        data: whose masks.
+        tokenizer: `majority-4`, or a path; see `networks.tokenizers.make_tokenizer`.
+        colors: see `networks.colors.class_colors`.
+        color_seed: likewise.
+        inverse: of the maskige: the nearest colour, or the least squares that the paper prints.
+        scales: at which masks are drawn, relative to their size; default: 1 and f / 4.
+        split: train, val or test.
+        output_dir: folder to write to.
+        num_pictures: masks drawn, at the first scale.
+
+    Returns:
+        `scales`: by scale `mIoU`, `pixel_accuracy`, `IoU` by class (null where a class does not occur), `majority` with
+        the mIoU and pixel accuracy of `CellMajority` with the same cells, in which ignored pixels have no vote, and
+        `tokens`: of the cells with a labelled pixel, how many tokens are `used`, their `perplexity` and `entropy`, and
+        the `conditional_entropy` given the commonest class of the cell, in bits: what an image has to tell beside the
+        class. Also what was measured: `data`, `split`, `images`, `tokenizer`, `fingerprint`, `codebook_size`, `downsample`, `colors` and `inverse`.
+
+    Raises:
+        ValueError: a wrong argument, a tokenizer that does not fit, or a split without a labelled pixel.
+        FileNotFoundError: there is no such tokenizer.
+    """
+    if num_pictures < 0:
+        raise ValueError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
+    if isinstance(data, EpisodesDataModule | BaseClassesDataModule):
+        data = data.data
+    if isinstance(data, CrossDomainDataModule):
+        raise ValueError(
+            "reconstruct draws masks in the colours of the universal classes and those of CrossDomainDataModule have "
+            "others: give MixedDataModule, or the datamodule of the test set itself."
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    table = class_colors(colors, data.num_classes, color_seed)
+    maskige = Maskige(table).to(device)
+    model = make_tokenizer(tokenizer, maskige.colors[:-1].cpu()).to(device)
+    chosen = list(dict.fromkeys(scales or [1.0, model.downsample / _STRIDE]))
+    if min(chosen) <= 0:
+        raise ValueError(f"scales is {chosen} but must be positive.")
+    back = (NearestColor if inverse == "nearest" else LeastSquares)(maskige.colors[:-1])
+    measured = [_Scale(scale, model, maskige, data.num_classes) for scale in chosen]
+    make_folder(output_dir, "output_dir")  # before the long part
+    data.prepare_data()
+    loader = data.plain_loader(split)
+    wanted = set(np.linspace(0, max(len(loader) - 1, 0), num_pictures).round().astype(int).tolist())
+    rows: list[list[Picture]] = []
+    captions: list[str] = []
+    shown: set[int] = set()
+    images = 0
+    for number, batch in enumerate(
+        tqdm(loader, f"reconstructing {split}", unit="batch", disable=None)
+    ):
+        mask = batch["mask"].to(device)
+        images += len(mask)
+        found = [one.update(mask, back) for one in measured]
+        if number in wanted:
+            true, decoded = mask[0].cpu().numpy(), found[0].scores[0].argmax(0).cpu().numpy()
+            drawn = colorize(true, data.palette)
+            drawn[true == data.ignore_index] = void_color(data.palette)
+            pictures = (_picture(maskige(mask[:1])[0]), _picture(found[0].picture[0]))
+            rows.append([drawn, *pictures, colorize(decoded, data.palette)])
+            captions.append(batch["name"][0])
+            shown.update(np.unique(true).tolist(), np.unique(decoded).tolist())
+    report = {
+        "data": type(data).__name__,
+        "split": split,
+        "images": images,
+        "tokenizer": str(tokenizer),
+        "fingerprint": model.fingerprint(),
+        "codebook_size": model.codebook_size,
+        "downsample": model.downsample,
+        "colors": [list(color) for color in table],
+        "inverse": inverse,
+        "scales": {f"{one.scale:g}": one.compute(data.class_names) for one in measured},
+    }
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    replace_file(output_dir / "reconstruct.json", text.encode())
+    (output_dir / "reconstruct.png").unlink(missing_ok=True)  # an earlier run's
+    if rows:
+        pairs = enumerate(zip(data.class_names, data.palette, strict=True))
+        legend = [pair for c, pair in pairs if c in shown]
+        legend += [("ignored", void_color(data.palette))] if data.ignore_index in shown else []
+        titles = ["mask", "maskige", "reconstruction", "decoded mask"]
+        picture = grid(rows, titles, legend, captions=captions)
+        replace_file(output_dir / "reconstruct.png", encode(picture, "png"))
+    return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Say on a screen what `reconstruct_data` has found."""
+    scales: dict[str, dict[str, Any]] = report["scales"]
+    width = max(map(len, ["conditional entropy, bits", *next(iter(scales.values()))["IoU"]]))
+
+    def line(name: str, values: list[float | None], form: str) -> str:
+        cells = ("-" if value is None else format(value, form) for value in values)
+        return f"{name:{width}}" + "".join(f"{cell:>12}" for cell in cells)
+
+    def each(*keys: str) -> list[Any]:
+        values: list[Any] = list(scales.values())
+        for key in keys:
+            values = [value[key] for value in values]
+        return values
+
+    f = report["downsample"]
+    lines = [
+        f"{report['tokenizer']} ({report['codebook_size']} tokens of {f} x {f} pixels) on {report['images']} masks "
+        f"of {report['data']}, {report['split']}",
+        "",
+        f"{'scale':{width}}" + "".join(f"{scale:>12}" for scale in scales),
+        line("mIoU", each("mIoU"), ".2%"),
+        line(f"  majority-{f}", each("majority", "mIoU"), ".2%"),
+        line("pixel accuracy", each("pixel_accuracy"), ".2%"),
+        line(f"  majority-{f}", each("majority", "pixel_accuracy"), ".2%"),
+        line("tokens used", each("tokens", "used"), "d"),
+        line("perplexity", each("tokens", "perplexity"), ".1f"),
+        line("entropy, bits", each("tokens", "entropy"), ".2f"),
+        line("conditional entropy, bits", each("tokens", "conditional_entropy"), ".2f"),
+        "",
+        "IoU",
+        *(line(name, each("IoU", name), ".2%") for name in next(iter(scales.values()))["IoU"]),
+    ]
+    return "\n".join(lines)
+
+
+class _Scale:
+    """What is counted at one scale."""
+
+    def __init__(self, scale: float, tokenizer: Tokenizer, maskige: Maskige, classes: int) -> None:
+        self.scale, self.tokenizer, self.maskige = scale, tokenizer, maskige
+        colors = maskige.colors[:-1]
+        self.majority = CellMajority(colors, tokenizer.downsample)
+        self.nearest = NearestColor(colors)
+        self.scores = segmentation_metrics(classes).to(colors.device)
+        self.baseline = segmentation_metrics(classes).to(colors.device)
+        self.counts = torch.zeros(classes, tokenizer.codebook_size, dtype=torch.int64)
+
+    def update(self, mask: Tensor, inverse: torch.nn.Module) -> Reconstruction:
+        found = reconstruct(mask, self.maskige, self.tokenizer, inverse, self.scale)
+        self.scores.update(found.scores.argmax(1), mask)
+        common, labelled = cell_classes(mask, found.tokens.shape[-2:], *self.counts.shape[:1])
+        # Ignored pixels would vote for the class whose colour is nearest to theirs.
+        filled = mask.where(mask < len(self.counts), resize_labels(common, mask.shape[-2:]))
+        plain = reconstruct(filled, self.maskige, self.majority, self.nearest, self.scale)
+        self.baseline.update(plain.scores.argmax(1), mask)
+        pairs = (common * self.counts.shape[1] + found.tokens)[labelled]
+        self.counts += pairs.bincount(minlength=self.counts.numel()).view_as(self.counts).cpu()
+        return found
+
+    def compute(self, class_names: list[str]) -> dict[str, Any]:
+        if not self.counts.any():
+            raise ValueError("the split has no labelled pixel: choose another.")
+        values, baseline = self.scores.compute(), self.baseline.compute()
+        iou = values["IoU"].tolist()
+        return {
+            "mIoU": values["mIoU"].item(),
+            "pixel_accuracy": values["pixel_accuracy"].item(),
+            "IoU": {
+                name: None if math.isnan(value) else value
+                for name, value in zip(class_names, iou, strict=True)
+            },
+            "majority": {key: baseline[key].item() for key in ("mIoU", "pixel_accuracy")},
+            "tokens": token_statistics(self.counts),
+        }
+
+
+def cell_classes(mask: Tensor, size: Sequence[int], num_classes: int) -> tuple[Tensor, Tensor]:
+    """The commonest class in each of h x w cells of masks B x H x W, and whether it has a labelled pixel at all."""
+    labelled = mask < num_classes
+    votes = F.one_hot(mask.where(labelled, 0), num_classes) * labelled[..., None]
+    shares = F.adaptive_avg_pool2d(votes.movedim(-1, 1).float(), (size[0], size[1]))
+    most = shares.max(1)
+    return most.indices, most.values > 0
+
+
+def token_statistics(counts: Tensor) -> dict[str, float | int]:
+    """`used`, `perplexity`, `entropy` and `conditional_entropy` (bits) of tokens counted by class, K x V."""
+    joint = counts.double() / counts.sum()
+
+    def entropy(shares: Tensor) -> float:
+        return float(-torch.special.xlogy(shares, shares).sum()) / math.log(2)
+
+    of_tokens = entropy(joint.sum(0))
+    return {
+        "used": int((counts.sum(0) > 0).sum()),
+        "perplexity": 2**of_tokens,
+        "entropy": of_tokens,
+        "conditional_entropy": entropy(joint) - entropy(joint.sum(1)),
+    }
+
+
+def _picture(maskige: Tensor) -> Picture:
+    array: Picture = (maskige * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return array

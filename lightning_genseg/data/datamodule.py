@@ -1,0 +1,306 @@
+"""What every datamodule shares: stages, data sets, loaders."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from lightning_genseg.data.class_index import Labelled, class_index
+from lightning_genseg.data.dataset import (
+    Batch,
+    ImageFolder,
+    MissingFiles,
+    SegmentationDataset,
+)
+from lightning_genseg.data.labels import IGNORE, Color, check_palette, known_classes
+from lightning_genseg.data.loaders import (
+    CheckedLoader,
+    ClassSampler,
+    EpochSampler,
+    TrainLoader,
+    collate,
+    on_first_process,
+)
+from lightning_genseg.data.sparse.dataset import SparseDataset
+from lightning_genseg.data.sparse.labels import SparseLabels
+from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.data.transforms.pipeline import (
+    default_eval_transform,
+    default_train_transform,
+    single_thread,
+)
+
+Split = Literal["train", "val", "test"]
+
+
+class SegmentationDataModule(LightningDataModule, ABC):
+    """Datamodule of images with masks; a subclass says in `make_dataset` what a split consists of.
+
+    `num_classes`, `ignore_index` (255), `class_names` and `palette` are there at once, `train_dataset`, `val_dataset`,
+    `test_dataset` and `predict_dataset` after `setup`. A batch is a dict: `image` float32 Bx3xHxW in [0, 1],
+    `mask` int64 BxHxW (not when predicting), `name` list of str, and where the data have unknown objects `anomaly`
+    int64 BxHxW: 1 anomalous, 0 known, 255 not evaluated; `mask` is 255 where it is 1. With `sparse` a training batch
+    also has `unlabelled` and `image_classes`, see `datasets.SparseDataset`. Works without a Trainer.
+
+    Args:
+        class_names: one per class.
+        palette: one RGB colour per class; default: PASCAL VOC's.
+        unknown_classes: classes to leave out: 255 in `mask` and 1 in `anomaly`, in all splits. The others keep their
+            order and are numbered anew; `class_names`, `palette` and `num_classes` are theirs.
+        batch_size: of training, per process.
+        eval_batch_size: of validation, test and prediction; more than 1 needs images of one size.
+        num_workers: processes that load data.
+        crop_size: (height, width) of training images; not used when `train_transform` is given.
+        class_balanced: draw a class uniformly among those that occur, then an image that holds it, instead of every
+            image once an epoch; needs the `class_index` of the training set, built at the first use.
+        sparse: label only these few pixels of the training images (`Points`, `Scribbles`, `Blocks`, `PointFiles`,
+            `ScribbleFiles`, `SparseMasks`); validation and test keep their masks.
+        train_transform: albumentations transforms; default: `default_train_transform(crop_size)`.
+        eval_transform: likewise for validation, test and prediction; default: none, every image at its own size.
+        seed: of order and augmentation, which depend on it, the epoch and the sample, not on `num_workers`.
+        predict_root: folder of images (searched recursively), or one image, for prediction.
+        cache_dir: folder that keeps class indices; default: `lightning_genseg` in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        ValueError: a wrong argument.
+    """
+
+    splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")  # those that there are
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        palette: Sequence[Color] | None = None,
+        unknown_classes: Sequence[str] | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        crop_size: tuple[int, int] = (256, 256),
+        class_balanced: bool = False,
+        sparse: SparseLabels | None = None,
+        train_transform: Sequence[Transform] | None = None,
+        eval_transform: Sequence[Transform] | None = None,
+        seed: int = 0,
+        predict_root: Path | None = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("crop_size", min(crop_size), 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value} but must be at least {least}.")
+        colors = check_palette(palette, len(class_names))
+        self.unknown_classes = list(unknown_classes or ())
+        known = known_classes(class_names, self.unknown_classes)
+        self.num_classes = len(known)
+        self.ignore_index = IGNORE
+        self.class_names = [class_names[c] for c in known]
+        self.palette = [colors[c] for c in known]
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.class_balanced = class_balanced
+        self.sparse = sparse
+        self.train_transform = (
+            default_train_transform(crop_size) if train_transform is None else list(train_transform)
+        )
+        self.eval_transform = (
+            default_eval_transform() if eval_transform is None else list(eval_transform)
+        )
+        self.seed = seed
+        self.predict_root = predict_root
+        self.cache_dir = cache_dir
+        self.train_dataset: Dataset[Batch] | None = None
+        self.val_dataset: Dataset[Batch] | None = None
+        self.test_dataset: Dataset[Batch] | None = None
+        self.predict_dataset: ImageFolder | None = None
+        self._images_of: list[NDArray[np.intp]] | None = None
+
+    @abstractmethod
+    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
+        """Build the data set of one split, with all classes; called by `split_dataset`."""
+
+    def split_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
+        """Build the data set of one split: without the unknown classes, that for training with its `sparse` labels.
+
+        ValueError if there is no such split.
+        """
+        if split not in self.splits:
+            raise ValueError(
+                f"{type(self).__name__} has no {split} split, only {', '.join(self.splits)}: train and validate on data with "
+                "the same classes."
+            )
+        sparse = self.sparse_labels(split)
+        missing: MissingFiles | None = None
+        try:
+            dataset = self.make_dataset(split, transform if sparse is None else ())
+        except MissingFiles as error:
+            missing, dataset = error, error.dataset
+        if self.unknown_classes:
+            if not isinstance(dataset, SegmentationDataset):
+                raise ValueError(
+                    f"{type(dataset).__name__} cannot leave out unknown_classes: derive it from SegmentationDataset."
+                )
+            dataset.hold_out(self.unknown_classes)
+        if sparse is not None:
+            dataset = SparseDataset(dataset, sparse, transform, getattr(self, "root", None))
+        if missing is not None:
+            missing.dataset = dataset
+            raise missing
+        return dataset
+
+    def sparse_labels(self, split: Split) -> SparseLabels | None:
+        """Which sparse labels a split has in place of its masks."""
+        return self.sparse if split == "train" else None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the data sets that a stage (fit, validate, test, predict; None: all) needs."""
+        if stage == "fit" or (stage is None and "train" in self.splits):
+            self.train_dataset = self.split_dataset("train", self.train_transform)
+            self._images_of = None
+            self._warn_of_unlabelled_classes()
+        if stage in ("fit", "validate") or (stage is None and "val" in self.splits):
+            self.val_dataset = self.split_dataset("val", self.eval_transform)
+        if stage == "test" or (stage is None and "test" in self.splits):
+            self.test_dataset = self.split_dataset("test", self.eval_transform)
+        if stage == "predict" or (stage is None and self.predict_root is not None):
+            self.predict_dataset = self.make_predict_dataset()
+
+    def _warn_of_unlabelled_classes(self) -> None:
+        if self.sparse is None or not isinstance(self.train_dataset, SparseDataset):
+            return
+        if self.class_balanced:  # says it itself, of all labels
+            return
+        labelled = self.sparse.labelled_classes(self.train_dataset.dataset)
+        if labelled is None:
+            return
+        absent = [name for c, name in enumerate(self.class_names) if c not in labelled]
+        if absent:
+            shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+            rank_zero_warn(
+                f"{len(absent)} classes are labelled in no training image and cannot be learned ({shown}): label them, or "
+                "leave them out."
+            )
+
+    def make_predict_dataset(self) -> ImageFolder:
+        """Build the images under `predict_root`; ValueError if it is not set."""
+        if self.predict_root is None:
+            raise ValueError(
+                "there is nothing to predict: set predict_root (--data.predict_root) to a folder of images."
+            )
+        return ImageFolder(self.predict_root, self.eval_transform)
+
+    def train_dataloader(self) -> "TrainLoader":
+        """Shuffled batches; ValueError if the training set is smaller than one batch."""
+        if self.train_dataset is None:
+            self.setup("fit")
+        assert self.train_dataset is not None
+        sampler = self.train_sampler()
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"the training set has {sampler.size} images, fewer than one batch of {self.batch_size} for "
+                f"each of {sampler.num_replicas} processes: lower batch_size."
+            )
+        return TrainLoader(
+            dataset=self.train_dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=True,
+            **self._loader_options(),
+        )
+
+    def train_sampler(self) -> "EpochSampler":
+        """What draws an epoch from `train_dataset`."""
+        assert self.train_dataset is not None
+        if self.class_balanced:
+            return ClassSampler(self.train_dataset, self._class_images(), self.seed)
+        return EpochSampler(self.train_dataset, self.seed)
+
+    def val_dataloader(self) -> "CheckedLoader":
+        """Batches of the validation set in its order."""
+        if self.val_dataset is None:
+            self.setup("validate")
+        assert self.val_dataset is not None
+        return self._eval_loader(self.val_dataset)
+
+    def test_dataloader(self) -> "CheckedLoader":
+        """Batches of the test set in its order."""
+        if self.test_dataset is None:
+            self.setup("test")
+        assert self.test_dataset is not None
+        return self._eval_loader(self.test_dataset)
+
+    def predict_dataloader(self) -> "CheckedLoader":
+        """Batches without masks of the images under `predict_root`."""
+        if self.predict_dataset is None:
+            self.setup("predict")
+        assert self.predict_dataset is not None
+        return self._eval_loader(self.predict_dataset)
+
+    def plain_loader(self, split: Split) -> "CheckedLoader":
+        """Batches of all images of a split in its order, with `eval_transform`, without augmentation."""
+        return self._eval_loader(self.split_dataset(split, self.eval_transform))
+
+    def class_index(self, split: Split = "train") -> NDArray[np.int64]:
+        """Count pixels of each class in each image of a split, N x C; see `datasets.class_index`."""
+        dataset = self.split_dataset(split, ())
+        return class_index(_labelled(dataset), self.cache_dir, self.num_workers)
+
+    def _class_images(self) -> list[NDArray[np.intp]]:
+        """For each class the training images that hold it; under DDP one process counts, the others wait."""
+        if self._images_of is None:
+            dataset = _labelled(self.train_dataset)
+
+            def build(heartbeat: Callable[[], None]) -> list[NDArray[np.intp]]:
+                counts = class_index(dataset, self.cache_dir, self.num_workers, heartbeat)
+                return [np.flatnonzero(column) for column in counts.T]
+
+            images = on_first_process(build)
+            absent = [self.class_names[c] for c, held in enumerate(images) if not held.size]
+            if len(absent) == len(images):
+                raise ValueError(
+                    "class_balanced finds no labelled pixel in the training set: check the masks and the table of labels."
+                )
+            if absent:
+                shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else ".")
+                rank_zero_warn(
+                    f"{len(absent)} classes occur in no training image and are never drawn: {shown}"
+                )
+            self._images_of = images
+        return self._images_of
+
+    def _eval_loader(self, dataset: Dataset[Batch]) -> "CheckedLoader":
+        return CheckedLoader(
+            dataset=dataset, batch_size=self.eval_batch_size, **self._loader_options()
+        )
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": collate,
+            "worker_init_fn": single_thread,
+        }
+
+
+def _labelled(dataset: object) -> Labelled:
+    if not hasattr(dataset, "read_mask_labels"):
+        raise ValueError(
+            f"{type(dataset).__name__} has no read_mask_labels(index), by which classes are counted: derive it from "
+            "SegmentationDataset, or add that method, or set class_balanced to false."
+        )
+    labelled: Labelled = dataset  # type: ignore[assignment]
+    return labelled

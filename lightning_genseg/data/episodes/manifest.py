@@ -1,0 +1,95 @@
+"""Episodes in a file."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_genseg.data.episodes.dataset import Episode
+from lightning_genseg.data.relabelled import LabelledImages
+from lightning_genseg.files import replace_file
+
+
+def write_manifest(
+    path: Path,
+    episodes: Sequence[Episode],
+    queries: LabelledImages,
+    supports: LabelledImages,
+    class_names: Sequence[str],
+    drawn_by: Mapping[str, Any],
+) -> None:
+    """Keep episodes as JSON, by the names of images and classes, with a checksum.
+
+    Args:
+        path: of the file.
+        episodes: to keep.
+        queries: images of the queries.
+        supports: images of the supports.
+        class_names: of all classes.
+        drawn_by: what decided them (seed, mode ...), to be compared by `read_manifest`.
+    """
+    rows = [
+        {
+            "query": queries.sample_name(e.query),
+            "class": class_names[e.category],
+            "supports": [supports.sample_name(i) for i in e.supports],
+        }
+        for e in episodes
+    ]
+    content = {"drawn_by": dict(drawn_by), "sha256": _checksum(drawn_by, rows), "episodes": rows}
+    replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_manifest(
+    path: Path,
+    queries: LabelledImages,
+    supports: LabelledImages,
+    class_names: Sequence[str],
+    drawn_by: Mapping[str, Any],
+) -> list[Episode]:
+    """Read what `write_manifest` has kept.
+
+    Raises:
+        ValueError: no manifest, a changed one, one of other settings (`drawn_by`), or of images or classes that the
+            data do not have.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        theirs, rows, checksum = content["drawn_by"], content["episodes"], content["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"manifest '{path}' is no list of episodes ({error}): delete it, and it is drawn anew."
+        ) from error
+    if checksum != _checksum(theirs, rows):
+        raise ValueError(
+            f"manifest '{path}' was changed after it was written (checksum): restore it, or delete it to draw anew."
+        )
+    for key, value in drawn_by.items():
+        if theirs.get(key) != value:
+            raise ValueError(
+                f"manifest '{path}' was drawn with {key} {theirs.get(key)}, not {value}: use the same setting, or another "
+                "file."
+            )
+    category = {name: index for index, name in enumerate(class_names)}
+    query_of, support_of = (
+        {images.sample_name(i): i for i in range(len(images))} for images in (queries, supports)
+    )
+    try:
+        return [
+            Episode(
+                query_of[row["query"]],
+                category[row["class"]],
+                tuple(support_of[name] for name in row["supports"]),
+            )
+            for row in rows
+        ]
+    except KeyError as error:
+        raise ValueError(
+            f"manifest '{path}' holds {error}, which the data do not have: use the data that it was written for."
+        ) from error
+
+
+def _checksum(drawn_by: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = json.dumps([drawn_by, rows], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

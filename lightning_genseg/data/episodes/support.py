@@ -1,0 +1,117 @@
+"""What a user gives for prediction from a few examples: images with masks of one object, and images to search."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_genseg.data.dataset import ImageFolder, check_sizes, read_image, read_mask
+from lightning_genseg.data.labels import anomaly_table, map_labels
+from lightning_genseg.data.sets.folder import match_masks
+from lightning_genseg.data.transforms.crops import Letterbox
+from lightning_genseg.data.transforms.pipeline import apply_all, compose
+
+_VALUES = (
+    "1 is the object, 0 is not, 255 is left out: correct it, or list its values in support_ids"
+)
+
+
+class SupportFolder:
+    """Annotated images of one object: `root/images` and `root/masks` with files of the same names.
+
+    A mask holds 1 on the object, 0 elsewhere, and 255 where nothing is said.
+
+    Args:
+        root: folder that holds both.
+        size: side S of the square that they are letterboxed to.
+        ids: value in the mask files -> 1, 0 or 255, for other files; `{0: 0, 255: 1}` for black and white ones.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: no image, names that do not match, a wrong table; on reading: an unreadable file, other values, no
+            object in a mask, or none that is left at this size.
+    """
+
+    def __init__(self, root: Path | str, size: int, ids: Mapping[int, int] | None = None) -> None:
+        self.samples = match_masks(Path(root) / "images", Path(root) / "masks")
+        self.size = size
+        self.transform = compose([Letterbox(size)])
+        values = "1 (object), 0 (background) or 255"
+        self._table = anomaly_table({0: 0, 1: 1} if ids is None else ids, "support_ids", values)
+
+    def read(self) -> dict[str, torch.Tensor]:
+        """`support_image` float32 K x3xSxS in [0, 1], `support_mask` int64 and `support_valid` bool, both KxSxS."""
+        shots = []
+        for sample in self.samples:
+            image, values = read_image(sample.image), read_mask(sample.mask)
+            check_sizes(image.shape, values.shape, sample)
+            self._check_values(values, sample.mask)
+            mask = map_labels(values, self._table, sample.mask, _VALUES)
+            if not (mask == 1).any():
+                raise ValueError(
+                    f"mask '{sample.mask}' marks no object: draw it with the value 1, or take the image out."
+                )
+            masks = {"mask": mask, "valid": np.ones_like(mask)}
+            shot = apply_all(self.transform, image, masks, 0, sample.name)
+            if not (shot["mask"] == 1).any():
+                raise ValueError(
+                    f"the object in mask '{sample.mask}' is too small to be left at size {self.size}: set a larger size "
+                    "(--data.size), or cut image and mask around the object."
+                )
+            shots.append(shot)
+        return {
+            "support_image": torch.stack([shot["image"] for shot in shots]),
+            "support_mask": torch.stack([shot["mask"] for shot in shots]),
+            "support_valid": torch.stack([shot["valid"] == 1 for shot in shots]),
+        }
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides what `read` gives: names and contents of the files, size and table."""
+        digest = hashlib.sha256(f"{self.size} {self._table.tolist()}".encode())
+        for sample in self.samples:
+            for path in (sample.image, sample.mask):
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{path.name} {content}\n".encode())
+        return digest.hexdigest()
+
+    def _check_values(self, values: NDArray[np.integer[Any]], path: Path) -> None:
+        # 255 keeps its meaning unless a table says otherwise, so a white object would be left out in silence.
+        if set(np.unique(values).tolist()) <= {0, 255} and self._table[255] == 255:
+            raise ValueError(
+                f"mask '{path}' holds only 0 and 255, and 255 is left out: if the object is white, set support_ids to "
+                "{0: 0, 255: 1} (--data.support_ids), otherwise draw it with the value 1."
+            )
+
+
+class SupportedImages(ImageFolder):
+    """Images to predict, each with the same supports: a sample is that of `ImageFolder` with `SupportFolder.read`'s.
+
+    Args:
+        root: folder of images, searched recursively, or an image file; they keep their sizes.
+        support_root: see `SupportFolder`.
+        size: see `SupportFolder`.
+        support_ids: see `SupportFolder`.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: see `SupportFolder`; no image.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        support_root: Path | str,
+        size: int,
+        support_ids: Mapping[int, int] | None = None,
+    ) -> None:
+        super().__init__(root)
+        folder = SupportFolder(support_root, size, support_ids)
+        self.supports, self.support_digest = folder.read(), folder.digest()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read one image."""
+        return {**super().__getitem__(index), **self.supports}

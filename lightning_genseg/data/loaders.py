@@ -1,0 +1,207 @@
+"""Samplers and loaders: order, resuming, errors of workers."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+
+from lightning_genseg.data.checks import check_batch
+from lightning_genseg.data.dataset import (
+    Batch,
+    from_worker,
+)
+
+T = TypeVar("T")
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """A permutation per epoch that yields (index, seed) pairs, split by striding over the processes.
+
+    Order and seeds are a function of (`seed`, epoch) that all processes compute alike, so that batch k of W processes
+    together holds the samples of batch k of one process with a W times larger batch. The rest that does not divide
+    evenly is dropped. A `DistributedSampler`, because Lightning replaces any other kind under DDP.
+
+    Args:
+        dataset: a sized data set.
+        seed: not negative.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
+        parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+        super().__init__(
+            dataset,
+            num_replicas=torch.distributed.get_world_size() if parallel else 1,
+            rank=torch.distributed.get_rank() if parallel else 0,
+            seed=seed,
+            drop_last=True,
+        )
+        self.size = len(dataset)  # type: ignore[arg-type]
+        self.start = 0  # samples that the next iteration leaves out, because they were seen before an interruption
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Pairs of this process in this epoch."""
+        start, self.start = self.start, 0
+        order, seeds = self.draw(np.random.default_rng([self.seed, self.epoch]))
+        mine = slice(self.rank, self.total_size, self.num_replicas)
+        yield from zip(order[mine][start:].tolist(), seeds[mine][start:].tolist(), strict=True)
+
+    def draw(self, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Index and seed of every sample of an epoch, of all processes."""
+        order = generator.permutation(self.size)
+        return order, generator.integers(2**63 - 1, size=self.size)[order]
+
+
+class ClassSampler(EpochSampler):
+    """Draws a class uniformly among those that occur, then an image that holds it, as often as there are images.
+
+    Args:
+        dataset: a sized data set.
+        images_of: for each class the indices of the images that hold it.
+        seed: not negative.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], images_of: Sequence[NDArray[np.intp]], seed: int = 0
+    ) -> None:
+        super().__init__(dataset, seed)
+        present = [images for images in images_of if images.size]
+        self.images = np.concatenate(present)  # class after class
+        self.lengths = np.array([len(images) for images in present])
+        self.starts = np.cumsum(self.lengths) - self.lengths
+
+    def draw(self, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As in `EpochSampler`; an image that comes twice has two seeds."""
+        classes = generator.integers(len(self.lengths), size=self.size)
+        order = self.images[self.starts[classes] + generator.integers(self.lengths[classes])]
+        return order, generator.integers(2**63 - 1, size=self.size)
+
+
+class CheckedLoader(DataLoader[Batch]):
+    """DataLoader that checks its first batch and reports errors of worker processes as they were raised."""
+
+    _checked = False
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches; ValueError or FileNotFoundError with one sentence if a sample is wrong."""
+        # A generator, so that nothing starts before the first batch is asked for.
+        batches = super().__iter__()
+        while True:
+            try:
+                batch: Batch = next(batches)
+            except StopIteration:
+                return
+            except (ValueError, FileNotFoundError) as error:
+                raise from_worker(error) from None
+            if not self._checked:
+                check_batch(batch, getattr(self.dataset, "num_classes", None))
+                self._checked = True
+            yield batch
+
+
+class TrainLoader(CheckedLoader):
+    """Loader over an `EpochSampler` whose `state_dict` is the position of the next batch.
+
+    After `load_state_dict` the first iteration over the stored epoch goes on with the next batch. Lightning saves and
+    restores this state and sets the epoch; in a plain loop each complete iteration moves on to the next epoch.
+    """
+
+    _batch = 0  # batches of this epoch that were handed out
+    _resume: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches of the sampler's epoch, from the position that was loaded."""
+        sampler = self.sampler
+        if not isinstance(
+            sampler, EpochSampler
+        ):  # Trainer(overfit_batches=...) puts its own one here
+            yield from super().__iter__()
+            return
+        resume, self._resume = self._resume, None
+        self._batch = resume[1] if resume is not None and resume[0] == sampler.epoch else 0
+        sampler.start = self._batch * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._batch += (
+                1  # before the yield: a checkpoint is written while the consumer holds the batch
+            )
+            yield batch
+        sampler.set_epoch(sampler.epoch + 1)
+        self._batch = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and how many of its batches were handed out."""
+        return {"epoch": getattr(self.sampler, "epoch", 0), "batch": self._batch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        if not isinstance(self.sampler, EpochSampler):
+            return
+        epoch, batch = state["epoch"], state["batch"]
+        if batch >= len(self):
+            epoch, batch = epoch + 1, 0
+        self.sampler.set_epoch(epoch)
+        self._resume = (epoch, batch)
+
+
+def on_first_process(build: Callable[[Callable[[], None]], T], every: float = 5.0) -> T:
+    """Let the first process of a process group build something for all; alone it just builds it.
+
+    `build` gets a function to call now and then while it works: through it the others, who wait in a collective
+    operation, hear every `every` seconds that it goes on, so that their timeout says nothing about how long the work
+    may take. What `build` raises is raised in all processes.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return build(lambda: None)
+    said = time.monotonic()
+
+    def say(word: str, value: Any = None) -> tuple[str, Any]:
+        message = [(word, value)]
+        torch.distributed.broadcast_object_list(message, src=0)
+        return message[0]
+
+    def heartbeat() -> None:
+        nonlocal said
+        if time.monotonic() - said > every:
+            say("wait")
+            said = time.monotonic()
+
+    if torch.distributed.get_rank() == 0:
+        try:
+            result = build(heartbeat)
+        except (ValueError, FileNotFoundError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            say("error", (FileNotFoundError if missing else ValueError)(str(error)))
+            raise
+        except BaseException as error:
+            say("error", RuntimeError(f"the first process stopped: {error!r}"))
+            raise
+        say("result", result)
+        return result
+    word, value = say("")
+    while word == "wait":
+        word, value = say("")
+    if word == "error":
+        raise value
+    shared: T = value
+    return shared
+
+
+def collate(samples: list[dict[str, Any]]) -> Batch:
+    """Stack samples into a batch; ValueError naming two files whose sizes differ."""
+    first = samples[0]
+    for sample in samples[1:]:
+        if sample["image"].shape != first["image"].shape:
+            raise ValueError(
+                f"images '{first['name']}' {_size(first['image'])} and '{sample['name']}' {_size(sample['image'])} cannot "
+                "share a batch: let the transforms end in a crop or resize of fixed size, or (evaluation) set eval_batch_size=1."
+            )
+    batch: Batch = default_collate(samples)
+    return batch
+
+
+def _size(image: Tensor) -> str:
+    return f"({image.shape[-2]}x{image.shape[-1]})"

@@ -1,0 +1,1 @@
+"""Several data sets in the classes of one table."""

@@ -1,0 +1,1 @@
+"""Labels of few pixels."""

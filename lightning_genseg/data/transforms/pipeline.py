@@ -1,0 +1,191 @@
+"""From a list of transforms to tensors."""
+
+import os
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from albumentations.augmentations.crops.transforms import CropSizeError
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_genseg.data.transforms.crops import RandomObjectCrop, RandomScaledCrop, Transform
+from lightning_genseg.data.transforms.points import movers, moves
+
+# albumentations asks a server for its newest version whenever it is imported; training must not need a network.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+def default_train_transform(
+    crop_size: tuple[int, int],
+    scale: tuple[float, float] = (0.5, 2.0),
+    max_class_share: float = 0.75,
+    color_jitter: float = 0.3,
+) -> list[Transform]:
+    """Random scale, crop, horizontal flip and colour jitter: the usual recipe for scenes.
+
+    Args:
+        crop_size: (height, width) of the result in pixels; smaller images are padded, with 255 in the mask.
+        scale: range of the random zoom.
+        max_class_share: see `RandomCropLimitedClass`.
+        color_jitter: largest relative change of brightness, contrast and saturation (hue: a fifth of it); 0 is off.
+    """
+    height, width = crop_size
+    transforms: list[Transform] = [
+        RandomScaledCrop(height, width, scale=scale, max_class_share=max_class_share),
+        A.HorizontalFlip(p=0.5),
+    ]
+    if color_jitter > 0:
+        limits = (max(0.0, 1 - color_jitter), 1 + color_jitter)
+        hue = min(0.5, color_jitter / 5)
+        transforms.append(
+            A.ColorJitter(
+                brightness=limits, contrast=limits, saturation=limits, hue=(-hue, hue), p=0.8
+            )
+        )
+    return transforms
+
+
+def episode_train_transform(
+    size: int, scale: tuple[float, float] = (0.9, 1.1), min_share: float = 0.85
+) -> list[Transform]:
+    """Zoom, rotation by up to 10 degrees, blur, flip and a crop that keeps the object: the recipe of PFENet and BAM.
+
+    Args:
+        size: side of the square crop in pixels; around a smaller image stands ImageNet's mean colour, with 255 in the mask.
+        scale: range of the random zoom.
+        min_share: see `RandomObjectCrop`.
+    """
+    mean = (124, 116, 104)
+    return [
+        A.RandomScale((scale[0] - 1, scale[1] - 1), p=1.0),
+        A.Rotate((-10, 10), fill=mean, fill_mask=255, p=0.5),
+        A.GaussianBlur((5, 5), (1.1, 1.1), p=0.5),  # OpenCV's own width for 5 x 5 pixels
+        A.HorizontalFlip(p=0.5),
+        RandomObjectCrop(size, size, min_share, fill=mean),
+    ]
+
+
+def default_eval_transform(resize: tuple[int, int] | None = None) -> list[Transform]:
+    """Return no transforms at all: images are scored at their own size, unless `resize` (height, width) is given."""
+    return [] if resize is None else [A.Resize(height=resize[0], width=resize[1])]
+
+
+def shorter_side(pixels: int) -> list[Transform]:
+    """Resize images to a shorter side of so many pixels."""
+    return [A.SmallestMaxSize(pixels)]
+
+
+def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.Compose:
+    """Chain transforms, of points as well if asked to.
+
+    Warns about one that would pad masks with class 0 instead of 255 (ignore); ValueError about one that cannot move
+    points.
+    """
+    for transform in transforms or ():
+        if _pads_with_a_class(transform):
+            warnings.warn(
+                f"{type(transform).__name__} pads masks with {transform.fill_mask}, which is a class: "
+                "give it fill_mask=255 if the border is to be ignored.",
+                stacklevel=3,
+            )
+    movers = movers(transforms or ()) if points else list(transforms or ())
+    moving = points and any(moves(transform) for transform in movers)
+    return A.Compose(
+        movers,
+        additional_targets={"anomaly": "mask", "unlabelled": "mask", "valid": "mask"},
+        # Those outside stay, because a line that crosses the border needs both of its ends.
+        keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False)
+        if moving
+        else None,
+    )
+
+
+def _pads_with_a_class(transform: Transform) -> bool:
+    return (
+        getattr(transform, "fill_mask", None) not in (None, 255)
+        and getattr(transform, "border_mode", cv2.BORDER_CONSTANT) == cv2.BORDER_CONSTANT
+        and getattr(transform, "pad_if_needed", True)
+    )
+
+
+def apply(
+    transform: A.Compose,
+    image: NDArray[np.uint8],
+    mask: NDArray[np.integer[Any]] | None,
+    seed: int,
+    name: str = "",
+) -> tuple[Tensor, Tensor | None]:
+    """Do as `apply_all` to an image and, unless it is None, its mask."""
+    result = apply_all(transform, image, {} if mask is None else {"mask": mask}, seed, name)
+    return result["image"], result.get("mask")
+
+
+def apply_all(
+    transform: A.Compose,
+    image: NDArray[np.uint8],
+    masks: Mapping[str, NDArray[np.integer[Any]]],
+    seed: int,
+    name: str = "",
+    points: NDArray[np.floating[Any]] | None = None,
+) -> dict[str, Tensor]:
+    """Transform one sample; the result depends on the arguments only, not on what was drawn before.
+
+    Args:
+        transform: what `compose` returned.
+        image: HxWx3 uint8.
+        masks: `mask` HxW class numbers and 255, `anomaly` HxW 1, 0 and 255, `unlabelled` HxW 1 and 0, `valid` HxW, which
+            padding fills with 255; any of them. They move together.
+        seed: of this sample's random numbers, not negative.
+        name: of the sample, for error messages.
+        points: P x 2 or more, x and y in pixels (0 = middle of the first) and what goes with them; P may be 0.
+
+    Returns:
+        `image` 3xHxW float32 in [0, 1], each of the masks HxW int64 (255 where the transforms have padded), and where
+        there were `points` these as float64, in their order, also those that have left the image.
+
+    Raises:
+        ValueError: the pipeline crops more than the image has, or returns no numpy image.
+    """
+    # One generator for the whole chain: `set_random_seed` would give every transform the same stream, so that
+    # the flip and the jitter of a sample were correlated, and costs several times as much.
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    # Without a transform that moves them albumentations would warn of points; without points it loses a column.
+    keypoints = {}
+    if points is not None and len(points) and "keypoints" in transform.processors:
+        keypoints = {"keypoints": points.astype(np.float64)}
+    try:
+        result = transform(image=image, **masks, **keypoints)
+    except CropSizeError as error:
+        raise ValueError(
+            f"a crop of the transforms is larger than image '{name}' ({image.shape[0]}x{image.shape[1]} as read; {error}): "
+            "make the crop smaller or put PadIfNeeded(fill=0, fill_mask=255) of the crop's size before it."
+        ) from error
+    array = result["image"]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(
+            f"the transforms turned image '{name}' into {type(array).__name__}: "
+            "remove ToTensorV2, tensors are made after the transforms."
+        )
+    # In numpy: torch would wake its threads for a millisecond's work, and they spin on the cores of the training.
+    if array.dtype == np.uint8:
+        chw = np.empty((array.shape[2], *array.shape[:2]), np.float32)
+        for plane, target in zip(cv2.split(array), chw, strict=True):  # twice as fast as at once
+            np.divide(plane, np.float32(255), out=target)
+    else:
+        chw = np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
+    labels = {key: torch.from_numpy(result[key].astype(np.int64)) for key in masks}
+    if points is not None:
+        moved = np.asarray(result.get("keypoints", points))
+        labels["points"] = torch.from_numpy(moved.astype(np.float64))
+    return {"image": torch.from_numpy(chw), **labels}
+
+
+def single_thread(worker_id: int) -> None:
+    """Keep OpenCV from starting threads in a DataLoader's worker, where they only compete (a `worker_init_fn`)."""
+    cv2.setNumThreads(0)

@@ -1,0 +1,1 @@
+"""AGMM: learning from points and scribbles."""

@@ -1,0 +1,272 @@
+"""AGMM: learning from points and scribbles, which Gaussians around the labelled pixels spread."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_genseg.methods.agmm.gaussian_map import (
+    centre_distance,
+    centre_similarity,
+    class_centres,
+    gaussian_map,
+    gaussian_variance,
+)
+from lightning_genseg.methods.agmm.losses import absent_class_loss, class_agreement_loss
+from lightning_genseg.methods.base import IMAGENET_MEAN, IMAGENET_STD
+from lightning_genseg.methods.softmax import SoftmaxSegmenter
+from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.ops.views import InferenceOptions, evaluation_mode
+from lightning_genseg.uncertainty.scores import AnomalyName
+
+Preset = Literal["code", "paper"]
+Variance = Literal["fixed", "predicted", "uniform"]
+ContrastCentre = Literal["mean", "sum"]
+
+
+class AGMM(SoftmaxSegmenter):
+    """The softmax segmenter, trained on a few labelled pixels by itself and by Gaussians around them.
+
+    Sparsely Annotated Semantic Segmentation with Adaptive Gaussian Mixtures, Wu, Zhong, Fang, He, Liu,
+    Ma and Chen, CVPR 2023. In each training image a class has the mean feature of its labelled pixels
+    as its centre mu_i; with d_i, the mean absolute difference of a pixel's feature to it, the map
+    G_i = exp(-d_i^2 / 2 sigma_i^2) says how much like class i every pixel is. G and the prediction
+    learn from each other at all pixels that are not padding. It has no parameters and is not needed
+    after training: the checkpoint predicts like a `SoftmaxSegmenter`.
+
+    We know the paper by its poster. Where poster and published code differ, `preset` says whom to follow:
+
+    - `code`: 2 sigma_i^2 = 1 (`variance` fixed); the contrast is taken between the sums of the centres
+      over the images of a batch (`contrast_centre` sum), and weakens as the batch grows.
+    - `paper`: sigma_i^2 is the mean of d_i^2, weighted by the predicted probability of class i
+      (`variance` predicted), over all pixels of the image, as in the lines that the code has
+      commented out (poster: the unlabelled ones); the contrast is between mean centres.
+
+    Both have the terms of the code that are not on the poster: `gaussian_weight`, `image_class_weight`,
+    the form of the contrast. As in neither: an image whose crop shows no label takes no part in the
+    self-supervision, one without any label none in the image-class term (the code would push it towards
+    no class); the border of the padding does not bleed into d; an empty batch has a loss of 0, not NaN.
+    In distributed training every process has its own means, as in the code.
+
+    Args:
+        num_classes: C.
+        encoder: any encoder of segmentation_models_pytorch; `tu-<name>` for one of timm.
+        decoder: `deeplabv3plus`, `segformer`, `fpn`, ...: see `PixelFeatures`.
+        encoder_weights: `imagenet` (downloads), the path of a state dict, or `None`.
+        network_options: further arguments of the network, such as `decoder_channels`.
+        features: your own network instead: B x 3 x H x W to B x F x h x w.
+        dropout: of whole channels before the classifier; G sees all of them.
+        preset: what the next two are when left out.
+        variance: 2 sigma_i^2 = 1 (`fixed`), or the image's mean of d_i^2, weighted by the `predicted`
+            probabilities or `uniform`ly; without gradient.
+        contrast_centre: `mean` or `sum` over the images of a batch that have the class.
+        self_weight: of the agreement of prediction and G, over labelled and unlabelled pixels.
+        gaussian_weight: of the agreement of G with the labels.
+        contrast_weight: of the similarity between the centres of different classes.
+        image_class_weight: of -log(1 - p_i) for the classes i without a label anywhere in the image.
+            It takes them for absent: 0 where annotators do not mark every class they see.
+        detach_gaussian: let G teach the prediction only, as a fixed target, and not learn from it.
+        ignore_index: see `SegmentationModule`, also for the arguments that follow.
+        class_names: see there.
+        mean: see there.
+        std: see there.
+        inference: see there.
+        optimizer: see there.
+        lr_scheduler: see there.
+        head_lr_factor: see there.
+        decay_norms: see there.
+        anomaly_score: see there.
+
+    Example:
+        >>> model = AGMM(num_classes=3, encoder="tu-test_resnet", decoder="fpn")
+        >>> mask = torch.full((2, 48, 64), 255)
+        >>> mask[:, 10, 10], mask[:, 30, 40] = 0, 2  # two labelled pixels an image
+        >>> tags = torch.tensor([[True, False, True]] * 2)
+        >>> batch = {"image": torch.rand(2, 3, 48, 64), "mask": mask, "unlabelled": mask == 255}
+        >>> sorted(model.compute_loss({**batch, "image_classes": tags}))
+        ['loss', 'loss_ce', 'loss_contrast', 'loss_gaussian', 'loss_image_class', 'loss_self']
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        encoder: str = "resnet50",
+        decoder: str = "deeplabv3plus",
+        encoder_weights: str | Path | None = None,
+        network_options: dict[str, Any] | None = None,
+        features: nn.Module | None = None,
+        dropout: float = 0.1,
+        preset: Preset = "code",
+        variance: Variance | None = None,
+        contrast_centre: ContrastCentre | None = None,
+        self_weight: float = 1.0,
+        gaussian_weight: float = 1.0,
+        contrast_weight: float = 1.0,
+        image_class_weight: float = 1.0,
+        detach_gaussian: bool = False,
+        ignore_index: int = 255,
+        class_names: list[str] | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        inference: InferenceOptions | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        head_lr_factor: float = 1.0,
+        decay_norms: bool = True,
+        anomaly_score: AnomalyName | None = None,
+    ) -> None:
+        weights = {
+            "self": self_weight,
+            "gaussian": gaussian_weight,
+            "contrast": contrast_weight,
+            "image_class": image_class_weight,
+        }
+        for name, weight in weights.items():
+            if weight < 0:
+                raise ValueError(
+                    f"{name}_weight is {weight}; it must be 0 (without the term) or more."
+                )
+        super().__init__(
+            num_classes,
+            encoder,
+            decoder,
+            encoder_weights,
+            network_options,
+            features,
+            dropout,
+            ignore_index,
+            class_names,
+            mean,
+            std,
+            inference,
+            optimizer,
+            lr_scheduler,
+            head_lr_factor,
+            decay_norms,
+            anomaly_score,
+        )
+        self.weights = weights
+        adaptive = preset == "paper"
+        self.variance: Variance = variance or ("predicted" if adaptive else "fixed")
+        self.contrast_centre: ContrastCentre = contrast_centre or ("mean" if adaptive else "sum")
+        self.detach_gaussian = detach_gaussian
+
+    def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`loss`, and `loss_<term>` for the cross-entropy and every term whose weight is not 0.
+
+        Args:
+            batch: `image` B x 3 x H x W in [0, 1]; `mask` B x H x W int64, a class at labelled pixels and
+                `ignore_index` elsewhere; `unlabelled` B x H x W bool, True at the pixels of the image that
+                have no label and False at labelled ones and padding; `image_classes` B x C bool, the classes
+                labelled anywhere in the image, also outside the crop.
+
+        Raises:
+            ValueError: the batch has no `unlabelled` or `image_classes`, or they are not of this type and shape.
+        """
+        _check_sparse(batch, self.num_classes, self.weights["image_class"] > 0)
+        features, auxiliary = self.extract(batch["image"])
+        logits = self.classifier(features)
+        mask, unlabelled = batch["mask"], batch["unlabelled"]
+        labelled = mask != self.ignore_index
+        with torch.autocast(features.device.type, enabled=False):
+            scores = self.to_image(logits, mask)
+            losses = {"loss_ce": pixel_cross_entropy(scores, mask, self.ignore_index)}
+            gaussian, centres, present = self._gaussians(features, logits, mask, unlabelled)
+            probability = scores.softmax(1)
+            if self.weights["self"]:
+                taught = (labelled | unlabelled) & present.any(1)[:, None, None]
+                losses["loss_self"] = class_agreement_loss(
+                    _rows(probability, taught),
+                    _rows(gaussian.detach() if self.detach_gaussian else gaussian, taught),
+                    _of_pixels(present, taught),
+                )
+            if self.weights["gaussian"]:
+                losses["loss_gaussian"] = class_agreement_loss(
+                    _rows(gaussian, labelled),
+                    F.one_hot(mask[labelled], self.num_classes).to(gaussian.dtype),
+                    _of_pixels(present, labelled),
+                )
+            if self.weights["contrast"]:
+                images = present.sum(0)
+                total = centres.sum(0)
+                if self.contrast_centre == "mean":
+                    total = total / images.clamp_min(1)[:, None]
+                losses["loss_contrast"] = centre_similarity(total, images > 0)
+            if self.weights["image_class"]:
+                classes = batch["image_classes"]
+                told = (labelled | unlabelled) & classes.any(1)[:, None, None]
+                losses["loss_image_class"] = absent_class_loss(
+                    _rows(probability, told), _of_pixels(classes, told)
+                )
+        loss = losses["loss_ce"]
+        for name, weight in self.weights.items():
+            if weight:
+                loss = loss + weight * losses[f"loss_{name}"]
+        return self.add_auxiliary_loss({"loss": loss, **losses}, auxiliary, mask)
+
+    @torch.no_grad()
+    def gaussian_map(self, batch: Mapping[str, Any]) -> Tensor:
+        """G of a batch with sparse labels (see `compute_loss`), B x C x H x W in [0, 1], to look at.
+
+        The map of a class without a labelled pixel in the image is 0.
+        """
+        _check_sparse(batch, self.num_classes, needs_classes=False)
+        with evaluation_mode(self):
+            features = self.extract(batch["image"])[0]
+            logits = self.classifier(features)
+        return self._gaussians(features, logits, batch["mask"], batch["unlabelled"])[0]
+
+    def _gaussians(
+        self, features: Tensor, logits: Tensor, mask: Tensor, unlabelled: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """G (B x C x H x W), centres (B x C x D), and which classes have one (B x C)."""
+        with torch.autocast(features.device.type, enabled=False):
+            covered = self.cover(mask, features)
+            centres, present = class_centres(features, covered, self.num_classes)
+            distance = centre_distance(features, centres, present)
+            variance = None
+            if self.variance != "fixed":
+                # The part of each feature's cell that belongs to the image.
+                _, rows, columns = (a - b for a, b in zip(covered.shape, mask.shape, strict=True))
+                inside = F.pad((mask != self.ignore_index) | unlabelled, (0, columns, 0, rows))
+                weights = F.interpolate(
+                    inside[:, None].to(distance.dtype), distance.shape[-2:], mode="area"
+                )
+                if self.variance == "predicted":
+                    weights = weights * logits.detach().to(distance.dtype).softmax(1)
+                variance = gaussian_variance(distance, weights)
+            gaussian = gaussian_map(distance, present, variance)
+            return self.to_image(gaussian, mask), centres, present
+
+
+def _check_sparse(batch: Mapping[str, Any], num_classes: int, needs_classes: bool) -> None:
+    wanted: dict[str, Sequence[int]] = {"unlabelled": batch["mask"].shape}
+    if needs_classes:
+        wanted["image_classes"] = (len(batch["mask"]), num_classes)
+    missing = wanted.keys() - batch.keys()
+    if missing:
+        raise ValueError(
+            f"AGMM learns from sparse labels and the batch has no {' and no '.join(sorted(missing))}: "
+            "set data.sparse, for instance --data.sparse Points --data.sparse.count 3."
+        )
+    for name, shape in wanted.items():
+        value = batch[name]
+        if value.dtype != torch.bool or tuple(value.shape) != tuple(shape):
+            raise ValueError(
+                f"{name} of the batch is {value.dtype} of shape {tuple(value.shape)} but AGMM needs torch.bool of shape "
+                f"{tuple(shape)}: make it as datasets.SparseDataset does."
+            )
+
+
+def _rows(maps: Tensor, pixels: Tensor) -> Tensor:
+    """Chosen pixels of B x C x H x W maps, N x C."""
+    return maps.movedim(1, -1)[pixels]
+
+
+def _of_pixels(classes: Tensor, pixels: Tensor) -> Tensor:
+    """What holds for each image (B x C) for each of its chosen pixels, N x C."""
+    return classes[:, None, None].expand(*pixels.shape, -1)[pixels]

@@ -1,0 +1,1 @@
+"""Segmentation after a few examples: CGMGM, BAM, prototypes."""

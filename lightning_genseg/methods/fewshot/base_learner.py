@@ -1,0 +1,136 @@
+"""The base learner: what the few-shot methods know before they see an episode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_genseg.methods.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationModule
+from lightning_genseg.methods.checkpoints import read_checkpoint
+from lightning_genseg.methods.fewshot.networks import EncoderStages, OutputStride, PyramidPooling
+from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.networks.weights import load_weights
+from lightning_genseg.ops.resize import resize
+from lightning_genseg.ops.views import InferenceOptions
+from lightning_genseg.uncertainty.scores import AnomalyName
+
+
+class BaseLearner(SegmentationModule):
+    """PSPNet on the base classes of a fold: stage one of CGMGM and BAM, which freeze it.
+
+    Learning What Not to Segment (BAM), Lang et al., CVPR 2022, in the sizes of its code; cross-entropy without
+    auxiliary head. Class 0 is the background, to which the novel classes belong here. Beside the scores of
+    `SegmentationModule` it logs `val_mIoU_base`, the mean without background by which BAM chooses.
+
+    Args:
+        num_classes: C, the base classes and the background.
+        encoder: any encoder of segmentation_models_pytorch; `tu-<name>` for one of timm.
+        encoder_weights: `imagenet` (downloads), the path of a state dict, or `None`.
+        output_stride: of the encoder; VGG always has 16. See `EncoderStages`.
+        dropout: of whole channels before the classifier.
+        ignore_index: see `SegmentationModule`, also for the arguments that follow.
+        class_names: see there.
+        mean: see there.
+        std: see there.
+        inference: see there.
+        optimizer: see there.
+        lr_scheduler: see there.
+        head_lr_factor: see there.
+        decay_norms: see there.
+        anomaly_score: see there.
+
+    Example:
+        >>> import torch
+        >>> model = BaseLearner(num_classes=3, encoder="tu-test_resnet").eval()
+        >>> model(torch.rand(1, 3, 50, 70)).shape
+        torch.Size([1, 3, 50, 70])
+    """
+
+    features: EncoderStages
+
+    def __init__(
+        self,
+        num_classes: int,
+        encoder: str = "resnet50",
+        encoder_weights: str | Path | None = None,
+        output_stride: OutputStride = 8,
+        dropout: float = 0.1,
+        ignore_index: int = 255,
+        class_names: list[str] | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        inference: InferenceOptions | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        head_lr_factor: float = 1.0,
+        decay_norms: bool = True,
+        anomaly_score: AnomalyName | None = None,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            ignore_index,
+            class_names,
+            mean,
+            std,
+            inference,
+            optimizer,
+            lr_scheduler,
+            head_lr_factor,
+            decay_norms,
+            anomaly_score,
+        )
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.features = EncoderStages(encoder, encoder_weights, output_stride)
+        self.pyramid = PyramidPooling(self.features.channels[2])
+        self.classifier = nn.Sequential(
+            nn.Dropout2d(dropout), nn.Conv2d(self.pyramid.out_channels, num_classes, 1)
+        )
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """`logits` and `features`: see the base."""
+        features = self.pyramid(self.features(self.normalize(image)).high)
+        return {"logits": self.classifier(features), "features": features}
+
+    def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Pixel cross-entropy."""
+        scores = self.to_image(self.outputs(batch["image"])["logits"], batch["mask"])
+        return {"loss": pixel_cross_entropy(scores, batch["mask"], self.ignore_index)}
+
+    def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
+        """Upsample bilinearly with aligned corners, which is exact for sides of 8 n + 1 pixels."""
+        return resize(scores.float(), image.shape[-2:])
+
+    def _log_scores(self, prefix: str, metrics: Any) -> None:
+        base = metrics.compute()["IoU"][1:].nanmean()
+        self.log(f"{prefix}_mIoU_base", base, sync_dist=True)
+        super()._log_scores(prefix, metrics)
+
+
+def load_base_learner(path: Path) -> BaseLearner:
+    """A trained base learner from its checkpoint, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of a `BaseLearner`.
+    """
+    checkpoint = read_checkpoint(
+        path,
+        "base_learner",
+        "BaseLearner",
+        lambda content: (
+            any(key.startswith("pyramid.") for key in content["state_dict"])
+            and "encoder" in content["hyper_parameters"]
+            and "num_classes" in content
+        ),
+    )
+    saved = checkpoint["hyper_parameters"]
+    names = ("encoder", "output_stride", "class_names", "mean", "std")
+    arguments = {name: saved[name] for name in names if name in saved}
+    arguments["num_classes"] = checkpoint["num_classes"]
+    model = BaseLearner(**arguments)
+    load_weights(model, path, prefix="")
+    return model.eval()

@@ -1,0 +1,344 @@
+"""Networks of few-shot segmentation: encoder stages, pyramid pooling, BAM's decoder and ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import torch
+from segmentation_models_pytorch.encoders import get_encoder
+from segmentation_models_pytorch.encoders.mobilenet import MobileNetV2Encoder
+from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
+from segmentation_models_pytorch.encoders.vgg import VGGEncoder
+from torch import Tensor, nn
+
+from lightning_genseg.networks.fcn import conv_bn_relu
+from lightning_genseg.networks.features import check_encoder_name, load_encoder
+from lightning_genseg.networks.weights import first_line
+from lightning_genseg.ops.resize import resize
+
+OutputStride = Literal[8, 16, 32]
+
+
+class StageFeatures(NamedTuple):
+    """What the last three stages of an encoder say of images.
+
+    Attributes:
+        low: B x C x h x w of the third stage from the end (ResNet: layer2), of whatever size it has.
+        mid: the second from the end (layer3); its size h x w is that of the others.
+        high: the last (layer4), resized to h x w where it has another.
+    """
+
+    low: Tensor
+    mid: Tensor
+    high: Tensor
+
+    def middle(self) -> Tensor:
+        """`mid` and `low` together, B x C x h x w: what CGMGM and BAM call mid-level features."""
+        return torch.cat([self.mid, resize(self.low, self.mid.shape[-2:])], 1)
+
+
+class EncoderStages(nn.Module):
+    """The last three stages of an image encoder, dilated to one resolution.
+
+    BAM's and PFENet's backbone: ResNet's layer3 and layer4 keep the resolution of layer2 (stride 8). VGG
+    (whose pooling cannot be dilated) loses its last pooling and rounds sizes up, stride 16. Images are not
+    padded: 473 x 473 pixels give 60 x 60.
+
+    Args:
+        encoder: name of an smp encoder, or ``tu-`` and the name of a timm model.
+        encoder_weights: ``"imagenet"`` downloads; a path to a state dict or checkpoint; or None.
+        output_stride: of all but VGG; 32 for encoders that cannot be dilated.
+
+    Attributes:
+        name: of the encoder.
+        output_stride: as given.
+        channels: of `low`, `mid` and `high`.
+
+    Raises:
+        ValueError: an unknown name, an encoder that cannot be dilated, or weights that do not fit.
+        FileNotFoundError: the file of the weights is missing.
+        ConnectionError: the weights cannot be downloaded.
+    """
+
+    def __init__(
+        self,
+        encoder: str,
+        encoder_weights: str | Path | None = None,
+        output_stride: OutputStride = 8,
+    ) -> None:
+        super().__init__()
+        check_encoder_name(encoder)
+        self.name, self.output_stride = encoder, output_stride
+        stride = 32 if encoder.startswith("vgg") else output_stride
+        try:
+            self.encoder = get_encoder(encoder, weights=None, depth=5, output_stride=stride)
+        except Exception as error:  # smp's and timm's models raise various types
+            raise ValueError(
+                f"encoder {encoder!r} cannot be built with output_stride {stride} "
+                f"({first_line(error)}): set output_stride to 32, or choose a ResNet, MobileNet or VGG."
+            ) from error
+        if encoder_weights is not None:
+            load_encoder(self.encoder, encoder, encoder_weights, {})
+        self.channels = cast(tuple[int, int, int], tuple(self.encoder.out_channels[-3:]))
+        if not isinstance(self.encoder, VGGEncoder):
+            self._check_stride(encoder, stride)
+        else:
+            for module in self.encoder.features:
+                if isinstance(module, nn.MaxPool2d):
+                    module.ceil_mode = True
+            self.channels = cast(tuple[int, int, int], tuple(self.encoder.out_channels[2:5]))
+
+    @torch.no_grad()
+    def _check_stride(self, encoder: str, stride: int) -> None:
+        """Some encoders accept an output stride and ignore it."""
+        self.encoder.eval()
+        got = 64 // self.encoder(torch.zeros(1, 3, 64, 64))[-1].shape[-1]
+        self.encoder.train()
+        if got != stride:
+            raise ValueError(
+                f"encoder {encoder!r} has an output stride of {got} where {stride} was asked for: set "
+                f"output_stride to {got}, or choose a ResNet, MobileNet or VGG."
+            )
+
+    def forward(self, image: Tensor) -> StageFeatures:
+        """Features of normalised images B x 3 x H x W."""
+        if isinstance(self.encoder, VGGEncoder):
+            low, mid, high = _vgg_stages(self.encoder, image)
+        else:
+            low, mid, high = self.encoder(image)[-3:]
+        return StageFeatures(low, mid, resize(high, mid.shape[-2:]))
+
+    def last(self, mid: Tensor) -> Tensor:
+        """`high` from `mid`, for features that were masked in between.
+
+        Raises:
+            ValueError: the encoder's last stage cannot be called on its own.
+        """
+        encoder = self.encoder
+        if isinstance(encoder, ResNetEncoder):
+            stage: nn.Module = encoder.layer4
+        elif isinstance(encoder, MobileNetV2Encoder):
+            stage = encoder.features[14:]
+        elif isinstance(encoder, VGGEncoder):
+            stage = encoder.features[_vgg_cuts(encoder)[3] : -1]
+        else:
+            raise ValueError(
+                f"the last stage of {type(encoder).__name__} cannot be run apart: choose a ResNet, "
+                "MobileNetV2 or VGG encoder, or set mask_before_last_stage to false."
+            )
+        return resize(stage(mid), mid.shape[-2:])
+
+
+def _vgg_cuts(encoder: VGGEncoder) -> list[int]:
+    """Index behind each pooling."""
+    pools = (isinstance(module, nn.MaxPool2d) for module in encoder.features)
+    return [index + 1 for index, pool in enumerate(pools) if pool]
+
+
+def _vgg_stages(encoder: VGGEncoder, image: Tensor) -> list[Tensor]:
+    """Features behind the third and fourth pooling, and before the fifth."""
+    third, fourth, fifth = _vgg_cuts(encoder)[2:]
+    low = encoder.features[:third](image)
+    mid = encoder.features[third:fourth](low)
+    return [low, mid, encoder.features[fourth : fifth - 1](mid)]
+
+
+class PyramidPooling(nn.Module):
+    """PSPNet's head without its classifier: context of four grids, then a 3x3 convolution.
+
+    Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, in BAM's sizes: bins 1, 2, 3, 6 of C/4 channels.
+
+    Args:
+        in_channels: C of the encoder's last stage.
+        out_channels: F of the features.
+        bins: cells per side of each grid.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int = 512, bins: Sequence[int] = (1, 2, 3, 6)
+    ) -> None:
+        super().__init__()
+        each = in_channels // len(bins)
+        self.levels = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(bin), conv_bn_relu(in_channels, each, 1))
+            for bin in bins
+        )
+        self.fuse = conv_bn_relu(in_channels + len(bins) * each, out_channels, 3)
+        self.out_channels = out_channels
+
+    def forward(self, high: Tensor) -> Tensor:
+        """B x C x h x w to B x F x h x w.
+
+        Raises:
+            ValueError: one image in training: its pooled pixel has no batch statistics.
+        """
+        if self.training and len(high) == 1:
+            raise ValueError(
+                "the base learner batch-normalises a globally pooled pixel and cannot train on one "
+                "image: use a batch size of at least 2."
+            )
+        levels = [resize(level(high), high.shape[-2:]) for level in self.levels]
+        features: Tensor = self.fuse(torch.cat([high, *levels], 1))
+        return features
+
+
+class GuidedDecoder(nn.Module):
+    """Query features and guidance to scores of background and foreground: the meta learner's decoder.
+
+    BAM's (after PFENet and CANet): 1x1 merge, atrous spatial pyramid pooling, one residual block, classifier;
+    no batch normalisation.
+
+    Args:
+        in_channels: of features and guidance together.
+        channels: of everything inside.
+        rates: dilations of the pyramid.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int = 256, rates: Sequence[int] = (6, 12, 18)
+    ) -> None:
+        super().__init__()
+        self.merge = nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), nn.ReLU())
+        self.context = _conv_relu(channels, channels, 1)
+        self.branches = nn.ModuleList(
+            [
+                _conv_relu(channels, channels, 1),
+                *(_conv_relu(channels, channels, 3, rate) for rate in rates),
+            ]
+        )
+        width = (len(rates) + 2) * channels
+        self.fuse = nn.Sequential(nn.Conv2d(width, channels, 1, bias=False), nn.ReLU())
+        self.residual = nn.Sequential(
+            _conv_relu(channels, channels, 3, bias=False),
+            _conv_relu(channels, channels, 3, bias=False),
+        )
+        self.classifier = nn.Sequential(
+            _conv_relu(channels, channels, 3, bias=False),
+            nn.Dropout2d(0.1),
+            nn.Conv2d(channels, 2, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """B x C x h x w to B x 2 x h x w."""
+        features = self.merge(features)
+        context = self.context(features.mean((2, 3), keepdim=True)).expand_as(features)
+        features = self.fuse(torch.cat([context, *(b(features) for b in self.branches)], 1))
+        scores: Tensor = self.classifier(self.residual(features) + features)
+        return scores
+
+
+class GuidanceResidual(nn.Module):
+    """Scores that a decoder adds to: the guidance itself, scaled and shifted by two learned numbers.
+
+    Not in the papers. Their decoder has to find out which of its inputs the guidance is, which takes longer than short
+    schedules last; with this one it starts where the guidance alone would end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.shift = nn.Parameter(torch.zeros(1))
+
+    def forward(self, guidance: Tensor) -> Tensor:
+        """Guidance B x 1 x h x w, cut to [0, 1], to scores of background and foreground B x 2 x h x w."""
+        score = self.scale * (2 * guidance.clamp(0, 1) - 1) + self.shift
+        return torch.cat([-score, score], 1)
+
+
+def _conv_relu(
+    in_channels: int, out_channels: int, size: int, dilation: int = 1, bias: bool = True
+) -> nn.Sequential:
+    conv = nn.Conv2d(
+        in_channels,
+        out_channels,
+        size,
+        padding=dilation * (size // 2),
+        dilation=dilation,
+        bias=bias,
+    )
+    if bias:  # only the pyramid's, in BAM
+        nn.init.kaiming_normal_(conv.weight)
+    return nn.Sequential(conv, nn.ReLU())
+
+
+class ShotWeights(nn.Module):
+    """How much each support image counts, from how unlike the query its style is: BAM's, Sec. 3.5.
+
+    Args:
+        shots: K of training. With another number of supports all count alike: nothing was learned for it.
+        hidden: channels in between.
+    """
+
+    def __init__(self, shots: int, hidden: int = 2) -> None:
+        super().__init__()
+        self.shots = shots
+        if shots > 1:
+            self.layers = nn.Sequential(
+                nn.Linear(shots, hidden, bias=False),
+                nn.ReLU(),
+                nn.Linear(hidden, shots, bias=False),
+            )
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """Distances B x K of `gram_distance` to weights B x K that sum to one."""
+        if self.shots == 1 or distances.shape[1] != self.shots:
+            return torch.full_like(distances, 1 / distances.shape[1])
+        ordered, order = distances.sort(1)
+        scores = torch.zeros_like(ordered).scatter(1, order, self.layers(ordered))
+        return scores.softmax(1)
+
+
+def gram_distance(query: Tensor, support: Tensor) -> Tensor:
+    """Difference in style of two images, from 0 to 1: BAM's adjustment factor psi.
+
+    Frobenius distance of the matrices of cosines between channel maps, over C.
+
+    Args:
+        query: features B x C x h x w.
+        support: likewise, of any size.
+
+    Returns:
+        B.
+    """
+
+    def gram(features: Tensor) -> Tensor:
+        maps = features.float().flatten(2)
+        norms = maps.norm(dim=2)
+        cosines: Tensor = maps @ maps.mT / (norms[:, :, None] * norms[:, None] + 1e-7)
+        return cosines
+
+    with torch.autocast(query.device.type, enabled=False):
+        distance: Tensor = (gram(query) - gram(support)).norm(dim=(1, 2))
+        return distance / query.shape[1]
+
+
+class Ensemble(nn.Module):
+    """Suppresses what the base learner knows: BAM's merge of meta and base learner, Sec. 3.4.
+
+    Mixes probabilities, which then serve as scores, as in BAM's code.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.style = nn.Conv2d(2, 1, 1, bias=False)
+        self.known = nn.Conv2d(2, 1, 1, bias=False)
+        for conv in (self.style, self.known):
+            nn.init.zeros_(conv.weight)
+            nn.init.ones_(conv.weight[:, :1])
+
+    def forward(self, meta: Tensor, known: Tensor, distance: Tensor) -> Tensor:
+        """Final scores B x 2 x h x w.
+
+        Args:
+            meta: probabilities of background and foreground, B x 2 x h x w.
+            known: probability of any base class, B x 1 x h x w.
+            distance: psi, B.
+        """
+        psi = distance[:, None, None, None].expand_as(known).to(meta.dtype)
+        background, foreground = (
+            self.style(torch.cat([meta[:, side : side + 1], psi], 1)) for side in (0, 1)
+        )
+        background = self.known(torch.cat([background, known.to(meta.dtype)], 1))
+        return torch.cat([background, foreground], 1)

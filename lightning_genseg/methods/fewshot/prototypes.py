@@ -1,0 +1,101 @@
+"""Segmentation by mean features: a baseline that needs no training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_genseg.methods.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+)
+from lightning_genseg.methods.fewshot.base import FewShotModule, Scoring, support_shares
+from lightning_genseg.methods.fewshot.base_learner import load_base_learner
+from lightning_genseg.methods.fewshot.networks import OutputStride
+
+
+class CosinePrototypes(FewShotModule):
+    """A pixel is foreground if it is more like the object's mean feature than like the background's: no training.
+
+    PANet (Wang et al., ICCV 2019) on frozen features: cosine with the mean of the supports' foreground pixels and
+    with the mean of their background pixels.
+
+    Args:
+        level: `high`, the encoder's last stage, or `middle`, the two before, which CGMGM models and which tell more
+            with an encoder that has only seen ImageNet.
+        scale: by which the cosines are multiplied to be scores (PANet: 20); it changes no prediction.
+        base_learner: checkpoint of a `BaseLearner`, whose encoder is used; or give `encoder`.
+        encoder: see `FewShotModule`, also for the arguments that follow.
+        encoder_weights: see there.
+        output_stride: see there.
+        scoring: see there.
+        num_classes: see there.
+        ignore_index: see there.
+        class_names: see there.
+        mean: see there.
+        std: see there.
+
+    Example:
+        >>> model = CosinePrototypes(encoder="tu-test_resnet")
+        >>> mask = torch.zeros(40, 50)
+        >>> mask[10:30, 10:40] = 1
+        >>> model.set_support(torch.rand(1, 3, 40, 50), [mask], size=65)
+        >>> model(torch.rand(2, 3, 30, 60)).shape
+        torch.Size([2, 2, 30, 60])
+    """
+
+    needs_training = False
+
+    def __init__(
+        self,
+        level: Literal["high", "middle"] = "middle",
+        scale: float = 20.0,
+        base_learner: Path | None = None,
+        encoder: str | None = None,
+        encoder_weights: str | Path | None = None,
+        output_stride: OutputStride = 8,
+        scoring: Scoring = "compat",
+        num_classes: int = 2,
+        ignore_index: int = 255,
+        class_names: list[str] | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__(
+            None if base_learner is None else load_base_learner(base_learner),
+            encoder,
+            encoder_weights,
+            output_stride,
+            scoring,
+            num_classes,
+            ignore_index,
+            class_names,
+            mean,
+            std,
+        )
+        self.save_hyperparameters()
+        self.level, self.scale = level, scale
+
+    def episode_outputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`logits`, and `guidance`, which decides alike: the posterior of the scores."""
+        query, supports = (
+            stages.high if self.level == "high" else stages.middle()
+            for stages in (
+                self.extract_stages(batch["image"]),
+                self.extract_stages(batch["support_image"].flatten(0, 1)),
+            )
+        )
+        episodes, shots = batch["support_image"].shape[:2]
+        share = support_shares(batch, supports.shape[-2:])  # B x K x 2 x h x w
+        pixels = supports.float().unflatten(0, (episodes, shots))
+        means = torch.einsum("bkchw,bkshw->bsc", pixels, share)
+        cosine = torch.einsum(
+            "bchw,bsc->bshw", F.normalize(query.float(), dim=1), F.normalize(means, dim=2)
+        )
+        logits = self.scale * cosine[:, [1, 0]]
+        return {"logits": logits, "guidance": logits.softmax(1)[:, 1:]}

@@ -1,0 +1,1 @@
+"""GMMSeg: a Gaussian mixture for each class."""

@@ -1,0 +1,1 @@
+"""GSS: segmentation as generating the mask's picture."""

@@ -1,0 +1,142 @@
+"""The dVAE of DALL-E."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer, TokenizerConfig
+
+
+class DalleDVAE(Tokenizer):
+    """The discrete VAE of DALL-E, which GSS uses frozen: 97.6 million weights, 8192 tokens, f = 8.
+
+    Zero-Shot Text-to-Image Generation, Ramesh et al., ICML 2021; layers and names of parameters as in the published
+    code, so that its weights fit: `encoder.blocks...` and `decoder.blocks...`. There is no download and no pickle here:
+    `python -m lightning_genseg.convert_dalle` makes a file of plain tensors. The published convolutions run in half
+    precision on a GPU, so that near-ties can become other tokens there.
+
+    Args:
+        vocabulary: V.
+        hidden: width of the networks, a multiple of 4.
+    """
+
+    downsample = 8
+
+    def __init__(self, vocabulary: int = 8192, hidden: int = 256) -> None:
+        super().__init__()
+        if hidden < 4 or hidden % 4 or vocabulary < 2:
+            raise ValueError(
+                f"hidden is {hidden} and vocabulary {vocabulary}: give a multiple of 4 and at least 2."
+            )
+        self.codebook_size, self.hidden = vocabulary, hidden
+        widths = [hidden, 2 * hidden, 4 * hidden, 8 * hidden]
+        self.encoder = nn.Module()
+        self.encoder.blocks = _dalle_blocks(
+            _Conv(3, hidden, 7), [hidden, *widths], (3, 3, 3, 1), nn.MaxPool2d(2), vocabulary
+        )
+        self.decoder = nn.Module()
+        self.decoder.blocks = _dalle_blocks(
+            _Conv(vocabulary, hidden // 2, 1), [hidden // 2, *widths[::-1]], (1, 3, 3, 3), nn.Upsample(scale_factor=2), 6
+        )  # fmt: skip
+
+    def config(self) -> TokenizerConfig:
+        """See the base."""
+        return {"kind": "dalle", "vocabulary": self.codebook_size, "hidden": self.hidden}
+
+    def logits(self, picture: Tensor) -> Tensor:
+        """Scores of the tokens, B x V x H/8 x W/8, of pictures B x 3 x H x W in [0, 1]."""
+        # 0 and 1 themselves are out of reach of the logit-Laplace distribution it was trained with.
+        scores: Tensor = self.encoder.blocks(0.8 * picture + 0.1)  # type: ignore[operator]
+        return scores
+
+    def _paint(self, first: Tensor) -> Tensor:
+        """Pictures of what the decoder's first layer says."""
+        rest: Any = self.decoder.blocks
+        means = rest[1:](first)[:, :3].sigmoid()
+        picture: Tensor = ((means - 0.1) / 0.8).clamp(0, 1)
+        return picture
+
+    def _encode(self, picture: Tensor) -> Tensor:
+        return self.logits(picture).argmax(1)
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        layer: Any = self.decoder.blocks
+        # A 1x1 convolution of one-hot tokens, which would take V numbers for each.
+        rows = F.embedding(tokens, layer.input.w[..., 0, 0].T) + layer.input.b
+        return self._paint(rows.movedim(-1, 1))
+
+    def decode_soft(self, weights: Tensor) -> Tensor:
+        """See the base."""
+        layer: Any = self.decoder.blocks
+        with torch.autocast(weights.device.type, enabled=False):
+            return self._paint(layer.input(weights.float()))
+
+    def straight_through(self, picture: Tensor, temperature: float = 1.0) -> Tensor:
+        """See the base: tokens drawn with Gumbel noise, which pass on the gradient of their soft weights."""
+        with torch.autocast(picture.device.type, enabled=False):
+            scores = self.logits(picture.float())
+            return self.decode_soft(F.gumbel_softmax(scores, tau=temperature, hard=True, dim=1))
+
+
+class _Conv(nn.Module):
+    """A convolution whose parameters have the names of the published code."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(out_channels, channels, kernel, kernel))
+        self.b = nn.Parameter(torch.zeros(out_channels))
+        nn.init.normal_(self.w, std=(channels * kernel**2) ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2)
+
+
+class _DalleBlock(nn.Module):
+    def __init__(self, channels: int, out_channels: int, kernels: Sequence[int]) -> None:
+        super().__init__()
+        hidden = out_channels // 4
+        self.id_path = (
+            nn.Identity() if channels == out_channels else _Conv(channels, out_channels, 1)
+        )
+        widths = [channels, hidden, hidden, hidden, out_channels]
+        self.res_path = nn.Sequential()
+        for i, kernel in enumerate(kernels):
+            self.res_path.add_module(f"relu_{i + 1}", nn.ReLU())
+            self.res_path.add_module(f"conv_{i + 1}", _Conv(widths[i], widths[i + 1], kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One over the square of the eight blocks.
+        result: Tensor = self.id_path(x) + self.res_path(x) / 64
+        return result
+
+
+def _dalle_blocks(
+    first: nn.Module, widths: Sequence[int], kernels: Sequence[int], resize: nn.Module, out: int
+) -> nn.Sequential:
+    """Input, four groups of two blocks with a change of size between them, output."""
+    blocks = nn.Sequential()
+    blocks.add_module("input", first)
+    for g in range(1, 5):
+        group = nn.Sequential()
+        group.add_module("block_1", _DalleBlock(widths[g - 1], widths[g], kernels))
+        group.add_module("block_2", _DalleBlock(widths[g], widths[g], kernels))
+        if g < 4:
+            group.add_module("resize", resize)
+        blocks.add_module(f"group_{g}", group)
+    output = nn.Sequential()
+    output.add_module("relu", nn.ReLU())
+    output.add_module("conv", _Conv(widths[4], out, 1))
+    blocks.add_module("output", output)
+    return blocks
+
+
+def _dalle_key(key: str) -> str:
+    """The published name of a parameter that other libraries call otherwise."""
+    key = key.replace(".group.", ".").replace(".path.", ".")  # FLAVA's
+    return re.sub(r"\.(weight|bias)$", lambda match: f".{match[1][0]}", key)

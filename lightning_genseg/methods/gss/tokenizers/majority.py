@@ -1,0 +1,58 @@
+"""The commonest class of a cell as its token."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_genseg.methods.gss.tokenizers.tokenizer import (
+    Tokenizer,
+    TokenizerConfig,
+    _check_downsample,
+)
+
+
+class CellMajority(Tokenizer):
+    """The commonest class of a cell as its token: nothing is learned, and GSS becomes coarse classification.
+
+    What any learned tokenizer must beat. On a tie the lower class wins.
+
+    Args:
+        colors: K x 3 in [0, 1].
+        downsample: f, side of a cell in pixels.
+
+    Example:
+        >>> tokenizer = CellMajority(torch.eye(3), downsample=2)
+        >>> picture = torch.eye(3)[torch.tensor([[0, 0, 1, 2], [0, 1, 2, 2]])].movedim(-1, 0)[None]
+        >>> tokenizer.encode(picture).tolist(), tokenizer.decode(tokenizer.encode(picture)).shape
+        ([[[0, 2]]], torch.Size([1, 3, 2, 4]))
+    """
+
+    colors: Tensor
+
+    def __init__(self, colors: Tensor, downsample: int = 4) -> None:
+        super().__init__()
+        _check_downsample(downsample)
+        self.register_buffer("colors", colors.clone())
+        self.codebook_size, self.downsample = len(colors), downsample
+
+    def config(self) -> TokenizerConfig:
+        """See the base."""
+        return {"kind": "majority", "downsample": self.downsample}
+
+    def _encode(self, picture: Tensor) -> Tensor:
+        f = self.downsample
+        nearest = torch.cdist(picture.movedim(1, -1).flatten(0, 2), self.colors).argmin(1)
+        votes = F.one_hot(nearest.view(len(picture), *picture.shape[-2:]), self.codebook_size)
+        return F.avg_pool2d(votes.movedim(-1, 1).float(), f).argmax(1)
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        cells = F.embedding(tokens, self.colors).movedim(-1, 1)
+        return F.interpolate(cells, scale_factor=float(self.downsample), mode="nearest")
+
+    def decode_soft(self, weights: Tensor) -> Tensor:
+        """See the base."""
+        with torch.autocast(weights.device.type, enabled=False):
+            cells = torch.einsum("bvhw,vc->bchw", weights.float(), self.colors)
+        return F.interpolate(cells, scale_factor=float(self.downsample), mode="nearest")

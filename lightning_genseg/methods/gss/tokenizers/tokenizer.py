@@ -1,0 +1,109 @@
+"""What a tokenizer is."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import Literal, Required, TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TokenizerConfig(TypedDict, total=False):
+    """Kind and sizes of a tokenizer: what `Tokenizer.config` returns and `make_tokenizer` builds again.
+
+    Keys:
+        kind: `majority` (`CellMajority`), `vq` (`MaskigeVQ`) or `dalle` (`DalleDVAE`).
+        downsample: of `majority` and `vq`.
+        levels: of `vq`, like the next two.
+        channels: see there.
+        blocks: see there.
+        vocabulary: of `dalle`, like the next.
+        hidden: see there.
+    """
+
+    kind: Required[Literal["majority", "vq", "dalle"]]
+    downsample: int
+    levels: list[int]
+    channels: int
+    blocks: int
+    vocabulary: int
+    hidden: int
+
+
+class Tokenizer(nn.Module, ABC):
+    """Base of the tokenizers: a subclass writes `_encode`, `_decode` and `config`.
+
+    Pictures are in [0, 1]; what a network makes of that range is its own affair. Computed in float32 under autocast
+    too, since near-ties would otherwise become other tokens; on GPUs with TF32 they still may, unless PyTorch is told
+    not to use it (`torch.backends.cudnn.allow_tf32`).
+
+    Attributes:
+        codebook_size: V, how many tokens there are.
+        downsample: f, pixels a token covers in each direction.
+    """
+
+    codebook_size: int
+    downsample: int
+
+    @abstractmethod
+    def _encode(self, picture: Tensor) -> Tensor:
+        """Tokens B x h x w of pictures B x 3 x (f h) x (f w)."""
+
+    @abstractmethod
+    def _decode(self, tokens: Tensor) -> Tensor:
+        """Pictures B x 3 x (f h) x (f w) in [0, 1] of tokens B x h x w."""
+
+    @abstractmethod
+    def config(self) -> TokenizerConfig:
+        """Kind and sizes, from which `make_tokenizer` builds one like it, untrained."""
+
+    def decode_soft(self, weights: Tensor) -> Tensor:
+        """Pictures of mixtures of tokens, B x V x h x w that sum to 1; NotImplementedError where there is no such thing."""
+        raise NotImplementedError(f"{type(self).__name__} cannot decode mixtures of tokens.")
+
+    def straight_through(self, picture: Tensor, temperature: float = 1.0) -> Tensor:
+        """What becomes of pictures B x 3 x H x W, so that gradients reach them; NotImplementedError where they cannot.
+
+        Args:
+            picture: in [0, 1]; sides are multiples of f.
+            temperature: of the Gumbel noise, where there is some.
+        """
+        raise NotImplementedError(f"{type(self).__name__} lets no gradient through.")
+
+    @torch.no_grad()
+    def encode(self, picture: Tensor) -> Tensor:
+        """Tokens B x ceil(H/f) x ceil(W/f) int64 of pictures B x 3 x H x W in [0, 1].
+
+        Sides that are no multiples of f are continued by their last pixels.
+        """
+        with torch.autocast(picture.device.type, enabled=False):
+            return self._encode(pad_to_cells(picture.float(), self.downsample))
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Pictures B x 3 x (f h) x (f w) float32 in [0, 1] of tokens B x h x w."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self._decode(tokens)
+
+    def fingerprint(self) -> str:
+        """Short digest of kind, sizes and weights: what was learned with another tokenizer does not fit."""
+        digest = hashlib.sha256(repr(sorted(self.config().items())).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def pad_to_cells(picture: Tensor, downsample: int) -> Tensor:
+    """Continue pictures B x 3 x H x W by their last row and column to whole cells of f x f pixels."""
+    rows, columns = (-side % downsample for side in picture.shape[-2:])
+    return F.pad(picture, (0, columns, 0, rows), mode="replicate") if rows or columns else picture
+
+
+def _check_downsample(downsample: int) -> None:
+    if downsample < 1:
+        raise ValueError(
+            f"downsample is {downsample} but must be at least 1, the side of a cell in pixels."
+        )

@@ -1,0 +1,1 @@
+"""What GSS is built on: training of tokenizers and colours."""

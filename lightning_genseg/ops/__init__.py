@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: sizes, squares, views. Knows no room above."""

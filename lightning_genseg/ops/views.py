@@ -1,0 +1,303 @@
+"""Prediction on images of any size: sliding windows, several scales, mirror images."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypedDict, TypeVar, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_genseg.ops.resize import resize_maps
+
+Activation: TypeAlias = Callable[[Tensor], Tensor]
+Scores = TypeVar("Scores", Tensor, dict[str, Tensor])
+
+
+class InferenceOptions(TypedDict, total=False):
+    """How an image is predicted; without any key, whole and once.
+
+    Keys:
+        short_side: pixels of the shorter side of the image as the network sees it; aspect kept.
+        long_side: most pixels of the longer side after that; the shorter one gives way.
+        multiple: sides are then rounded up to multiples of this, which changes the aspect a little.
+        window: height and width in pixels of a sliding window.
+        stride: steps in pixels, down and right, between windows; at most the window.
+        scales: factors by which the image is resized, relative to `short_side` and `long_side` where
+            they are given; the predictions are averaged.
+        flip: whether the mirror image of every scale joins the average.
+    """
+
+    short_side: int
+    long_side: int
+    multiple: int
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    scales: list[float]
+    flip: bool
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Class probabilities of scores (B x C x H x W), in float32."""
+    return scores.float().softmax(dim=1)
+
+
+def infer(
+    forward: Callable[[Tensor], Scores],
+    image: Tensor,
+    options: InferenceOptions | None = None,
+    activation: Activation | Mapping[str, Activation | None] | None = softmax,
+) -> Scores:
+    """Score maps of an image at its own size, as `options` ask for.
+
+    Windows are averaged where they overlap, on raw scores. Scales and mirror images ("views") are
+    averaged after `activation`, as mmsegmentation averages probabilities. With a single view the
+    scores come back raw. An image smaller than the window in a direction is not padded: there the
+    window shrinks to the image.
+
+    Args:
+        forward: image (B x 3 x h x w) -> scores (B x C x h x w), or a dict of such maps.
+        image: B x 3 x H x W.
+        options: see `InferenceOptions`; None predicts the whole image once.
+        activation: applied to each view before averaging, None for none. For a dict of maps, a
+            mapping from their names; a name left out has none.
+
+    Returns:
+        maps of H x W, of the type that `forward` returns.
+
+    Raises:
+        ValueError: an option is wrong, or `forward` does not return maps of its input's size.
+    """
+    check_options(options)
+    options = options or {}
+    scales: list[float] = list(options.get("scales") or [1.0])
+    flips = (False, True) if options.get("flip") else (False,)
+    views = len(scales) * len(flips)
+    size = (image.shape[-2], image.shape[-1])
+    total: dict[str, Tensor] = {}
+    single = False
+    for scale in scales:
+        scaled = resize_maps(image, input_size(size, options, scale))
+        for flip in flips:
+            output = forward_windows(forward, scaled.flip(-1) if flip else scaled, options)
+            single = isinstance(output, Tensor)
+            for name, scores in _named(output).items():
+                function = _activation(activation, name, single)
+                scores = resize_maps(scores.flip(-1) if flip else scores, size)
+                if views > 1:
+                    scores = (function(scores) if function else scores) / views
+                total[name] = total[name] + scores if name in total else scores
+    return cast(Scores, total[""] if single else total)
+
+
+def input_size(
+    size: tuple[int, int], options: InferenceOptions, scale: float = 1.0
+) -> tuple[int, int]:
+    """Height and width in pixels at which an image of `size` is predicted, as mmsegmentation rounds them.
+
+    Args:
+        size: height and width of the image.
+        options: only ``short_side``, ``long_side`` and ``multiple`` are used.
+        scale: one of ``scales``.
+    """
+    factor = scale
+    if short := options.get("short_side"):
+        factor = scale * short / min(size)
+        if long := options.get("long_side"):
+            factor = min(factor, scale * long / max(size))
+    # Half a pixel counts as one (Python's round would take the even neighbour).
+    height, width = (max(int(pixels * factor + 0.5), 1) for pixels in size)
+    multiple = options.get("multiple") or 1
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def has_several_views(options: InferenceOptions | None) -> bool:
+    """Whether `infer` averages scales or mirror images, so that its scores are probabilities."""
+    options = options or {}
+    return bool(options.get("flip")) or len(options.get("scales") or [1.0]) > 1
+
+
+def plain_options(options: InferenceOptions | None) -> dict[str, Any]:
+    """Options as a checkpoint may hold them: lists for tuples, nothing that is None or false."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in (options or {}).items()
+        if value is not None and value is not False
+    }
+
+
+def forward_windows(
+    forward: Callable[[Tensor], Scores], image: Tensor, options: InferenceOptions
+) -> Scores:
+    """Raw score maps of an image from a sliding window, averaged where windows overlap.
+
+    Args:
+        forward: as in `infer`.
+        image: B x 3 x H x W.
+        options: only ``window`` and ``stride`` are used; without them `forward` sees the whole.
+    """
+    height, width = image.shape[-2:]
+    window = options.get("window")
+    if window is None or (height <= window[0] and width <= window[1]):
+        whole = forward(image)
+        _check_size(_named(whole), height, width)
+        return whole
+    total: dict[str, Tensor] = {}
+    count = image.new_zeros(height, width)
+    single = False
+    for rows, columns in window_positions((height, width), window, options["stride"]):
+        crop = image[..., rows, columns]
+        output = forward(crop)
+        single = isinstance(output, Tensor)
+        _check_size(_named(output), *crop.shape[-2:])
+        for name, scores in _named(output).items():
+            if name not in total:
+                # Half precision would lose what many windows add.
+                dtype = scores.dtype if scores.dtype.itemsize > 2 else count.dtype
+                total[name] = scores.new_zeros(*scores.shape[:2], height, width, dtype=dtype)
+            total[name][..., rows, columns] += scores
+        count[rows, columns] += 1
+    maps = {name: scores / count.to(scores.dtype) for name, scores in total.items()}
+    return cast(Scores, maps[""] if single else maps)
+
+
+def window_positions(
+    size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
+) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of windows that cover an image of `size`, each inside it.
+
+    The last window of a direction is moved back to end at the image's edge, as in mmsegmentation.
+    """
+    for top in _starts(size[0], window[0], stride[0]):
+        for left in _starts(size[1], window[1], stride[1]):
+            yield (
+                slice(top, min(top + window[0], size[0])),
+                slice(left, min(left + window[1], size[1])),
+            )
+
+
+def check_options(options: Mapping[str, Any] | None) -> None:
+    """Refuse options that `infer` cannot follow.
+
+    Raises:
+        ValueError: names the option, as ``inference.<key>``, and what it must be.
+    """
+    options = options or {}
+    known = list(InferenceOptions.__annotations__)
+    for key in options:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            raise ValueError(
+                f"inference.{key} is not an option{hint}; the options are {', '.join(known)}."
+            )
+    for key in ("short_side", "long_side", "multiple"):
+        value = options.get(key)
+        if value is not None and not _positive(value):
+            raise ValueError(f"inference.{key} must be a positive number of pixels, not {value!r}.")
+    short, long = options.get("short_side"), options.get("long_side")
+    if long is not None and short is None:
+        raise ValueError(
+            "inference.long_side limits what inference.short_side enlarges: give that as well."
+        )
+    if long is not None and long < short:
+        raise ValueError(
+            f"inference.long_side {long} is smaller than inference.short_side {short}: exchange them."
+        )
+    pairs: dict[str, tuple[int, int]] = {}
+    for key in ("window", "stride"):
+        pair = options.get(key)
+        if pair is None:
+            continue
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(_positive, pair)):
+            raise ValueError(
+                f"inference.{key} must be two positive integers, height and width, not {pair!r}."
+            )
+        pairs[key] = (pair[0], pair[1])
+    if len(pairs) == 1:
+        given, missing = ("window", "stride") if "window" in pairs else ("stride", "window")
+        raise ValueError(f"inference.{given} needs inference.{missing} as well.")
+    if pairs and any(s > w for s, w in zip(pairs["stride"], pairs["window"], strict=True)):
+        raise ValueError(
+            f"inference.stride {pairs['stride']} is larger than inference.window {pairs['window']}: "
+            "pixels between the windows would have no prediction."
+        )
+    scales = options.get("scales")
+    if scales is not None and (
+        not isinstance(scales, (tuple, list))
+        or not scales
+        or not all(
+            isinstance(s, (int, float)) and not isinstance(s, bool) and 0 < s < math.inf
+            for s in scales
+        )
+    ):
+        raise ValueError(
+            f"inference.scales must be a list of one or more positive numbers, not {scales!r}."
+        )
+    flip = options.get("flip")
+    if flip is not None and not isinstance(flip, bool):
+        raise ValueError(f"inference.flip must be true or false, not {flip!r}.")
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """`module.eval()` for a while; then every part is as it was, also those that were frozen."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def pad_to_multiple(image: Tensor, multiple: int, minimum: int = 0) -> Tensor:
+    """Pad an image (B x 3 x H x W) with zeros at the bottom and the right.
+
+    Both sides become multiples of `multiple` and at least `minimum`, itself such a multiple.
+    """
+    height, width = image.shape[-2:]
+    rows = max(-(-height // multiple) * multiple, minimum)
+    columns = max(-(-width // multiple) * multiple, minimum)
+    if (rows, columns) == (height, width):
+        return image
+    return F.pad(image, (0, columns - width, 0, rows - height))
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """First pixels of windows of `window` pixels, `stride` apart, over `length` pixels."""
+    last = max(length - window, 0)
+    return [min(index * stride, last) for index in range(-(-last // stride) + 1)]
+
+
+def _named(output: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"": output} if isinstance(output, Tensor) else output
+
+
+def _check_size(maps: Mapping[str, Tensor], height: int, width: int) -> None:
+    for name, scores in maps.items():
+        if scores.ndim != 4 or tuple(scores.shape[-2:]) != (height, width):
+            raise ValueError(
+                f"forward must return maps of its input's size, B x C x {height} x {width}, but "
+                f"{name or 'its output'} is {tuple(scores.shape)}."
+            )
+
+
+def _activation(
+    activation: Activation | Mapping[str, Activation | None] | None, name: str, single: bool
+) -> Activation | None:
+    if activation is None:
+        return None
+    if isinstance(activation, Mapping) == single:
+        raise ValueError(
+            "activation must be a function where forward returns one tensor, and a mapping from "
+            "map names to functions where it returns a dict of maps."
+        )
+    return activation.get(name) if isinstance(activation, Mapping) else activation

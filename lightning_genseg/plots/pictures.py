@@ -1,0 +1,261 @@
+"""Pictures of images, masks and maps."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import cv2
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Palette = Sequence[tuple[int, int, int]]
+Picture = NDArray[np.uint8]
+Label = TypeVar("Label", bound=np.integer[Any])
+
+ANOMALY_PALETTE: Palette = ((54, 58, 72), (0, 229, 255))  # known, anomalous
+
+_TEXT = (40, 40, 40)
+
+
+def colorize(mask: NDArray[np.integer[Any]], palette: Palette, ignore_index: int = 255) -> Picture:
+    """Draw a mask in the colours of its classes.
+
+    Args:
+        mask: H x W class indices; ignored pixels become black.
+        palette: one (red, green, blue) per class, 0 to 255.
+        ignore_index: label that is no class.
+
+    Returns:
+        H x W x 3.
+
+    Raises:
+        ValueError: if a label has no colour.
+    """
+    ignored = mask == ignore_index
+    classes = np.where(ignored, 0, mask)
+    if classes.size and not 0 <= classes.min() <= classes.max() < len(palette):
+        raise ValueError(
+            f"the mask holds labels from {classes.min()} to {classes.max()} but the palette has "
+            f"{len(palette)} colours: give one colour per class."
+        )
+    colors: Picture = np.asarray(palette, dtype=np.uint8)[classes]
+    colors[ignored] = 0
+    return colors
+
+
+def overlay(
+    image: Picture,
+    mask: NDArray[np.integer[Any]],
+    palette: Palette,
+    alpha: float = 0.5,
+    ignore_index: int = 255,
+) -> Picture:
+    """Lay the colours of a mask over its image; ignored pixels show the image alone.
+
+    Args:
+        image: H x W x 3.
+        mask: H x W class indices.
+        palette: one (red, green, blue) per class, 0 to 255.
+        alpha: 0 shows only the image, 1 only the colours.
+        ignore_index: label that is no class.
+
+    Returns:
+        H x W x 3.
+
+    Raises:
+        ValueError: if the sizes differ, or a label has no colour.
+    """
+    if image.shape[:2] != mask.shape:
+        raise ValueError(
+            f"the image is {image.shape[:2]} but the mask {mask.shape} (height, width): "
+            "resize one of them first."
+        )
+    weight = np.where(mask == ignore_index, 0.0, alpha).astype(np.float32)[..., None]
+    colors = colorize(mask, palette, ignore_index)
+    return np.rint(image * (1 - weight) + colors * weight).astype(np.uint8)
+
+
+def void_color(palette: Palette) -> tuple[int, int, int]:
+    """Colour of pixels without a class: black, or white where a class is black, as VOC's background is."""
+    return (255, 255, 255) if (0, 0, 0) in map(tuple, palette) else (0, 0, 0)
+
+
+def enlarge(mask: NDArray[Label], ignore_index: int = 255) -> NDArray[Label]:
+    """Grow labelled spots so that single pixels can be seen in a picture.
+
+    Args:
+        mask: H x W class indices.
+        ignore_index: where there is no label.
+
+    Returns:
+        H x W: pixels without label within a fiftieth of the shorter side, at least one pixel, of a label take it; the
+        nearest one where there are several.
+    """
+    empty = mask == ignore_index
+    if empty.all():
+        return mask.copy()
+    distance, nearest = cv2.distanceTransformWithLabels(
+        empty.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    value_of = np.full(int(nearest.max()) + 1, ignore_index, mask.dtype)
+    value_of[nearest[~empty]] = mask[~empty]
+    return np.where(distance <= max(1.0, min(mask.shape) / 50), value_of[nearest], mask)
+
+
+def outline(
+    picture: Picture, mask: NDArray[np.bool_], color: tuple[int, int, int] = ANOMALY_PALETTE[1]
+) -> Picture:
+    """Draw a line in `color` along the inner edge of a region, and a black one around it.
+
+    Args:
+        picture: H x W x 3.
+        mask: H x W, the region; its parts at the edge of the picture stay open.
+        color: (red, green, blue), 0 to 255.
+
+    Returns:
+        H x W x 3; the lines are one pixel wide for each 300 pixels of the shorter side, at least one.
+
+    Raises:
+        ValueError: if the sizes differ.
+    """
+    if picture.shape[:2] != mask.shape:
+        raise ValueError(
+            f"the image is {picture.shape[:2]} but the mask {mask.shape} (height, width): "
+            "resize one of them first."
+        )
+    width = max(1, round(min(mask.shape) / 300))
+    region = mask.astype(np.uint8)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
+    result = picture.copy()
+    result[(cv2.dilate(region, disc) > 0) & ~mask] = 0
+    result[mask & (cv2.erode(region, disc) == 0)] = color
+    return result
+
+
+def score_range(*scores: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """First and 99th percentile of the finite scores: a range that a few outliers cannot stretch."""
+    values = np.concatenate([score[np.isfinite(score)] for score in scores])
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.percentile(values, [1, 99])
+    return float(low), float(high)
+
+
+def heat_map(
+    score: NDArray[np.floating[Any]],
+    low: float | None = None,
+    high: float | None = None,
+    color_map: str = "inferno",
+) -> Picture:
+    """Draw scores from dark (`low`) to bright (`high`).
+
+    Args:
+        score: H x W; what is not finite is drawn grey.
+        low: score of the darkest colour; default: see `score_range`.
+        high: score of the brightest colour; likewise.
+        color_map: a perceptually uniform colour map of matplotlib, by name.
+
+    Returns:
+        H x W x 3.
+    """
+    score = score.astype(np.float32)
+    default = score_range(score)
+    low = default[0] if low is None else low
+    high = default[1] if high is None else high
+    finite = np.isfinite(score)
+    span = high - low if high > low else 1.0
+    unit = np.clip((np.where(finite, score, low) - low) / span, 0, 1)
+    colors: Picture = matplotlib.colormaps[color_map](unit, bytes=True)[..., :3].copy()
+    colors[~finite] = 128
+    return colors
+
+
+def grid(
+    rows: Sequence[Sequence[Picture]],
+    titles: Sequence[str] | None = None,
+    legend: Sequence[tuple[str, tuple[int, int, int]]] | None = None,
+    cell_width: int = 320,
+    gap: int = 4,
+    captions: Sequence[str] | None = None,
+) -> Image.Image:
+    """Arrange pictures in rows and columns on white.
+
+    Args:
+        rows: pictures, H x W x 3, of any size; a row is as high as its first picture asks for.
+        titles: one for each column.
+        legend: names and their colours, drawn below.
+        cell_width: width of every column in pixels.
+        gap: between pictures, in pixels.
+        captions: one for each row, drawn above it.
+
+    Returns:
+        A PIL image, which a notebook shows and `save` writes.
+
+    Raises:
+        ValueError: if there is no picture.
+    """
+    if not rows or not rows[0]:
+        raise ValueError("there is no picture to arrange: give at least one row with one picture.")
+    columns = max(map(len, rows))
+    heights = [max(1, round(cell_width * row[0].shape[0] / row[0].shape[1])) for row in rows]
+    size = max(10, cell_width // 20)
+    font = ImageFont.load_default(size)
+    line = round(size * 1.7)
+    width = columns * cell_width + (columns + 1) * gap
+    top = line if titles else gap
+    entries = _wrap(legend or [], font, line, width - 2 * gap)
+    bottom = (entries[-1][1] + line + gap) if entries else 0
+    above = line if captions else 0  # each row
+    height = top + sum(heights) + (gap + above) * len(rows) + bottom
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(titles or []):
+        center = gap + column * (cell_width + gap) + cell_width // 2
+        draw.text((center, top // 2), title, _TEXT, font, anchor="mm")
+    y = top
+    for index, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        if captions:
+            draw.text((gap, y + line // 2), captions[index], _TEXT, font, anchor="lm")
+            y += line
+        for column, picture in enumerate(row):
+            cell = Image.fromarray(picture)
+            # Enlarged pixels stay sharp squares, so that a mask is seen as it is.
+            enlarged = cell.width < cell_width
+            method = Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX
+            cell = cell.resize((cell_width, height), method)
+            canvas.paste(cell, (gap + column * (cell_width + gap), y))
+        y += height + gap
+    for left, down, name, color in entries:
+        middle = y + down + line // 2
+        half = size // 2
+        box = (gap + left, middle - half, gap + left + 2 * half, middle + half)
+        draw.rectangle(box, tuple(color), _TEXT)
+        draw.text((box[2] + half, middle), name, _TEXT, font, anchor="lm")
+    return canvas
+
+
+def _wrap(
+    legend: Sequence[tuple[str, tuple[int, int, int]]],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    line: int,
+    width: int,
+) -> list[tuple[int, int, str, tuple[int, int, int]]]:
+    """Left and upper edge of each legend entry, in lines no wider than the pictures."""
+    entries = []
+    left = down = 0
+    for name, color in legend:
+        needed = 2 * line + round(font.getlength(name))
+        if left and left + needed > width:
+            left, down = 0, down + line
+        entries.append((left, down, name, color))
+        left += needed
+    return entries
+
+
+def encode(image: Image.Image, format: str) -> bytes:
+    """Return the content of a picture's file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **({"quality": 90} if format == "jpeg" else {}))
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""How strange a pixel is, and thresholds with a promise."""

@@ -1,0 +1,99 @@
+"""Thresholds with a promise: split-conformal prediction."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_genseg.metrics.anomaly import bin_upper_edge, check_finite
+
+Level = Literal["pixel", "image"]
+
+
+class Threshold(NamedTuple):
+    """A score above which a pixel is called anomalous, and what was promised of it (`conformal_*`)."""
+
+    value: float
+    false_positive_rate: float
+    level: Level
+    risk: float
+    samples: int
+
+
+def conformal_pixel_threshold(histogram: Tensor, false_positive_rate: float) -> Threshold:
+    """Threshold above which a new known pixel lies with at most the promised probability.
+
+    Split conformal prediction (Vovk et al., 2005): the ceil((n + 1)(1 - rate))-th smallest of n scores
+    of known pixels. The promise holds if the new pixel is exchangeable with these; the pixels of one
+    image are not, which is what `conformal_image_threshold` is for.
+
+    Args:
+        histogram: of the scores of held-out known pixels, see `metrics.anomaly.score_histogram`.
+        false_positive_rate: in (0, 1).
+
+    Raises:
+        ValueError: a rate outside (0, 1), or too few pixels for it.
+    """
+    check_share("false_positive_rate", false_positive_rate)
+    count = int(histogram.sum())
+    rank = conformal_rank(count, false_positive_rate, "false_positive_rate", "known pixels")
+    value = float(bin_upper_edge(torch.searchsorted(histogram.cumsum(0), rank)))
+    return Threshold(value, false_positive_rate, "pixel", false_positive_rate, count)
+
+
+def conformal_image_threshold(
+    quantiles: list[float], false_positive_rate: float, risk: float
+) -> Threshold:
+    """Threshold that a new image keeps: with probability 1 - risk at most the promised share is above it.
+
+    Split conformal prediction over images, which may be exchangeable where pixels are not: each image's
+    score is the threshold that it would need itself (`image_quantile`); the threshold is the
+    ceil((n + 1)(1 - risk))-th smallest of these.
+
+    Args:
+        quantiles: of each held-out image, see `image_quantile`.
+        false_positive_rate: promised share of an image's known pixels, in (0, 1).
+        risk: probability that a new image breaks the promise, in (0, 1).
+
+    Raises:
+        ValueError: a share outside (0, 1), or too few images for the risk.
+    """
+    check_share("false_positive_rate", false_positive_rate)
+    check_share("risk", risk)
+    rank = conformal_rank(len(quantiles), risk, "risk", "held-out images")
+    value = sorted(quantiles)[rank - 1]
+    return Threshold(value, false_positive_rate, "image", risk, len(quantiles))
+
+
+def image_quantile(scores: Tensor, false_positive_rate: float) -> float:
+    """Threshold above which at most that share of one image's known pixels lies; scores of any shape.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    check_finite(scores)
+    rank = max(1, math.ceil(scores.numel() * (1 - false_positive_rate) - 1e-9))
+    return float(scores.flatten().float().kthvalue(rank).values)
+
+
+def conformal_rank(count: int, share: float, name: str, what: str) -> int:
+    """Which of `count` sorted values a new one exceeds with probability `share` at most, from 1.
+
+    Raises:
+        ValueError: too few values; the sentence calls them `what` and the share `name`.
+    """
+    rank = math.ceil((count + 1) * (1 - share) - 1e-9)  # 20 x 0.95 must stay 19
+    if rank > count:
+        needed = math.ceil(1 / share) - 1
+        raise ValueError(
+            f"{count} {what} are too few to promise a {name} of {share:g}: use at least {needed}, "
+            f"or a larger {name}."
+        )
+    return rank
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse a share that is not between 0 and 1."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name} is {value} but must lie between 0 and 1.")

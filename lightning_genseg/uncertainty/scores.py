@@ -1,0 +1,229 @@
+"""How strange a pixel is: scores by name."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_genseg.uncertainty.conformal import Threshold
+
+AnomalyName = Literal["msp", "entropy", "max_logit", "energy", "sml", "mahalanobis", "density"]
+
+FITTED_SCORES = ("sml", "mahalanobis")
+
+
+def logit_score(name: str, logits: Tensor) -> Tensor:
+    """Anomaly score of class logits B x C x H x W: B x 1 x H x W float32, higher is stranger.
+
+    `msp` 1 - max p and `entropy` of p (Hendrycks and Gimpel, ICLR 2017), `max_logit` its negative
+    (Hendrycks et al., ICML 2022), `energy` -log sum exp (Liu et al., NeurIPS 2020).
+    """
+    logits = logits.float()
+    if name == "max_logit":
+        return -logits.amax(1, keepdim=True)
+    if name == "energy":
+        return -logits.logsumexp(1, keepdim=True)
+    if name == "msp":  # from the other classes: 1 - p would lose what lies between p and 1
+        largest, index = logits.max(1, keepdim=True)
+        others = (logits - largest).exp().scatter(1, index, 0).sum(1, keepdim=True)
+        return others / (1 + others)
+    if name == "entropy":
+        log_p = logits.log_softmax(1)
+        return -(log_p.exp() * log_p).sum(1, keepdim=True)
+    raise ValueError(
+        f"there is no score {name} of logits alone; known are msp, entropy, max_logit, energy."
+    )
+
+
+class StandardizedMaxLogit(nn.Module):
+    """Max logit, standardised by its mean and deviation over the training pixels predicted as that class.
+
+    Jung et al.: Standardized Max Logits, ICCV 2021, Eq. 3 (without the boundary suppression and
+    smoothing that follow there). A class that is never predicted gets the statistics of all pixels.
+    """
+
+    average: Tensor | None
+    deviation: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", None, persistent=False)
+        self.register_buffer("deviation", None, persistent=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was observed."""
+        self._sums: Tensor | None = None
+
+    def observe(self, logits: Tensor) -> None:
+        """Add the pixels of a training batch, logits B x C x H x W."""
+        largest, predicted = logits.double().max(1)
+        if self._sums is None:
+            self._sums = largest.new_zeros(3, logits.shape[1])
+        index, values = predicted.flatten(), largest.flatten()
+        for row, part in zip(
+            self._sums, (torch.ones_like(values), values, values.square()), strict=True
+        ):
+            row.index_add_(0, index, part)
+
+    def finish(self) -> None:
+        """Turn what was observed into means and deviations."""
+        if self._sums is None:
+            raise ValueError(
+                "no training pixel was seen, so there are no statistics of the logits."
+            )
+        every = self._sums.sum(1, keepdim=True)
+        count, first, second = torch.where(self._sums[0] > 1, self._sums, every)
+        average = first / count
+        self.average = average.float()
+        self.deviation = (second / count - average.square()).clamp_min(1e-12).sqrt().float()
+        self._sums = None
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Score B x 1 x H x W of logits B x C x H x W."""
+        assert self.average is not None
+        assert self.deviation is not None
+        largest, predicted = logits.float().max(1, keepdim=True)
+        return (self.average[predicted] - largest) / self.deviation[predicted]
+
+
+class Mahalanobis(nn.Module):
+    """Squared Mahalanobis distance to the nearest class mean, under one covariance for all classes.
+
+    Lee et al.: A Simple Unified Framework for Detecting Out-of-Distribution Samples, NeurIPS 2018, Eq. 2,
+    on the features that the classifier sees. Classes without a training pixel do not compete.
+    """
+
+    means: Tensor | None
+    centre: Tensor | None
+    whitener: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("means", "centre", "whitener"):
+            self.register_buffer(name, None, persistent=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was observed."""
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def observe(self, features: Tensor, labels: Tensor, num_classes: int) -> None:
+        """Add the pixels of a training batch: features B x F x h x w, labels B x h x w."""
+        valid = (labels >= 0) & (labels < num_classes)
+        x, y = features.movedim(1, -1)[valid].double(), labels[valid]
+        if self._sums is None:
+            dim = x.shape[1]
+            self._sums = (
+                x.new_zeros(num_classes),
+                x.new_zeros(num_classes, dim),
+                x.new_zeros(dim, dim),
+            )
+        counts, first, second = self._sums
+        counts.index_add_(0, y, torch.ones_like(y, dtype=x.dtype))
+        first.index_add_(0, y, x)
+        second.addmm_(x.T, x)
+
+    def finish(self) -> None:
+        """Turn what was observed into class means and the whitening of their common covariance."""
+        if self._sums is None or not bool(self._sums[0].any()):
+            raise ValueError(
+                "no labelled training pixel was seen, so no class Gaussian can be fitted."
+            )
+        counts, first, second = self._sums
+        means = first / counts.clamp_min(1)[:, None]
+        covariance = (second - (means * counts[:, None]).T @ means) / counts.sum()
+        # ReLU features may be constant in a channel; a millionth of the mean variance keeps it regular.
+        ridge = covariance.diagonal().mean().clamp_min(1e-12) * 1e-6
+        factor = torch.linalg.cholesky(
+            covariance + ridge * torch.eye(len(covariance)).to(covariance)
+        )
+        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        whitener = torch.linalg.solve_triangular(factor, identity, upper=False)
+        # Whitened features far from the origin would lose their differences in float32.
+        centre = first.sum(0) / counts.sum()
+        self.centre, self.whitener = centre.float(), whitener.float()
+        self.means = ((means - centre) @ whitener.T)[counts > 0].float()
+        self._sums = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Score B x 1 x h x w of features B x F x h x w."""
+        assert self.means is not None
+        assert self.centre is not None
+        assert self.whitener is not None
+        with torch.autocast(features.device.type, enabled=False):
+            white = (features.float().movedim(1, -1) - self.centre) @ self.whitener.T
+            distance = torch.cdist(white, self.means[None].expand(len(white), 1, -1, -1))
+            return distance.amin(-1).square()[:, None]
+
+
+class AnomalyScores(nn.Module):
+    """Every score by its name, with what has been fitted for it: statistics and thresholds.
+
+    A score reads what it needs from a module's `outputs`: `logits` (B x C x H x W, at the size of the
+    image), `features` (B x F x h x w), `log_density` (B x C x h x w, log p(x|c)). `sml` and
+    `mahalanobis` have to be fitted first (`genseg calibrate`). `density` is GMMSeg's -max_c log p(x|c)
+    (Section 3.4).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sml, self.mahalanobis = StandardizedMaxLogit(), Mahalanobis()
+        self.thresholds: dict[str, Threshold] = {}
+        self.inference: dict[str, Any] = {}  # under which the thresholds were found
+
+    def needs(self, name: str) -> str:
+        """Which of a module's outputs a score reads."""
+        return {"mahalanobis": "features", "density": "log_density"}.get(name, "logits")
+
+    def is_fitted(self, name: str) -> bool:
+        """Whether a score can be computed: all can but `sml` and `mahalanobis` before they are fitted."""
+        return {"sml": self.sml.average, "mahalanobis": self.mahalanobis.means}.get(
+            name, 0
+        ) is not None
+
+    def forward(self, name: str, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Score B x 1 x ..., higher is stranger, at the resolution of what it reads.
+
+        Raises:
+            ValueError: the module has no such output, or the score has not been fitted.
+        """
+        if self.needs(name) not in outputs:
+            raise ValueError(
+                f"anomaly_score is {name}, but this model has no class densities: choose one of "
+                f"{', '.join(n for n in get_args(AnomalyName) if self.needs(n) in outputs)}."
+            )
+        if not self.is_fitted(name):
+            raise ValueError(
+                f"anomaly_score is {name}, whose statistics of the training data are not in this "
+                "checkpoint: run `genseg calibrate --config CONFIG --ckpt_path CHECKPOINT` and use "
+                "the checkpoint that it writes."
+            )
+        if name == "sml":
+            score: Tensor = self.sml(outputs["logits"])
+        elif name == "mahalanobis":
+            score = self.mahalanobis(outputs["features"])
+        elif name == "density":
+            score = -outputs["log_density"].float().amax(1, keepdim=True)
+        else:
+            score = logit_score(name, outputs["logits"])
+        return score
+
+    def fitted_state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold of it; empty when nothing was fitted."""
+        statistics = {name: value for name, value in self.named_buffers() if value is not None}
+        thresholds = {name: list(value) for name, value in self.thresholds.items()}
+        if not statistics and not thresholds:
+            return {}
+        return {"statistics": statistics, "thresholds": thresholds, "inference": self.inference}
+
+    def load_fitted_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `fitted_state` has returned."""
+        for name, value in state.get("statistics", {}).items():
+            module, _, buffer = name.rpartition(".")
+            setattr(self.get_submodule(module), buffer, value)
+        self.thresholds = {
+            name: Threshold(*value) for name, value in state.get("thresholds", {}).items()
+        }
+        self.inference = dict(state.get("inference", {}))

@@ -1,0 +1,196 @@
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from lightning_genseg import GMMSeg, SoftmaxSegmenter
+from lightning_genseg.cli.calibrate import GenSegTrainer, calibrate, save_calibrated
+from lightning_genseg.data import SyntheticScenesDataModule
+from lightning_genseg.uncertainty.scores import AnomalyName
+
+TINY = {"num_classes": 3, "encoder": "tu-test_resnet", "decoder": "fpn"}
+
+
+def batches(count, size=(40, 52)):
+    for _ in range(count):
+        mask = torch.randint(3, (1, *size))
+        mask[:, :4] = 255
+        yield {"image": torch.rand(1, 3, *size), "mask": mask, "name": ["x"]}
+
+
+def gmmseg(**arguments):
+    return GMMSeg(**TINY, embedding_dim=8, components=2, memory_size=50, **arguments)
+
+
+@pytest.mark.parametrize(
+    "inference",
+    [
+        None,
+        {"scales": [0.5]},
+        {"window": (32, 32), "stride": (16, 32)},
+        {"scales": [0.75, 1.0], "flip": True},
+    ],
+)
+def test_fits_every_score_under_any_inference(inference):
+    model = gmmseg(inference=inference)
+    thresholds = calibrate(model, batches(2), batches(9), progress=False)
+    assert set(thresholds) == set(get_args(AnomalyName))
+    assert model.training  # as it was
+    image = torch.rand(1, 3, 40, 52)
+    for name, threshold in thresholds.items():
+        model.anomaly_score = name
+        prediction = model.eval().predict_step({"image": image, "name": ["x"]}, 0)
+        above = prediction["anomaly"] > threshold.value
+        assert torch.equal(prediction["anomaly_mask"], above)
+
+
+def test_known_pixels_of_the_held_out_images_keep_the_promise():
+    model = SoftmaxSegmenter(**TINY, anomaly_score="energy")
+    held_out = list(batches(19))
+    calibrate(model, batches(2), held_out, 0.1, "image", 0.05, progress=False)
+    model.eval()
+    shares = []
+    for batch in held_out:
+        flagged = model.predict_step(batch, 0)["anomaly_mask"]
+        shares.append(flagged[batch["mask"] < 3].float().mean())
+    assert max(shares) <= 0.1  # ceil(20 x 0.95) = 19: here all of them
+    calibrate(model, batches(2), held_out, 0.1, "pixel", progress=False)
+    flagged = [model.eval().predict_step(b, 0)["anomaly_mask"][b["mask"] < 3] for b in held_out]
+    assert 0.08 < torch.cat(flagged).float().mean() <= 0.1
+
+
+def test_softmax_has_no_density():
+    thresholds = calibrate(SoftmaxSegmenter(**TINY), batches(1), batches(9), progress=False)
+    assert set(thresholds) == set(get_args(AnomalyName)) - {"density"}
+
+
+def test_the_checkpoint_carries_what_was_fitted(tmp_path: Path):
+    model = gmmseg()
+    trainer = Trainer(logger=False, barebones=True)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    calibrate(model, batches(1), batches(9), progress=False)
+    save_calibrated(model, tmp_path / "a.ckpt", tmp_path / "b.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt"]
+    loaded = GMMSeg.load_from_checkpoint(tmp_path / "b.ckpt", anomaly_score="mahalanobis")
+    assert loaded.anomaly.thresholds == model.anomaly.thresholds
+    image = torch.rand(1, 3, 40, 52)
+    names = ["sml", "mahalanobis", "density"]
+    mine, theirs = (m.eval().score_maps(image, names) for m in (model, loaded))
+    for name in names:
+        torch.testing.assert_close(theirs[name], mine[name])
+    assert not GMMSeg.load_from_checkpoint(tmp_path / "a.ckpt").anomaly.thresholds
+
+
+def test_a_promise_made_under_other_inference_options_is_refused():
+    model = gmmseg(inference={"scales": [0.5], "flip": False})
+    calibrate(model, batches(1), batches(9), progress=False)
+    model.inference = {"scales": [0.5]}
+    model.on_predict_start()
+    model.inference = {"scales": [0.5], "flip": True}
+    for hook in (model.on_predict_start, model.on_test_start):
+        with pytest.raises(ValueError, match=r"calibrated with inference .* calibrate again"):
+            hook()
+
+
+def test_training_on_forgets_what_was_fitted():
+    model = gmmseg()
+    calibrate(model, batches(1), batches(9), progress=False)
+    model.on_train_start()
+    assert model.anomaly.fitted_state() == {}
+
+
+def test_an_interrupted_call_leaves_nothing_behind():
+    model, clean = gmmseg(), list(batches(2))
+
+    def interrupted():
+        yield {**clean[0], "image": clean[0]["image"] / 10}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, interrupted(), batches(9), progress=False)
+    calibrate(model, clean, batches(9), progress=False)
+    state = model.anomaly.fitted_state()["statistics"]
+    state = {name: value.clone() for name, value in state.items()}
+    calibrate(model, clean, batches(9), progress=False)
+    for name, value in model.anomaly.fitted_state()["statistics"].items():
+        torch.testing.assert_close(value, state[name])
+
+
+def test_predict_image_flags_as_well():
+    model = gmmseg()
+    calibrate(model, batches(1), batches(9), progress=False)
+    prediction = model.predict_image(torch.randint(256, (40, 52, 3), dtype=torch.uint8).numpy())
+    above = prediction["anomaly"] > model.anomaly.thresholds["density"].value
+    assert (prediction["anomaly_mask"] == above).all()
+
+
+def test_wrong_arguments_are_refused_before_anything_is_read():
+    def unread():
+        raise AssertionError("read")
+        yield
+
+    model = SoftmaxSegmenter(**TINY)
+    for arguments, sentence in (
+        ({"level": "images"}, "level is 'images' but must be one of pixel, image"),
+        ({"false_positive_rate": 1.5}, "false_positive_rate is 1.5"),
+        ({"risk": 0.0}, "risk is 0.0"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            calibrate(model, unread(), unread(), progress=False, **arguments)
+    with pytest.raises(ValueError, match="density, but SoftmaxSegmenter has no class densities"):
+        SoftmaxSegmenter(**TINY, anomaly_score="density")
+    with pytest.raises(ValueError, match="sml, which is fitted after training"):
+        SoftmaxSegmenter(**TINY, anomaly_score="sml").setup("fit")
+    with pytest.raises(ValueError, match="anomaly_score is nonsense; known are msp"):
+        SoftmaxSegmenter(**TINY, anomaly_score="nonsense")
+
+
+def test_nan_images_are_refused():
+    model = SoftmaxSegmenter(**TINY)
+    broken = [{**batch, "image": batch["image"] * torch.nan} for batch in batches(9)]
+    with pytest.raises(ValueError, match="anomaly scores are NaN"):
+        calibrate(model, batches(1), broken, progress=False)
+
+
+def test_no_known_pixel_and_too_few_images_are_refused():
+    model = SoftmaxSegmenter(**TINY)
+    with pytest.raises(ValueError, match="5 held-out images are too few"):
+        calibrate(model, batches(1), batches(5), progress=False)
+
+    def unread():
+        raise AssertionError("read")
+        yield
+
+    loader = DataLoader(list(batches(5)), batch_size=None)
+    with pytest.raises(ValueError, match="5 held-out images are too few"):
+        calibrate(model, unread(), loader, progress=False)
+    void = [{**batch, "mask": torch.full((1, 40, 52), 255)} for batch in batches(2)]
+    with pytest.raises(ValueError, match="no labelled training pixel"):
+        calibrate(model, void, batches(9), progress=False)
+    with pytest.raises(ValueError, match="no labelled pixel in the held-out"):
+        calibrate(model, batches(1), void, progress=False)
+
+
+def test_the_command_keeps_the_limits_and_the_name(tmp_path: Path):
+    data = SyntheticScenesDataModule(
+        size=(48, 64), train_length=20, val_length=20, eval_batch_size=1, num_workers=0
+    )
+    trainer = GenSegTrainer(logger=False, barebones=True)
+    model = SoftmaxSegmenter(**{**TINY, "num_classes": data.num_classes})
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    limited = GenSegTrainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        limit_train_batches=0.1,
+        limit_val_batches=11,
+    )
+    limited.calibrate(model, data, tmp_path / "a.ckpt")
+    limited.calibrate(model, data, tmp_path / "a-calibrated.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-calibrated.ckpt", "a.ckpt"]
+    assert {threshold.samples for threshold in model.anomaly.thresholds.values()} == {11}

@@ -1,0 +1,446 @@
+"""Sparse labels of datamodules: every one of them, the command line, a user with a few clicks."""
+
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from lightning_genseg import SoftmaxSegmenter, datamodules
+from lightning_genseg.cli.main import main
+from lightning_genseg.data import (
+    BaseClassesDataModule,
+    Blocks,
+    CityscapesDataModule,
+    EpisodesDataModule,
+    FolderDataModule,
+    MixedDataModule,
+    PointFiles,
+    Points,
+    ScribbleFiles,
+    Scribbles,
+    SegmentationDataModule,
+    SparseDataset,
+    SparseMasks,
+    StreetHazardsDataModule,
+    SyntheticScenesDataModule,
+    VOCDataModule,
+)
+from lightning_genseg.data.checks import check_batch
+from tests.contract import TINY
+from tests.data.sets.test_zoo import ZOO
+from tests.miniatures import make_cityscapes, make_street_hazards, make_voc
+
+SIZE = (48, 64)
+VOC_POINTS = ["voc_whats_the_point.json", "voc_whats_the_point_bg_from_scribbles.json"]
+
+
+def scenes(**arguments):
+    return SyntheticScenesDataModule(
+        **{
+            "size": (48, 64),
+            "train_length": 6,
+            "val_length": 2,
+            "test_length": 2,
+            "batch_size": 2,
+            "eval_batch_size": 1,
+            "num_workers": 0,
+            "crop_size": (32, 40),
+            "sparse": Points(3),
+            **arguments,
+        }
+    )
+
+
+def check_sparse(batch, num_classes, limit=0.2):
+    """A batch of the agreed form, most of it without label."""
+    check_batch(batch, num_classes)
+    labelled = batch["mask"] != 255
+    assert batch["unlabelled"].dtype == torch.bool
+    assert not (batch["unlabelled"] & labelled).any()
+    assert batch["image_classes"].shape == (len(batch["mask"]), num_classes)
+    assert labelled.float().mean() < limit
+    for mask, classes in zip(batch["mask"], batch["image_classes"], strict=True):
+        assert classes[mask[mask != 255]].all()
+
+
+# Training only, all datamodules
+
+
+@pytest.mark.parametrize(("kind", "make", "classes", "counts"), ZOO)
+def test_any_datamodule(tmp_path, kind, make, classes, counts):
+    root = make(tmp_path, SIZE)
+    data = kind(root, batch_size=2, num_workers=0, crop_size=(32, 40), sparse=Points(2))
+    check_sparse(next(iter(data.train_dataloader())), classes)
+    batch = next(iter(data.val_dataloader()))
+    assert "unlabelled" not in batch
+    assert (batch["mask"] != 255).float().mean() > 0.3
+
+
+def test_all_that_train_have_the_argument():
+    for name in datamodules.__all__:
+        kind = getattr(datamodules, name)
+        arguments = inspect.signature(kind).parameters
+        views_other_data = issubclass(
+            kind, EpisodesDataModule | BaseClassesDataModule | MixedDataModule
+        )
+        assert ("sparse" in arguments) == ("train" in kind.splits and not views_other_data), name
+
+
+@pytest.mark.filterwarnings("ignore:.* classes are labelled in no training image")
+def test_voc_with_points_and_scribbles(tmp_path):
+    root = make_voc(tmp_path, SIZE)
+    for sparse in (PointFiles(VOC_POINTS), ScribbleFiles("voc_scribbles")):
+        data = VOCDataModule(root, sparse=sparse, batch_size=4, num_workers=0, crop_size=(40, 48))
+        check_sparse(next(iter(data.train_dataloader())), 21, 0.3)
+
+
+@pytest.mark.filterwarnings("ignore:.* classes are labelled in no training image")
+def test_cityscapes_with_clicks(tmp_path):
+    root = make_cityscapes(tmp_path, SIZE)
+    for sparse in (PointFiles("cityscapes_synthetic_clicks.json"), Points(20, per="image")):
+        data = CityscapesDataModule(
+            root, sparse=sparse, batch_size=2, num_workers=0, crop_size=SIZE
+        )
+        check_sparse(next(iter(data.train_dataloader())), 19)
+
+
+def test_data_with_anomalies(tmp_path):
+    """Where all splits have them, an annotator of a few points still says nothing about them."""
+    data = StreetHazardsDataModule(
+        make_street_hazards(tmp_path, SIZE), sparse=Points(2), batch_size=2, num_workers=0
+    )
+    batch = next(iter(data.train_dataloader()))
+    check_sparse(batch, data.num_classes)
+    assert "anomaly" not in batch
+    assert "anomaly" in next(iter(data.val_dataloader()))
+
+
+@pytest.mark.filterwarnings("ignore:.* classes are labelled in no training image")
+def test_unknown_classes(tmp_path):
+    """No point, click or scribble is of a class that is left out, and the others are numbered anew."""
+    root = make_voc(tmp_path, SIZE)
+    for sparse in (Points(3), PointFiles(VOC_POINTS), ScribbleFiles("voc_scribbles")):
+        every = VOCDataModule(root, sparse=sparse, num_workers=0)
+        some = VOCDataModule(root, unknown_classes=["bicycle", "dog"], sparse=sparse, num_workers=0)
+        for data in (every, some):
+            data.setup("fit")
+        names = {
+            name for name, n in zip(every.class_names, every.class_index().sum(0), strict=True) if n
+        }
+        left = {
+            name for name, n in zip(some.class_names, some.class_index().sum(0), strict=True) if n
+        }
+        assert names & {"bicycle", "dog"}
+        assert left == names - {"bicycle", "dog"}
+
+
+@pytest.mark.parametrize(
+    "sparse", [Points(2), Scribbles(), Blocks()], ids=lambda s: type(s).__name__
+)
+def test_workers_and_epochs_see_the_same_labels(sparse):
+    """Without augmentation the masks of an image never change; the number of workers changes nothing."""
+    seen = {}
+    for workers in (0, 2):
+        data = scenes(sparse=sparse, num_workers=workers, train_transform=[])
+        loader = data.train_dataloader()
+        for _ in range(2):
+            for batch in loader:
+                for name, mask in zip(batch["name"], batch["mask"], strict=True):
+                    assert torch.equal(seen.setdefault(name, mask), mask)
+    assert len(seen) == 6
+
+
+def test_augmented_batches_are_reproducible():
+    first, second = (next(iter(scenes(num_workers=n).train_dataloader())) for n in (0, 2))
+    for key in ("image", "mask", "unlabelled", "image_classes"):
+        assert torch.equal(first[key], second[key])
+
+
+def test_class_balanced_draws_by_the_sparse_labels(tmp_path):
+    """One click on a car in one image of four: that image makes up half of the epoch, not a quarter."""
+    root = own_images(tmp_path, masks=range(4))
+    points = {str(i): [{"x": 5, "y": 5, "cls": 0}] for i in range(8)}
+    points["6"] = [{"x": 5, "y": 5, "cls": 1}]
+    (root / "clicks.json").write_text(json.dumps(points))
+    data = folder(root, PointFiles("clicks.json"), num_classes=3, class_balanced=True, seed=3)
+    assert data.class_index().sum(0).tolist() == [27, 9, 0]
+    with pytest.warns(UserWarning, match="1 classes occur in no training image .*: class_2"):
+        loader = data.train_dataloader()
+    names = [name for _ in range(20) for batch in loader for name in batch["name"]]
+    assert 0.35 < names.count("6") / len(names) < 0.65
+
+
+def test_a_training_step_and_scores():
+    module = SoftmaxSegmenter(**{**TINY, "num_classes": 6})
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    data = scenes()
+    trainer.fit(module, datamodule=data)
+    assert torch.isfinite(trainer.callback_metrics["train_loss"])
+    (scores,) = trainer.validate(module, datamodule=data, verbose=False)
+    assert 0 <= scores["val_mIoU"] <= 1
+
+
+# The first batch
+
+
+def batch(**changes):
+    mask = torch.full((2, 4, 5), 255)
+    mask[:, 0] = 1
+    found = {"image": torch.zeros(2, 3, 4, 5), "mask": mask, "name": ["a", "b"]}
+    return {**found, "unlabelled": mask == 255, "image_classes": torch.ones(2, 3) > 0, **changes}
+
+
+def test_a_right_batch():
+    check_batch(batch(), 3)
+
+
+@pytest.mark.parametrize(
+    ("unlabelled", "message"),
+    [
+        (torch.ones(2, 4, 5), "unlabelled of the batch with 'a' is float32 of shape 2x4x5 but must be bool"),
+        (torch.ones(2, 4, 4) > 0, "bool of shape 2x4x4 but must be bool of shape 2x4x5"),
+        ([True], "is list but must be bool"),
+        (torch.ones(2, 4, 5) > 0, "mask 'a' names a class at 5 pixels where unlabelled is true"),
+    ],
+)  # fmt: skip
+def test_wrong_unlabelled(unlabelled, message):
+    with pytest.raises(ValueError, match=message):
+        check_batch(batch(unlabelled=unlabelled), 3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (None, "image_classes of the batch with 'a' is NoneType but must be bool of shape 2x3"),
+        (torch.ones(2, 3), "is float32 of shape 2x3 but must be bool of shape 2x3"),
+        (torch.ones(2, 4) > 0, "is bool of shape 2x4 but must be bool of shape 2x3"),
+        (torch.ones(3) > 0, "is bool of shape 3 but must be bool of shape 2x3"),
+        (torch.tensor([[True] * 3, [True, False, True]]), "mask 'b' holds class 1, which image_classes says is not"),
+    ],
+)  # fmt: skip
+def test_wrong_image_classes(classes, message):
+    with pytest.raises(ValueError, match=message):
+        check_batch(batch(image_classes=classes), 3)
+
+
+# The command line
+
+
+def test_short_names_in_yaml():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SegmentationDataModule, "data")
+    text = """
+data:
+  class_path: SyntheticScenesDataModule
+  init_args:
+    sparse: {class_path: Points, init_args: {count: 3, per: image}}
+"""
+    data = parser.instantiate(parser.parse_string(text)).data
+    assert isinstance(data.sparse, Points)
+    assert (data.sparse.count, data.sparse.per) == (3, "image")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["Points", "--data.sparse.count=3", "--data.sparse.per=image"], {"count": 3, "per": "image", "size": 1, "seed": 0}),
+        (["Scribbles", "--data.sparse.size", "5"], {"size": 5, "min_area": 0.002, "seed": 0}),
+        (["Blocks", "--data.sparse.share", "0.2"], {"share": 0.2, "grid": 10, "seed": 0}),
+        (["PointFiles", "--data.sparse.files", "a.json"], {"files": "a.json", "ids": None, "size": 3}),
+        (["PointFiles", "--data.sparse.files=[a.json,b.json]"], {"files": ["a.json", "b.json"], "ids": None, "size": 3}),
+        (["ScribbleFiles", "--data.sparse.folder", "xml"], {"folder": "xml", "names": None, "size": 3}),
+        (["SparseMasks", "--data.sparse.unlabelled=254", "--data.sparse.ids={1: 0, 2: 1}"],
+         {"unlabelled": 254, "folder": None, "suffix": ".png", "ids": {1: 0, 2: 1}, "max_labelled": 0.2}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_short_names_on_the_command_line(capsys, monkeypatch, arguments, expected):
+    monkeypatch.setattr("sys.argv", ["genseg"])
+    words = ["--data", "SyntheticScenesDataModule", "--model", "SoftmaxSegmenter", "--data.sparse"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", *words, *arguments, "--print_config"])
+    printed = capsys.readouterr().out
+    shown = yaml.safe_load(printed)["data"]["init_args"]["sparse"]
+    assert shown["class_path"] == f"lightning_genseg.datasets.{arguments[0]}"
+    # As config.yaml of a run is read again.
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SegmentationDataModule, "data")
+    text = yaml.safe_dump({"data": yaml.safe_load(printed)["data"]})
+    again = parser.parse_string(text).data.init_args.sparse.init_args.as_dict()
+    assert json.loads(json.dumps(again, default=str)) == json.loads(json.dumps(expected))
+
+
+# Own images with a few clicks
+
+
+def own_images(root, masks=(), dense=True):
+    """Eight images, sky above and road below, masks of some of them; sparse ones have a stroke of each, 9 elsewhere."""
+    for index in range(8):
+        truth = np.zeros((40, 60), np.uint8)
+        truth[20:] = 1
+        if not dense:
+            strokes = np.full_like(truth, 9)
+            strokes[10, 5:30], strokes[30, 5:30] = 0, 1
+            truth = strokes
+        image = np.random.default_rng(index).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        (root / "images").mkdir(exist_ok=True)
+        Image.fromarray(image).save(root / "images" / f"{index}.jpg")
+        if index in masks:
+            (root / "masks").mkdir(exist_ok=True)
+            Image.fromarray(truth).save(root / "masks" / f"{index}.png")
+    clicks = [{"x": 7, "y": 8, "cls": 0}, {"x": 30, "y": 33, "cls": 1}]
+    (root / "clicks.json").write_text(json.dumps({f"{index}.jpg": clicks for index in range(8)}))
+    return root
+
+
+def folder(root, sparse, **arguments):
+    return FolderDataModule(
+        root,
+        **{
+            "num_classes": 2,
+            "sparse": sparse,
+            "batch_size": 2,
+            "num_workers": 0,
+            "crop_size": (32, 32),
+            "cache_dir": root / "cache",
+            **arguments,
+        },
+    )
+
+
+def names(dataset):
+    return [sample.name for sample in dataset.samples]
+
+
+def test_images_with_a_mask_are_for_validation(tmp_path):
+    data = folder(own_images(tmp_path, masks=(1, 4)), PointFiles("clicks.json"))
+    data.setup()
+    assert names(data.train_dataset) == list("023567")
+    assert names(data.val_dataset) == names(data.test_dataset) == list("14")
+    check_sparse(next(iter(data.train_dataloader())), 2)
+    assert "unlabelled" not in next(iter(data.val_dataloader()))
+
+
+def test_masks_of_all_images_are_drawn_from_for_validation(tmp_path):
+    root = own_images(tmp_path, masks=range(8))
+    data, dense = folder(root, PointFiles("clicks.json")), folder(root, None)
+    for each in (data, dense):
+        each.setup()
+    assert names(data.val_dataset) == names(dense.val_dataset)
+    assert not isinstance(data.val_dataset, SparseDataset)
+
+
+@pytest.mark.parametrize("empty_folder", [False, True])
+def test_no_masks_at_all(tmp_path, empty_folder):
+    """Scores are of the clicks then, and a warning says so."""
+    root = own_images(tmp_path)
+    if empty_folder:
+        (root / "masks").mkdir()
+    data = folder(root, PointFiles("clicks.json", size=1))
+    with pytest.warns(
+        UserWarning, match="no (val|test) image has a mask: the (val|test) scores are"
+    ):
+        data.setup()
+    assert (len(data.train_dataset), len(data.val_dataset)) == (6, 2)
+    check_sparse(next(iter(data.train_dataloader())), 2)
+    batch = next(iter(data.val_dataloader()))
+    assert (batch["mask"] != 255).nonzero()[:, 1:].tolist() == [[8, 7], [33, 30]]
+
+
+def test_hidden_files_are_no_masks(tmp_path):
+    root = own_images(tmp_path)
+    (root / "masks").mkdir()
+    (root / "masks" / ".DS_Store").write_bytes(b"x")
+    data = folder(root, PointFiles("clicks.json"))
+    with pytest.warns(UserWarning, match="no val image has a mask"):
+        data.setup("fit")
+    assert (len(data.train_dataset), len(data.val_dataset)) == (6, 2)
+
+
+def test_classes_without_a_click(tmp_path):
+    data = folder(own_images(tmp_path, masks=(7,)), PointFiles("clicks.json"), num_classes=4)
+    expected = (
+        r"2 classes are labelled in no training image and cannot be learned \(class_2, class_3\)"
+    )
+    with pytest.warns(UserWarning, match=expected):
+        data.setup("fit")
+
+
+def test_lists(tmp_path):
+    root = own_images(tmp_path, masks=(6, 7))
+    for split, listed in (("train", "012"), ("val", "67"), ("more", "56")):
+        (root / f"{split}.txt").write_text("\n".join(listed))
+    lists = {"train_list": root / "train.txt", "val_list": root / "val.txt"}
+    data = folder(root, PointFiles("clicks.json"), **lists)
+    data.setup()
+    assert (names(data.train_dataset), names(data.val_dataset)) == (list("012"), list("67"))
+    data = folder(root, PointFiles("clicks.json"), **{**lists, "val_list": root / "more.txt"})
+    with pytest.raises(ValueError, match=r"1 images have no mask of the same name .*\('5'\)"):
+        data.setup()
+    # Points that are drawn from masks need these.
+    with pytest.raises(
+        ValueError, match=r"3 images have no mask of the same name .*\('0', '1', '2'\)"
+    ):
+        folder(root, Points(3), **lists).setup()
+
+
+def test_images_without_clicks(tmp_path):
+    root = own_images(tmp_path, masks=(7,))
+    (root / "clicks.json").write_text(json.dumps({"0": [], "1": [{"x": 1, "y": 1, "cls": 0}]}))
+    data = folder(root, PointFiles("clicks.json"))
+    with pytest.raises(
+        ValueError, match=r"5 of 7 images are not in .*clicks.json' \('2', '3', '4' \.\.\."
+    ):
+        data.setup("fit")
+
+
+def test_masks_that_are_sparse(tmp_path):
+    """The folder of masks itself: training knows what is unlabelled, validation is scored at the strokes."""
+    root = own_images(tmp_path, masks=range(8), dense=False)
+    data = folder(root, SparseMasks(9))
+    expected = "masks of the val images are sparse as well: the val scores are"
+    with pytest.warns(UserWarning, match=expected):
+        batch = next(iter(data.train_dataloader()))
+    check_sparse(batch, 2)
+    assert batch["unlabelled"].any()
+    batch = next(iter(data.val_dataloader()))
+    assert (batch["mask"] != 255).sum() == 50
+    with pytest.raises(ValueError, match="holds the values 9, which are no classes"):
+        next(iter(folder(root, None).train_dataloader()))
+    data = folder(root, SparseMasks(9), ids={0: 1, 1: 0})
+    with pytest.warns(UserWarning, match="sparse as well"):
+        batch = next(iter(data.val_dataloader()))
+    assert set(batch["mask"].unique().tolist()) == {0, 1, 255}
+    with pytest.raises(ValueError, match="unlabelled is 1, which is class 'class_1'"):
+        folder(root, SparseMasks(1)).setup("fit")
+
+
+def test_sparse_masks_beside_dense_ones(tmp_path):
+    root = own_images(tmp_path, masks=range(8), dense=False)
+    (root / "masks").rename(root / "strokes")
+    own_images(root, masks=(0, 1))
+    data = folder(root, SparseMasks(9, "strokes"))
+    data.setup("fit")
+    assert (names(data.train_dataset), names(data.val_dataset)) == (list("234567"), list("01"))
+    check_sparse(next(iter(data.train_dataloader())), 2)
+
+
+def test_prediction_needs_no_labels(tmp_path):
+    root = own_images(tmp_path)
+    data = folder(root / "nowhere", PointFiles("gone.json"), predict_root=root / "images")
+    data.setup("predict")
+    assert len(data.predict_dataset) == 8

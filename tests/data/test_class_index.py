@@ -1,0 +1,235 @@
+"""Counts of pixels per class: right, kept, taken up again, distrusted when they should be."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_genseg.data import Folder, SyntheticScenes
+from lightning_genseg.data.class_index import Cache, class_index
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["a", "b", "c"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+def write(root, masks):
+    """A folder data set whose masks hold one row per entry: the labels, in order."""
+    for name, labels in masks.items():
+        mask = np.array([labels], np.uint8)
+        for folder, array in (("images", np.zeros((*mask.shape, 3), np.uint8)), ("masks", mask)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / folder / f"{name}.png")
+    return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write(tmp_path / "data", {"x": [0, 0, 1, 255], "y": [2, 2, 2, 2], "z": [255, 255]})
+
+
+COUNTS = [[2, 1, 0], [0, 0, 4], [0, 0, 0]]
+
+
+class Watched(Folder):
+    """Notes which masks are read."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.read = []
+
+    def read_mask_values(self, index):
+        self.read.append(self.samples[index].name)
+        return super().read_mask_values(index)
+
+
+def index(root, folder, names=NAMES, **arguments):
+    """Counts, and what was read for them."""
+    dataset = Watched(root, names, **arguments)
+    return class_index(dataset, folder).tolist(), dataset.read
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_counts(root, tmp_path, num_workers):
+    counts = class_index(Folder(root, NAMES), tmp_path / "cache", num_workers)
+    assert counts.tolist() == COUNTS
+    assert counts.dtype == np.int64
+
+
+def test_counts_of_scenes_are_those_of_their_masks(tmp_path):
+    dataset = SyntheticScenes(5, (48, 64), held_out=True)
+    counts = class_index(dataset, tmp_path)
+    for row, sample in zip(counts, dataset, strict=True):
+        labels = sample["mask"][sample["mask"] != 255]
+        assert row.tolist() == labels.bincount(minlength=6).tolist()
+    assert list(tmp_path.iterdir()) == []  # drawn on the fly: nothing to compare a file with
+
+
+def test_second_time_nothing_is_read(root, tmp_path):
+    assert index(root, tmp_path / "c") == (COUNTS, ["x", "y", "z"])
+    assert index(root, tmp_path / "c") == (COUNTS, [])
+
+
+def test_data_may_move(root, tmp_path):
+    index(root, tmp_path / "c")
+    root.parent.joinpath("job").mkdir()
+    root.rename(tmp_path / "job" / "data")
+    assert index(tmp_path / "job" / "data", tmp_path / "c") == (COUNTS, [])
+
+
+def test_only_the_changed_mask_is_counted_again(root, tmp_path):
+    index(root, tmp_path / "c")
+    write(root, {"y": [1, 1, 1, 0]})
+    os.utime(root / "masks" / "y.png", ns=(1, 2))
+    assert index(root, tmp_path / "c") == ([[2, 1, 0], [1, 3, 0], [0, 0, 0]], ["y"])
+
+
+def test_other_tables_and_other_samples_have_their_own_counts(root, tmp_path):
+    index(root, tmp_path / "c")
+    swapped, read = index(root, tmp_path / "c", ids={0: 1, 1: 0, 2: 255})
+    assert swapped == [[1, 2, 0], [0, 0, 0], [0, 0, 0]]
+    assert len(read) == 3
+    assert index(root, tmp_path / "c", chosen := ["a", "b", "c", "d"])[1] == ["x", "y", "z"]
+    assert len(chosen) == 4
+    write(root, {"w": [0]})
+    assert index(root, tmp_path / "c")[0] == [[1, 0, 0], *COUNTS]
+    assert len(list((tmp_path / "c").iterdir())) == 4
+
+
+def broken(path, kind):
+    content = path.read_bytes()
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "flipped":
+        middle = content.index(b"counts.npy") + 80
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    else:
+        np.savez(path, **{"counts": np.zeros((2, 3), np.int64), "stamps": np.zeros((3, 2))})
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "flipped", "foreign"])
+def test_a_broken_file_is_replaced(root, tmp_path, kind):
+    index(root, tmp_path / "c")
+    (path,) = (tmp_path / "c").iterdir()
+    broken(path, kind)
+    with pytest.warns(UserWarning, match=rf"{path.name}' cannot be read .*: it is built anew"):
+        assert index(root, tmp_path / "c") == (COUNTS, ["x", "y", "z"])
+    assert index(root, tmp_path / "c") == (COUNTS, [])
+
+
+def test_a_folder_that_cannot_be_written(root, tmp_path):
+    """A file stands in the way, which stops root as well."""
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match=r"cannot be kept in '.*file/c' .*set cache_dir"):
+        assert index(root, tmp_path / "file" / "c")[0] == COUNTS
+
+
+def test_a_complete_file_is_not_written_again(root, tmp_path):
+    """So a folder that may only be read does."""
+    index(root, tmp_path / "c")
+    (path,) = (tmp_path / "c").iterdir()
+    before = path.stat()
+    assert index(root, tmp_path / "c") == (COUNTS, [])
+    assert path.stat().st_ino == before.st_ino
+
+
+def test_the_users_cache_is_the_default(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    index(root, None)
+    assert len(list((tmp_path / "xdg" / "lightning_genseg").iterdir())) == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_keeps_what_was_counted(root, tmp_path, num_workers):
+    names = [f"n{i:03}" for i in range(40)]
+    write(root, {name: [1] for name in names})
+    (root / "masks" / "n037.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^mask '.*n037\.png' cannot be read .*replace it"):
+        class_index(Watched(root, NAMES), tmp_path / "c", num_workers)
+    write(root, {"n037": [2]})
+    counts, read = index(root, tmp_path / "c")
+    assert counts[37] == [0, 0, 1]
+    assert read == [*names[32:], "x", "y", "z"]  # two batches of 16 were done
+
+
+def test_a_missing_mask(root, tmp_path):
+    dataset = Folder(root, NAMES)
+    (root / "masks" / "y.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"^mask '.*y\.png' does not exist"):
+        class_index(dataset, tmp_path / "c")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL], ids=str)
+def test_an_interrupted_build_goes_on(tmp_path, signal_number):
+    names = [f"n{i:03}" for i in range(64)]
+    root = write(tmp_path / "data", {name: [i % 3] for i, name in enumerate(names)})
+    slow = (
+        "import time; from pathlib import Path\n"
+        "from lightning_genseg.datasets import Folder, class_index as module\n"
+        "module._SAVE_EVERY = 0.0\n"
+        "class Watched(Folder):\n"
+        "    def read_mask_values(self, index):\n"
+        "        if index == 40: print('waiting', flush=True); time.sleep(600)\n"
+        "        return super().read_mask_values(index)\n"
+        f"module.class_index(Watched({str(root)!r}, ['a', 'b', 'c']), Path({str(tmp_path / 'c')!r}))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", slow],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(signal_number)
+        assert process.wait(60) != 0
+    counts, read = index(root, tmp_path / "c")
+    assert read == names[32:]
+    assert counts == np.eye(3, dtype=int)[[i % 3 for i in range(64)]].tolist()
+    assert len(list((tmp_path / "c").iterdir())) == 1  # no half file is left
+
+
+def test_two_at_once_do_not_disturb_each_other(root, tmp_path):
+    first, second = (Cache(Folder(root, NAMES), tmp_path) for _ in range(2))
+    counts, done = first.load()
+    first.save(counts + 1, ~done)
+    second.save(counts + 2, np.array([True, False, True]))
+    loaded, known = first.load()
+    assert loaded.tolist() == [[2] * 3, [0] * 3, [2] * 3]
+    assert known.tolist() == [True, False, True]
+
+
+def test_it_says_that_it_is_alive(root, tmp_path):
+    beats = []
+    class_index(Folder(root, NAMES), tmp_path, heartbeat=lambda: beats.append(time.monotonic()))
+    assert beats
+
+
+def test_counting_is_quick(tmp_path):
+    """COCO-Stuff 164k has 118 000 masks of 171 classes: what is kept must be read in seconds."""
+    names = [f"train/{i:06}" for i in range(8000)]
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "masks" / "train").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "images" / f"{name}.png").touch()
+        (tmp_path / "masks" / f"{name}.png").touch()
+    dataset = Folder(tmp_path, [f"c{i}" for i in range(171)])
+    cache = Cache(dataset, tmp_path / "c")
+    counts = np.random.default_rng(0).integers(0, 2, cache.shape)
+    cache.save(counts, np.ones(len(names), bool))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        began = time.monotonic()
+        assert np.array_equal(class_index(dataset, tmp_path / "c"), counts)
+    assert time.monotonic() - began < 10

@@ -1,0 +1,851 @@
+"""The head against a plain reference with loops, on hostile data, and learning."""
+
+import copy
+from collections import deque
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.distributions import Independent, Normal
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_genseg import GMMHead
+from lightning_genseg.methods.gmmseg.head import labelled_cells
+from tests.mixtures.processes import run_processes
+from tests.mixtures.test_sinkhorn import plain as plain_sinkhorn
+
+
+def make_head(**options):
+    defaults = {"in_channels": 6, "num_classes": 3, "embedding_dim": 4, "memory_size": 40}
+    return GMMHead(**defaults | options)
+
+
+def make_batch(classes=3, size=8, channels=6, stride=4, count=2):
+    """Features that tell the class, and a mask at image resolution with an ignored border."""
+    small = torch.randint(classes, (count, size, size))
+    features = torch.randn(count, channels, size, size)
+    centres = torch.randn(classes, channels, generator=torch.Generator().manual_seed(5))
+    features = features + 2 * centres[small].movedim(-1, 1)
+    mask = small.repeat_interleave(stride, 1).repeat_interleave(stride, 2)
+    mask[:, : 2 * stride] = 255
+    return features, mask
+
+
+def step(head, features, mask, **options):
+    losses = head.compute_loss(features, mask)
+    head.update_mixture(losses["embedding"], mask, **options)
+    return losses
+
+
+def state(head):
+    return {name: value.clone() for name, value in head.state_dict().items()}
+
+
+def assert_same_state(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=0)
+
+
+# --- scores and losses -----------------------------------------------------------------------
+
+
+def plain_densities(head, embedding):
+    """torch.distributions, pixel by component by dimension: N x C x M."""
+    x = embedding.movedim(1, -1).flatten(0, 2)[:, None, None]
+    mixture = head.mixture
+    return Independent(Normal(mixture.centres, mixture.variances.sqrt()), 1).log_prob(x)
+
+
+def test_scores_equal_torch_distributions():
+    head = make_head(components=3).eval()
+    head.mixture.log_variances.copy_(-torch.rand(3, 3, 4))
+    features, _ = make_batch()
+    embedding = head.embed(features)
+    alive = (head.projection(features) > 0).any(1)  # where all of its few ReLUs are zero, zero
+    torch.testing.assert_close(embedding.norm(dim=1), alive.float())
+    density = plain_densities(head, embedding).amax(2) - torch.tensor(3.0).log()
+    logits, anomaly = head.scores(embedding)
+    expected = F.layer_norm(density, (3,)).view(2, 8, 8, 3).movedim(-1, 1)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head(features), logits)
+    torch.testing.assert_close(anomaly, -density.amax(1).view(2, 1, 8, 8))
+
+
+def test_losses_equal_the_plain_ones():
+    head = make_head(components=3, component_loss_weight=0.5)
+    features, mask = make_batch()
+    losses = head.compute_loss(features, mask)
+    density = plain_densities(head, losses["embedding"])
+    logits = F.layer_norm(density.amax(2), (3,)).view(2, 8, 8, 3).movedim(-1, 1)
+    large = F.interpolate(logits, (32, 32), mode="bilinear")
+    labels = mask[:, ::4, ::4].flatten()
+    own = density[torch.arange(128), labels % 255]
+    target = plain_sinkhorn(own, labels).argmax(1) + 3 * labels
+    valid = labels < 255
+    expected = {
+        "loss_ce": F.cross_entropy(large, mask, ignore_index=255),
+        "loss_component": F.cross_entropy(density.flatten(1)[valid], target[valid]),
+    }
+    expected["loss"] = expected["loss_ce"] + 0.5 * expected["loss_component"]
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_without_the_component_loss():
+    head = make_head(component_loss_weight=0)
+    losses = head.compute_loss(*make_batch())
+    assert set(losses) == {"loss", "loss_ce", "embedding"}
+    assert losses["loss"] == losses["loss_ce"]
+
+
+def test_labels_are_read_in_the_middle_of_a_cell():
+    mask = torch.zeros(1, 8, 8, dtype=torch.long)
+    mask[:, 2::4, 2::4] = 1
+    labels = make_head().labels(mask, torch.zeros(1, 4, 2, 2))
+    assert labels.tolist() == [1, 1, 1, 1]
+
+
+def test_any_mask_size():
+    head = make_head()
+    features = torch.randn(1, 6, 5, 7)
+    for size in ((5, 7), (19, 27), (3, 2)):
+        mask = torch.randint(3, (1, *size))
+        assert step(head, features, mask)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("train_mixture", ["em", "gradient", "posthoc"])
+def test_who_learns_by_gradient(train_mixture):
+    head = make_head(train_mixture=train_mixture)
+    features, mask = make_batch()
+    features.requires_grad_()
+    losses = head.compute_loss(features, mask)
+    losses["loss"].backward()
+    assert features.grad.abs().sum() > 0
+    assert head.projection[0].weight.grad.abs().sum() > 0
+    assert not losses["embedding"].requires_grad
+    parameters = dict(head.mixture.named_parameters())
+    if train_mixture == "gradient":
+        assert set(parameters) == {"means", "log_variances"}
+        assert all(p.grad.abs().sum() > 0 for p in parameters.values())
+        with pytest.raises(ValueError, match="learns by gradient; there is no EM to run"):
+            head.update_mixture(losses["embedding"], mask)
+    else:
+        assert not parameters
+        assert not any(buffer.requires_grad for buffer in head.buffers())
+
+
+def test_gradient_is_that_of_the_plain_densities():
+    head = make_head(logit_norm="none", component_loss_weight=0).double()
+    head.mixture.log_variances.copy_(-torch.rand(3, 5, 4))
+    embedding = F.normalize(torch.randn(1, 4, 3, 3, dtype=torch.double), dim=1).requires_grad_()
+    mine = head.scores(embedding)[0].logsumexp(1).sum()
+    theirs = plain_densities(head, embedding).amax(2).logsumexp(1).sum()
+    (gradient,) = torch.autograd.grad(mine, embedding)
+    (expected,) = torch.autograd.grad(theirs, embedding)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_float32_densities(dtype):
+    head = make_head()
+    features, mask = make_batch()
+    with torch.autocast("cpu", dtype):
+        embedding = head.embed(features)
+        density = head.component_log_density(embedding)
+        scores, anomaly = head.scores(embedding)
+    assert embedding.dtype == density.dtype == scores.dtype == anomaly.dtype == torch.float32
+    torch.testing.assert_close(density, head.component_log_density(embedding), rtol=0, atol=0)
+    with torch.autocast("cpu", dtype):
+        losses = step(head, features, mask)
+    losses["loss"].backward()
+    assert losses["loss"].dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+    for name, buffer in head.mixture.named_buffers():
+        assert buffer.dtype == torch.float32, name
+        assert buffer.isfinite().all(), name
+
+
+# --- EM --------------------------------------------------------------------------------------
+
+
+class PlainEM:
+    """What `update_mixture` computes, by loops over classes and components and real queues."""
+
+    def __init__(self, head):
+        self.head, self.queues = head, {}
+        self.means = head.mixture.means.double()
+        self.variances = head.mixture.variances.double()
+
+    def step(self, embedding, mask, remember_only=False):
+        head = self.head
+        labels = mask[:, 2::4, 2::4].flatten()
+        x = embedding.movedim(1, -1).flatten(0, 2).double()
+        means = F.normalize(self.means, dim=-1)
+        density = Independent(Normal(means, self.variances.sqrt()), 1).log_prob(x[:, None, None])
+        present = [c for c in labels.unique().tolist() if c != 255]
+        for c in present:
+            own = x[labels == c]
+            chosen = plain_sinkhorn(
+                density[labels == c, c], torch.zeros(len(own), dtype=torch.long)
+            ).argmax(1)
+            for m in range(head.components):
+                candidates = own[chosen == m]
+                most, n = head.samples_per_component, len(candidates)
+                if n > most:
+                    candidates = [
+                        x for i, x in enumerate(candidates) if (i + 1) * most // n > i * most // n
+                    ]
+                queue = self.queues.setdefault((c, m), deque(maxlen=head.memory.size))
+                queue.extend(candidates)
+        for (c, m), queue in self.queues.items():
+            if remember_only or c not in present or not queue:
+                continue
+            momentum = head.mean_momentum
+            memory = torch.stack(list(queue))
+            mean = F.normalize(memory.sum(0), dim=0)
+            self.means[c, m] = momentum * self.means[c, m] + (1 - momentum) * mean
+            self.variances[c, m] = (memory - mean).square().mean(0) + head.variance_floor
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"mean_momentum": 0.5}, {"mean_momentum": 0.0, "samples_per_component": 3}]
+)
+def test_em_equals_the_plain_loops(options):
+    head = make_head(num_classes=4, **options)
+    reference = PlainEM(head)
+    for i in range(8):
+        features, mask = make_batch(classes=4 if i % 2 else 3)  # class 3 is not always there
+        embedding = head.embed(features).detach()
+        head.update_mixture(embedding, mask, remember_only=i % 3 == 2)
+        reference.step(embedding, mask, remember_only=i % 3 == 2)
+        for tensor, expected in (
+            (head.mixture.means, reference.means),
+            (head.mixture.variances, reference.variances),
+        ):
+            torch.testing.assert_close(tensor.double(), expected, rtol=1e-4, atol=1e-5)
+    counts = head.memory.moments().counts.view(4, 5)
+    for (c, m), queue in reference.queues.items():
+        assert counts[c, m] == len(queue)
+
+
+def test_the_variance_may_have_a_momentum():
+    slow, fast = make_head(variance_momentum=0.75), make_head()
+    fast.load_state_dict(slow.state_dict())
+    features, mask = make_batch()
+    embedding, start = slow.embed(features).detach(), slow.mixture.variances.clone()
+    for each in (slow, fast):
+        each.update_mixture(embedding, mask)
+    expected = 0.75 * start + 0.25 * fast.mixture.variances
+    torch.testing.assert_close(slow.mixture.variances, expected)
+
+
+def test_remember_only_fills_the_memory_alone():
+    head = make_head()
+    features, mask = make_batch()
+    losses = head.compute_loss(features, mask)
+    before = state(head)
+    head.update_mixture(losses["embedding"], mask, remember_only=True)
+    assert_same_state(state(head), before)
+    assert head.memory.moments().counts.sum() > 0
+
+
+def test_parameters_stay_the_same_tensors():
+    head = make_head(assignment="em", em_loops=2)
+    places = {name: buffer.data_ptr() for name, buffer in head.named_buffers()}
+    features, mask = make_batch()
+    before = head.mixture.means.clone()
+    step(head, features, mask)
+    assert not torch.equal(head.mixture.means, before)
+    assert places == {name: buffer.data_ptr() for name, buffer in head.named_buffers()}
+
+
+def test_the_memory_is_no_part_of_the_model_and_does_not_grow():
+    head = make_head(memory_size=10)
+    keys = set(head.state_dict())
+    assert keys == {*dict(head.named_parameters()), *dict(head.named_buffers())}
+    assert not any("memory" in key for key in keys)
+    sizes = {name: t.shape for name, t in vars(head.memory).items() if isinstance(t, torch.Tensor)}
+    for _ in range(5):
+        step(head, *make_batch())
+    assert head.memory.moments().counts.max() == 10
+    assert set(head.state_dict()) == keys
+    after = {name: t.shape for name, t in vars(head.memory).items() if isinstance(t, torch.Tensor)}
+    assert after == sizes
+
+
+def test_the_weights_alone_predict():
+    head = make_head(assignment="em").eval()
+    features, mask = make_batch()
+    step(head, features, mask)
+    other = make_head(assignment="em").eval()
+    other.load_state_dict(head.state_dict())
+    torch.testing.assert_close(other(features), head(features), rtol=0, atol=0)
+
+
+# --- switches --------------------------------------------------------------------------------
+
+
+def test_only_correct_pixels_enter_when_asked():
+    head = make_head(memory_filter="correct", samples_per_component=1000)
+    features, mask = make_batch()
+    losses = head.compute_loss(features, mask)
+    labels = head.labels(mask, losses["embedding"])
+    logits = head.scores(losses["embedding"])[0]
+    correct = (logits.argmax(1).flatten() == labels) & (labels < 255)
+    assert 0 < correct.sum() < (labels < 255).sum()
+    head.update_mixture(losses["embedding"], mask)
+    counts = head.memory.moments().counts.view(3, 5).sum(1)
+    for c in range(3):
+        assert counts[c] == (correct & (labels == c)).sum()
+
+
+def test_all_labelled_pixels_enter_by_default():
+    head = make_head(memory_size=1000, samples_per_component=1000)
+    features, mask = make_batch()
+    losses = step(head, features, mask)
+    counts = head.memory.moments().counts.view(3, 5).sum(1)
+    labels = head.labels(mask, losses["embedding"])
+    assert counts.tolist() == [(labels == c).sum() for c in range(3)]
+
+
+def test_plain_em_learns_the_weights_and_sinkhorn_does_not():
+    features, mask = make_batch()
+    for assignment in ("em", "sinkhorn"):
+        head = make_head(assignment=assignment, mean_momentum=0.0)
+        before = head.mixture.log_weights.clone()
+        step(head, features, mask)
+        weights = head.mixture.log_weights.exp()
+        torch.testing.assert_close(weights.sum(1), torch.ones(3))
+        assert torch.equal(before, head.mixture.log_weights) == (assignment == "sinkhorn")
+        assert (weights > 0).all()
+        if assignment == "em":  # without momentum, the batch's shares
+            counts = head.memory.moments().counts.view(3, 5)
+            share = (counts / counts.sum(1, keepdim=True)).float()
+            torch.testing.assert_close(weights, share, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("memory", ["ring", "decay"])
+def test_more_loops_fit_better_and_remember_once(memory):
+    features, mask = make_batch(size=16)
+    once, often = (
+        make_head(
+            memory=memory,
+            em_loops=n,
+            mean_momentum=0.0,
+            memory_size=1000,
+            samples_per_component=1000,
+        )
+        for n in (1, 10)
+    )
+    often.load_state_dict(once.state_dict())
+    fits = []
+    for head in (once, often):
+        losses = step(head.eval(), features, mask)
+        density = head.component_log_density(losses["embedding"])
+        labels = head.labels(mask, losses["embedding"])
+        valid = labels < 255
+        own = density[valid, labels[valid]]
+        fits.append(own.logsumexp(1).mean())
+        assert head.memory.moments().counts.sum() == valid.sum()
+    assert fits[1] > fits[0] + 0.05
+
+
+@pytest.mark.parametrize("memory", ["ring", "decay"])
+def test_full_covariance(memory):
+    head = make_head(covariance="full", memory=memory, memory_size=1000, components=1)
+    features, mask = make_batch()
+    losses = step(head, features, mask)
+    x = losses["embedding"].movedim(1, -1).flatten(0, 2)
+    labels = head.labels(mask, losses["embedding"])
+    for c in range(3):
+        own = x[labels == c]
+        mean = F.normalize(own.sum(0), dim=0)
+        expected = (own - mean).T @ (own - mean) / len(own) + 1e-2 * torch.eye(4)
+        torch.testing.assert_close(head.mixture.covariances[c, 0], expected)
+    assert head(features).isfinite().all()
+
+
+def test_without_a_projection():
+    head = make_head(embedding_dim=None)
+    assert not list(head.projection.parameters())
+    assert head.mixture.dim == 6
+    features, mask = make_batch()
+    expected = F.normalize(F.layer_norm(features.movedim(1, -1), (6,)), dim=-1).movedim(-1, 1)
+    torch.testing.assert_close(head.embed(features), expected)
+    assert step(head, features, mask)["loss"].isfinite()
+
+
+def test_raw_features():
+    head = make_head(embedding_dim=None, normalize_features=False, mean_momentum=0.0)
+    features, mask = make_batch()
+    torch.testing.assert_close(head.embed(features), features, rtol=0, atol=0)
+    step(head, features + 100, mask)
+    assert head.mixture.centres[:, 0].mean() > 90  # neither features nor means are normalised
+
+
+def test_logits_may_be_the_densities_themselves():
+    head = make_head(logit_norm="none")
+    embedding = head.embed(make_batch()[0])
+    logits, anomaly = head.scores(embedding)
+    density = head.mixture.log_density(embedding.movedim(1, -1).flatten(0, 2))
+    torch.testing.assert_close(logits.movedim(1, -1).flatten(0, 2), density)
+    torch.testing.assert_close(anomaly, -logits.amax(1, keepdim=True))
+
+
+def test_the_logit_norm_does_not_touch_the_anomaly_score():
+    head = make_head()
+    embedding = head.embed(make_batch()[0])
+    before = head.scores(embedding)
+    torch.nn.init.constant_(head.logit_norm.weight, 7)
+    after = head.scores(embedding)
+    assert not torch.allclose(before[0], after[0])
+    torch.testing.assert_close(before[1], after[1], rtol=0, atol=0)
+
+
+def test_the_gain_of_the_logit_norm():
+    head, strong = make_head(), make_head(logit_scale=4.0)
+    strong.mixture.load_state_dict(head.mixture.state_dict())
+    embedding = head.embed(make_batch()[0])
+    torch.testing.assert_close(strong.scores(embedding)[0], 4 * head.scores(embedding)[0])
+
+
+def test_the_whole_mixture_may_be_the_class_density():
+    head = make_head(mixture="logsumexp", logit_norm="none")
+    embedding = head.embed(make_batch()[0])
+    density = plain_densities(head, embedding).logsumexp(2) - torch.tensor(5.0).log()
+    logits = head.scores(embedding)[0].movedim(1, -1).flatten(0, 2)
+    torch.testing.assert_close(logits, density, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_ring_in_half_precision_gives_nearly_the_same_mixture(dtype):
+    head, half = make_head(), make_head(memory_dtype=dtype)
+    half.load_state_dict(head.state_dict())
+    for _ in range(3):
+        features, mask = make_batch()
+        embedding = head.embed(features).detach()
+        for each in (head, half):
+            each.update_mixture(embedding, mask)
+    assert half.memory.features.dtype == getattr(torch, dtype)
+    torch.testing.assert_close(half.mixture.means, head.mixture.means, rtol=0, atol=0.02)
+
+
+def test_decayed_moments_store_no_features():
+    ring = make_head(memory_size=10_000)
+    decay = make_head(memory="decay", memory_size=10_000)
+    decay.load_state_dict(ring.state_dict())
+    for _ in range(3):
+        features, mask = make_batch()
+        embedding = ring.embed(features).detach()
+        for each in (ring, decay):
+            each.update_mixture(embedding, mask)
+    held = sum(tensor.numel() for tensor in decay.memory.moments())
+    assert held == 3 * 5 * (1 + 4 + 4)
+    # As long as little has been forgotten, they are the ring's.
+    torch.testing.assert_close(decay.mixture.means, ring.mixture.means, rtol=0, atol=1e-2)
+
+
+# --- hostile data ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
+@pytest.mark.parametrize("memory", ["ring", "decay"])
+def test_everything_ignored_changes_nothing(assignment, memory):
+    head = make_head(assignment=assignment, memory=memory)
+    features, mask = make_batch()
+    step(head, features, mask)
+    features.requires_grad_()
+    nothing = torch.full_like(mask, 255)
+    losses = head.compute_loss(features, nothing)
+    losses["loss"].backward()
+    assert losses["loss"] == 0
+    assert torch.equal(features.grad, torch.zeros_like(features))
+    before, counts = state(head), head.memory.moments().counts.clone()
+    head.update_mixture(losses["embedding"], nothing)
+    assert_same_state(state(head), before)
+    assert torch.equal(head.memory.moments().counts, counts)
+
+
+def test_a_first_batch_with_everything_ignored():
+    head = make_head()
+    features, mask = make_batch()
+    nothing = torch.full_like(mask, 255)
+    embedding = head.compute_loss(features, nothing)["embedding"]
+    before = state(head)
+    head.update_mixture(embedding, nothing)
+    assert_same_state(state(head), before)
+
+
+def test_an_absent_class_is_untouched():
+    head = make_head(assignment="em")
+    step(head, *make_batch())
+    before = copy.deepcopy(head.mixture)
+    features, mask = make_batch()
+    mask[mask == 1] = 255
+    step(head, features, mask)
+    for name in ("means", "log_variances", "log_weights"):
+        now, then = getattr(head.mixture, name), getattr(before, name)
+        assert torch.equal(now[1], then[1]), name
+        assert not torch.equal(now[0], then[0]), name
+
+
+def test_one_labelled_pixel():
+    head = make_head(mean_momentum=0.0)
+    features, mask = make_batch()
+    before = head.mixture.means.clone()
+    mask[:] = 255
+    mask[1, 16:20, 16:20] = 2
+    losses = step(head, features, mask)
+    assert losses["loss"].isfinite()
+    changed = (head.mixture.means != before).any(-1)
+    assert changed.sum() == 1
+    assert changed[2].any()
+    torch.testing.assert_close(head.mixture.means[changed][0], losses["embedding"][1, :, 4, 4])
+    torch.testing.assert_close(head.mixture.variances[changed], torch.full((1, 4), 1e-2))
+
+
+def test_identical_pixels():
+    head = make_head()
+    features, mask = make_batch()
+    features[:] = features[:1, :, :1, :1]
+    for _ in range(3):
+        losses = step(head.eval(), features, mask)
+        losses["loss"].backward()
+    assert losses["loss"].isfinite()
+    assert (head.mixture.variances >= 1e-2 - 1e-6).all()
+    assert head(features).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"memory": "decay"}, {"assignment": "em", "em_loops": 2}, {"memory_filter": "correct"}],
+)
+def test_pixels_that_are_not_finite_count_as_ignored(value, options):
+    head = make_head(**options)
+    other = make_head(**options)
+    other.load_state_dict(head.state_dict())
+    features, mask = make_batch()
+    broken = head.embed(features).detach()
+    whole = broken.clone()
+    broken[0, :, 5, 5] = value
+    broken[1, 2, 3, 4] = value
+    masked = mask.clone()
+    masked[0, 20:24, 20:24] = 255
+    masked[1, 12:16, 16:20] = 255
+    head.update_mixture(broken, mask)
+    other.update_mixture(whole, masked)
+    assert_same_state(state(head.mixture), state(other.mixture))
+    for mine, theirs in zip(head.memory.moments(), other.memory.moments(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    assert all(buffer.isfinite().all() for buffer in head.mixture.buffers())
+
+
+def test_one_nan_image_leaves_the_mixture_alone():
+    head = make_head()
+    step(head, *make_batch())
+    features, mask = make_batch()
+    features[0, 0, 0, 0] = torch.nan  # the BatchNorm spreads it over the whole batch
+    before = state(head.mixture)
+    losses = step(head, features, mask)
+    assert losses["loss"].isnan()  # and is seen: training shall stop here, not go on with zeros
+    assert_same_state(state(head.mixture), before)
+
+
+def test_a_class_of_one_dimension_and_of_512():
+    for dim in (1, 512):
+        head = make_head(embedding_dim=dim, normalize_features=dim > 1)
+        features, mask = make_batch()
+        losses = step(head, features, mask)
+        losses["loss"].backward()
+        assert losses["loss"].isfinite()
+        assert all(buffer.isfinite().all() for buffer in head.mixture.buffers())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"covariance": "full", "embedding_dim": 65}, "set embedding_dim to 64 or less"),
+        ({"covariance": "full", "embedding_dim": None, "in_channels": 256}, "embedding has 256"),
+        ({"mean_momentum": 1.5}, "mean_momentum is 1.5; it must be between 0 and 1"),
+        ({"variance_momentum": -0.1}, "variance_momentum is -0.1; it must be between 0 and 1"),
+        ({"variance_floor": 0.0}, "variance_floor is 0.0; it must be at least"),
+        ({"em_loops": 0}, "em_loops is 0; it must be at least 1"),
+        ({"samples_per_component": 0}, "samples_per_component is 0; it must be at least 1"),
+        ({"memory_size": 0}, "memory_size is 0; the memory must hold at least 1 feature"),
+        ({"num_classes": 0}, "num_classes is 0; a mixture needs at least 1"),
+    ],
+)
+def test_refuses_what_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_head(**options)
+
+
+# --- cost ------------------------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that run and keeps the size of the largest tensor that they make."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.largest = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.names.append(func.name())
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+def count_operations(head, features, mask):
+    with Operations() as seen:
+        losses = head.compute_loss(features, mask)
+        losses["loss"].backward()
+        head.update_mixture(losses["embedding"], mask)
+    return seen
+
+
+@pytest.mark.parametrize("options", [{}, {"assignment": "em"}, {"memory": "decay"}])
+def test_no_tensor_of_pixels_by_components_by_dimensions(options):
+    classes, components, dim = 40, 5, 32
+    head = make_head(
+        num_classes=classes, components=components, embedding_dim=dim, memory_size=5, **options
+    )
+    features, mask = make_batch(classes=classes, size=16, stride=1)
+    features.requires_grad_()
+    seen = count_operations(head, features, mask)
+    pixels = 2 * 16 * 16
+    assert seen.largest == pixels * classes * components
+
+
+# With D = 4: few classes take the E-step from the matrix product, many from their own components only.
+@pytest.mark.parametrize("sizes", [((2, 2), (4, 7)), ((5, 2), (20, 7))], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "options", [{}, {"assignment": "em", "memory_filter": "correct"}, {"memory": "decay"}]
+)
+def test_as_many_operations_whatever_the_number_of_classes(options, sizes):
+    counts = []
+    for classes, components in sizes:
+        head = make_head(num_classes=classes, components=components, **options)
+        features, mask = make_batch(classes=classes)
+        seen = count_operations(head, features.requires_grad_(), mask)
+        assert "aten::_local_scalar_dense" not in seen.names  # no `.item()`
+        counts.append(len(seen.names))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_reduction": "labelled"},
+        {"memory": "decay", "assignment": "em", "memory_filter": "correct"},
+    ],
+)
+def test_a_training_step_never_waits_for_the_gpu(options):
+    # Fake tensors run no kernel, so that "cuda" is there without a GPU; what would have to know a
+    # value (`.item()`, `nonzero`, boolean indexing) raises.
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            head = make_head(**options)
+        head.memory.to(torch.device("cuda"))
+        features = torch.randn(2, 6, 8, 8, device="cuda")
+        mask = torch.zeros(2, 32, 32, dtype=torch.long, device="cuda")
+        with pytest.raises(DataDependentOutputException):
+            mask.sum().item()
+        losses = head.compute_loss(features, mask)
+        head.update_mixture(losses["embedding"], mask)
+        assert losses["loss"].device.type == head.mixture.means.device.type == "cuda"
+
+
+# --- several processes -----------------------------------------------------------------------
+
+SHARED = pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"memory": "decay"},
+        {"assignment": "em", "em_loops": 3},
+        {"memory_filter": "correct", "samples_per_component": 4},
+        {"covariance": "full", "memory_size": 5},
+    ],
+)
+
+
+def distributed_batches(head):
+    """Two steps; in the second, a class is in one process only and the other's image is ignored."""
+    batches = []
+    for i in range(2):
+        features, mask = make_batch(count=4)
+        if i:
+            mask[:2][mask[:2] == 1] = 255
+            mask[2:][mask[2:] != 1] = 255
+            mask[3] = 255
+        batches.append((head.embed(features).detach(), mask))
+    return batches
+
+
+def assert_same_mixture(heads, expected):
+    for head in heads:
+        for name, value in heads[0].mixture.state_dict().items():
+            torch.testing.assert_close(head.mixture.state_dict()[name], value, rtol=0, atol=0)
+        for name, value in expected.mixture.state_dict().items():
+            torch.testing.assert_close(head.mixture.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+        for mine, theirs in zip(head.memory.moments(), expected.memory.moments(), strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+@SHARED
+def test_two_processes_equal_one(options):
+    alone = make_head(**options)
+    start = copy.deepcopy(alone)
+    batches = distributed_batches(alone)
+    for embedding, mask in batches:
+        alone.update_mixture(embedding, mask)
+
+    def work(processes):
+        head = copy.deepcopy(start)
+        for embedding, mask in batches:
+            mine = slice(2 * processes.rank, 2 * processes.rank + 2)
+            head.update_mixture(embedding[mine], mask[mine], processes)
+        return head
+
+    assert_same_mixture(run_processes(work, 2), alone)
+
+
+# --- it learns -------------------------------------------------------------------------------
+
+
+def xor_batch(size=16):
+    """Two classes of two groups each, at the corners of a square: the same mean and variance."""
+    mask = torch.randint(2, (2, size, size))
+    first = torch.randint(2, (2, size, size)) * 2 - 1.0
+    second = torch.where(mask == 0, first, -first)
+    return 2 * torch.stack([first, second], 1) + 0.3 * torch.randn(2, 2, size, size), mask
+
+
+@pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
+@pytest.mark.parametrize("memory", ["ring", "decay"])
+def test_several_components_learn_what_one_cannot(assignment, memory):
+    def accuracy(components):
+        head = make_head(
+            in_channels=2,
+            num_classes=2,
+            components=components,
+            embedding_dim=None,
+            normalize_features=False,
+            memory=memory,
+            memory_size=200,
+            mean_momentum=0.9,
+            assignment=assignment,
+        )
+        for _ in range(30):
+            features, mask = xor_batch()
+            head.update_mixture(head.embed(features), mask)
+        features, mask = xor_batch(32)
+        return (head(features).argmax(1) == mask).float().mean().item()
+
+    assert accuracy(1) < 0.6
+    assert accuracy(2) > 0.99
+    assert accuracy(4) > 0.98
+
+
+@pytest.mark.parametrize("train_mixture", ["em", "gradient"])
+def test_head_and_projection_learn_together(train_mixture):
+    head = make_head(
+        num_classes=6,
+        embedding_dim=16,
+        components=2,
+        mean_momentum=0.9,
+        logit_scale=3.0,
+        train_mixture=train_mixture,
+    )
+    optimizer = torch.optim.AdamW(head.parameters(), 0.02)
+    losses = []
+    for _ in range(60):
+        features, mask = make_batch(classes=6)
+        out = head.compute_loss(features, mask)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        if train_mixture == "em":
+            head.update_mixture(out["embedding"], mask)
+        losses.append(out["loss_ce"].item())
+    features, mask = make_batch(classes=6)
+    labels = mask[:, 2::4, 2::4]
+    correct = (head.eval()(features).argmax(1) == labels)[labels < 255].float().mean()
+    assert correct > 0.85  # chance: 0.17
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_strange_features_score_higher_than_seen_ones():
+    head = make_head(
+        in_channels=2,
+        num_classes=2,
+        components=2,
+        embedding_dim=None,
+        normalize_features=False,
+        mean_momentum=0.9,
+    )
+    for _ in range(30):
+        features, mask = xor_batch()
+        head.update_mixture(head.embed(features), mask)
+    seen = head.scores(head.embed(xor_batch()[0]))[1]
+    between = head.scores(torch.zeros(1, 2, 4, 4))[1]  # where no class has a component
+    far = head.scores(torch.full((1, 2, 4, 4), 20.0))[1]
+    assert between.min() > seen.quantile(0.99)
+    assert far.min() > between.max()
+    # A posterior would not see it: the far corner belongs to class 0 for certain.
+    assert head.mixture.log_density(torch.full((1, 2), 20.0)).softmax(1).max() > 0.99
+
+
+# --- sparse labels ---------------------------------------------------------------------------
+
+
+def test_points_between_the_middles_of_cells_reach_em_if_told_so():
+    mask = torch.full((2, 24, 20), 255)
+    mask[0, 0, 0], mask[0, 7, 19], mask[1, 23, 8] = 1, 0, 2  # cells of 4 pixels: none is a middle
+    mask[1, 4:7, 4], mask[1, 4:6, 5] = 0, 2  # three against two in one cell
+    embedding = torch.randn(2, 4, 6, 5)
+    small = make_head(label_reduction="labelled").labels(mask, embedding).view(2, 6, 5)
+    expected = torch.full((2, 6, 5), 255)
+    expected[0, 0, 0], expected[0, 1, 4], expected[1, 5, 2], expected[1, 1, 1] = 1, 0, 2, 0
+    assert torch.equal(small, expected)
+    assert (make_head().labels(mask, embedding) == 255).sum() >= 59
+
+
+@pytest.mark.parametrize("size", [(7, 9), (16, 24), (1, 1), (20, 30)])
+def test_most_frequent_label_of_each_cell(size):
+    mask = torch.randint(-1, 6, (3, 16, 24))  # -1, 3, 4 and 5 are no classes
+    cells = labelled_cells(mask, size, 3)
+    row = torch.arange(16) * size[0] // 16
+    column = torch.arange(24) * size[1] // 24
+    for b in range(3):
+        for i in range(size[0]):
+            for j in range(size[1]):
+                inside = mask[b][row == i][:, column == j]
+                counts = [(inside == c).sum() for c in range(3)]
+                expected = 255 if max(counts) == 0 else counts.index(max(counts))
+                assert cells[b, i, j] == expected
+
+
+def test_constant_labels_are_reduced_alike():
+    mask = torch.randint(3, (2, 6, 5)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    embedding = torch.randn(2, 4, 6, 5)
+    nearest = make_head().labels(mask, embedding)
+    assert torch.equal(nearest, make_head(label_reduction="labelled").labels(mask, embedding))
+
+
+def test_em_learns_from_points_off_the_middle():
+    mask = torch.full((1, 24, 20), 255)
+    mask[0, 0, 0], mask[0, 23, 19] = 0, 1
+    for reduction, moves in (("nearest", False), ("labelled", True)):
+        model = make_head(label_reduction=reduction, mean_momentum=0.5)
+        before = model.mixture.means.clone()
+        model.update_mixture(torch.randn(1, 4, 6, 5), mask)
+        changed = (model.mixture.means != before).flatten(1).any(1)
+        assert changed.tolist() == [moves, moves, False]

@@ -1,0 +1,409 @@
+import copy
+import shutil
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lightning_genseg import GMMSeg, SoftmaxSegmenter
+from lightning_genseg.mixtures import DecayedMoments, FeatureRing
+from tests.contract import (
+    TINY,
+    ModuleContract,
+    PlainFeatures,
+    batch_of,
+    finish_step,
+    loader,
+    mean_iou,
+    train_by_hand,
+    trainer,
+)
+
+SMALL = {**TINY, "embedding_dim": 16, "components": 2, "memory_size": 500, "em_interval": 1}
+POSTHOC = {"train_mixture": "posthoc", "embedding_dim": None}
+
+
+def make(**arguments: Any) -> GMMSeg:
+    return GMMSeg(**{**SMALL, **arguments})
+
+
+class TestGMMSeg(ModuleContract):
+    learning: ClassVar[dict[str, Any]] = {"mean_momentum": 0.9}
+
+    def make(self, **arguments: Any) -> GMMSeg:
+        return make(**arguments)
+
+
+def mixture_of(model: GMMSeg) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.head.mixture.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+class Watch(Callback):
+    """After each batch: has the mixture moved, and how much has ever entered the memory?"""
+
+    def __init__(self) -> None:
+        self.moved: list[bool] = []
+        self.entered: list[float] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # At its end the mixture may not have been updated yet: callbacks run in some order.
+        self.look(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.look(pl_module)
+
+    def look(self, model: Any) -> None:
+        now = mixture_of(model)
+        if hasattr(self, "last"):
+            self.moved.append(bool(changed(self.last, now)))
+            self.entered.append(float(model.head.memory.moments().counts.sum()))
+        self.last = now
+
+
+# --- when EM runs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interval", "moved"), [(1, [True] * 6), (4, [False, False, False, True, False, False])]
+)
+def test_em_every_few_batches_however_short_the_epochs(tmp_path, interval, moved):
+    watch = Watch()
+    model = make(em_interval=interval, memory_size=10**5)
+    trainer(tmp_path, max_epochs=3, callbacks=[watch]).fit(model, loader(), loader(2))
+    assert watch.moved == moved
+    assert all(b > a for a, b in zip([0, *watch.entered], watch.entered, strict=False))
+
+
+def test_a_checkpoint_holds_the_mixture_of_its_own_step(tmp_path):
+    model = make()
+    checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    run = trainer(tmp_path, callbacks=[checkpoint], enable_checkpointing=True)
+    run.fit(model, loader(), loader(2))
+    saved = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
+    for name, value in model.head.mixture.state_dict().items():
+        assert torch.equal(saved["state_dict"][f"head.mixture.{name}"], value)
+    assert model.head.memory is not None
+    assert torch.equal(saved["mixture_memory"]["counts"][:-1], model.head.memory.moments().counts)
+
+
+def test_validation_and_test_leave_the_mixture_alone(tmp_path):
+    model = make()
+    before = mixture_of(model)
+    trainer(tmp_path).validate(model, loader(2), verbose=False)
+    assert not changed(before, mixture_of(model))
+    assert model.head.memory is not None
+    assert not model.head.memory.moments().counts.any()
+
+
+# --- who trains the mixture ------------------------------------------------------------------
+
+
+def optimised(model: GMMSeg) -> set[str]:
+    inside = {id(p) for group in model.parameter_groups() for p in group["params"]}
+    return {name for name, p in model.named_parameters() if id(p) in inside}
+
+
+def test_em_keeps_the_mixture_out_of_the_optimiser(tmp_path):
+    model = make()
+    assert not any("mixture" in name for name in optimised(model))
+    before = mixture_of(model)
+    trainer(tmp_path).fit(model, loader(), loader(2))
+    assert changed(before, mixture_of(model)) == {"means", "log_variances"}
+
+
+def test_gradient(tmp_path):
+    """The discriminative GMM: parameters in the optimiser, no memory, no EM."""
+    model = make(train_mixture="gradient")
+    assert {"head.mixture.means", "head.mixture.log_variances"} <= optimised(model)
+    assert model.head.memory is None
+    before = mixture_of(model)
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(model, loader(), loader(2))
+    assert changed(before, mixture_of(model)) == {"means", "log_variances"}
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    assert "mixture_memory" not in torch.load(tmp_path / "x.ckpt", weights_only=True)
+    with pytest.raises(ValueError, match="there is no EM to run"):
+        model.update_mixture(torch.zeros(1, 16, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+def test_gradient_learns():
+    model = make(train_mixture="gradient")
+    train_by_hand(model, 25)
+    assert mean_iou(model) > 0.3
+
+
+# --- post-hoc --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory: pytest.TempPathFactory):
+    """Checkpoint of a softmax run."""
+    torch.manual_seed(0)
+    model = SoftmaxSegmenter(**TINY)
+    train_by_hand(model, 20)
+    folder = tmp_path_factory.mktemp("softmax")
+    run = trainer(folder)
+    run.strategy.connect(model)
+    run.save_checkpoint(folder / "softmax.ckpt")
+    return folder / "softmax.ckpt"
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+def test_posthoc(tmp_path, extractor):
+    model = make(**POSTHOC, extractor=extractor, mean_momentum=0.5)
+    softmax = torch.load(extractor, weights_only=True)["state_dict"]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for name in before:
+        if name.startswith("features."):
+            assert torch.equal(before[name], softmax[name])
+    untrained = mean_iou(model)
+    checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3)
+    run = trainer(tmp_path, max_epochs=3, callbacks=[checkpoint], enable_checkpointing=True)
+    run.fit(model, loader(8), loader(2))
+    assert run.global_step == 12
+    names = changed(before, model.state_dict())  # running statistics of the norms included
+    assert names == {"head.mixture.means", "head.mixture.log_variances"}
+    assert mean_iou(model) > max(0.3, untrained + 0.1)
+
+    saved = torch.load(tmp_path / "step=12.ckpt", weights_only=True)
+    assert saved["mixture_memory"]["counts"].sum() > 0
+    extractor_was = saved["hyper_parameters"]["extractor"]
+    assert extractor_was is None
+    loaded = GMMSeg.load_from_checkpoint(tmp_path / "step=12.ckpt")
+    image = batch_of()["image"]
+    assert torch.equal(loaded.eval()(image), model.eval()(image))
+    # What was loaded can be trained on, and the run can be resumed.
+    trainer(tmp_path, max_epochs=1).fit(loaded, loader(), loader(2))
+    resumed = trainer(tmp_path, max_epochs=4)
+    resumed.fit(make(**POSTHOC), loader(8), loader(2), ckpt_path=tmp_path / "step=12.ckpt")
+    assert resumed.global_step == 16
+
+
+def test_posthoc_from_own_features_and_from_gmmseg(tmp_path):
+    make(**POSTHOC, features=PlainFeatures()).on_fit_start()
+    run, source = trainer(tmp_path), make()
+    run.strategy.connect(source)
+    run.save_checkpoint(tmp_path / "gmmseg.ckpt")
+    model = make(**POSTHOC, extractor=tmp_path / "gmmseg.ckpt")
+    for mine, theirs in zip(model.features.parameters(), source.features.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert not mine.requires_grad
+
+
+def test_posthoc_keeps_the_network_in_evaluation_mode(extractor):
+    model = make(**POSTHOC, extractor=extractor)
+    for _ in range(2):
+        assert model.training
+        assert not any(module.training for module in model.features.modules())
+        model.eval()
+        model.train()
+        model.predict_image(np.zeros((16, 16, 3), np.uint8))
+
+
+def test_posthoc_sentences(tmp_path):
+    with pytest.raises(ValueError, match=r"give the checkpoint .* as model\.extractor"):
+        trainer(tmp_path).fit(make(**POSTHOC), loader(), loader(2))
+    with pytest.raises(ValueError, match="set embedding_dim to null"):
+        make(train_mixture="posthoc")
+    torch.save({"state_dict": {"classifier.weight": torch.ones(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"no key that begins with 'features\.'"):
+        make(extractor=tmp_path / "other.ckpt")
+
+
+def test_an_extractor_is_a_start_for_em_too(tmp_path, extractor):
+    model = make(extractor=extractor)
+    trainer(tmp_path).fit(model, loader(), loader(2))
+    start = torch.load(extractor, weights_only=True)["state_dict"]
+    moved = changed(dict(model.features.state_dict(prefix="features.")), start)
+    assert moved
+
+
+# --- every switch ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"assignment": "em", "mixture": "logsumexp"},
+        {"assignment": "em", "em_loops": 10},
+        {"components": 1},
+        {"components": 10, "sinkhorn_epsilon": 0.5, "sinkhorn_iterations": 1},
+        {"em_interval": 2},
+        {"mean_momentum": 0.0, "variance_momentum": 0.999},
+        {"mean_momentum": 1.0},
+        {"mixture": "logsumexp"},
+        {"logit_norm": "none"},
+        {"logit_scale": 3.0},
+        {"component_loss_weight": 0.0},
+        {"component_loss_weight": 1.0},
+        {"covariance": "full"},
+        {"covariance": "full", "memory": "decay", "assignment": "em"},
+        {"memory": "decay"},
+        {"memory_dtype": "bfloat16"},
+        {"memory_dtype": "float16"},
+        {"memory_filter": "correct", "samples_per_component": 20},
+        {"memory_size": 1, "samples_per_component": 1},
+        {"normalize_features": False},
+        {"embedding_dim": None},
+        {"variance_floor": 0.3},
+        {"train_mixture": "gradient", "mixture": "logsumexp"},
+    ],
+    ids=str,
+)
+def test_every_switch_trains(tmp_path, options):
+    model = make(**options)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run = trainer(tmp_path)
+    run.fit(model, loader(), loader(2))
+    assert run.global_step == 2
+    names = changed(before, model.state_dict())
+    assert any(name.startswith("features.") for name in names)
+    assert ("head.mixture.means" in names) == (options.get("mean_momentum") != 1.0)
+    assert ("head.mixture.log_weights" in names) == (options.get("assignment") == "em")
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert run.callback_metrics["train_loss"].isfinite()
+    parts = {"train_loss", "train_loss_ce"}
+    if options.get("component_loss_weight") != 0.0:
+        parts.add("train_loss_component")
+    assert parts == {name for name in run.callback_metrics if name.startswith("train")}
+    memory = {"decay": DecayedMoments, "ring": FeatureRing}[options.get("memory", "ring")]
+    if options.get("train_mixture") != "gradient":
+        assert isinstance(model.head.memory, memory)
+        assert model.head.memory.moments().counts.sum() > 0
+    maps = model.eval().maps(batch_of()["image"])
+    assert all(value.isfinite().all() for value in maps.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"em_interval": 0}, "em_interval is 0; it must be at least 1"),
+        ({"em_loops": 0}, "em_loops is 0; it must be at least 1"),
+        ({"components": 0}, "components is 0; a mixture needs at least 1"),
+        ({"mean_momentum": 1.5}, "mean_momentum is 1.5; it must be between 0 and 1"),
+        ({"memory_size": 0}, "memory_size is 0; the memory must hold at least 1"),
+        ({"covariance": "full", "embedding_dim": 65}, "set embedding_dim to 64 or less"),
+        ({"encoder": "resnet5O"}, "did you mean resnet50"),
+    ],
+)
+def test_wrong_options(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make(**options)
+
+
+# --- anomaly ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"mixture": "logsumexp"}, {"logit_norm": "none"}], ids=str)
+def test_the_anomaly_score_is_the_density_and_not_the_logits(options):
+    model = make(**options)
+    train_by_hand(model, 2)
+    model.eval()
+    image = batch_of()["image"]
+    with torch.no_grad():
+        embedding = model.head.embed(model.features(model.normalize(image)))
+        rows = embedding.permute(0, 2, 3, 1).flatten(0, 2)
+        density = model.head.mixture.log_density(rows, options.get("mixture", "max"))
+        expected = -density.amax(1).view(2, 1, *embedding.shape[-2:])
+        expected = torch.nn.functional.interpolate(expected, (48, 64), mode="bilinear")
+        torch.testing.assert_close(model.maps(image)["anomaly"], expected)
+        prediction = model.predict_step(batch_of(), 0)
+    torch.testing.assert_close(prediction["anomaly"], expected[:, 0])
+
+
+def test_predict_image_tells_the_anomaly():
+    picture = np.random.default_rng(0).integers(256, size=(30, 41, 3), dtype=np.uint8)
+    result = make().predict_image(picture)
+    assert result["anomaly"].shape == (30, 41)
+    assert result["anomaly"].dtype == np.float32
+
+
+def test_noise_is_stranger_than_what_was_seen():
+    model = make(mean_momentum=0.9)
+    train_by_hand(model, 20)
+    model.eval()
+    with torch.no_grad():
+        seen = model.maps(batch_of()["image"])["anomaly"].mean()
+        noise = model.maps(torch.rand(2, 3, 48, 64))["anomaly"].mean()
+    assert noise > seen
+
+
+# --- precision and compilation ---------------------------------------------------------------
+
+
+def test_bfloat16(tmp_path):
+    model = make()
+    dtypes = set()
+    head = type(model.head).component_log_density
+    model.head.component_log_density = lambda x: (
+        dtypes.add((x.dtype, (density := head(model.head, x)).dtype)) or density
+    )
+    run = trainer(tmp_path, precision="bf16-mixed", max_epochs=2)
+    run.fit(model, loader(), loader(2))
+    assert dtypes == {(torch.float32, torch.float32)}
+    assert run.callback_metrics["train_loss"].isfinite()
+    assert run.callback_metrics["train_loss"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_by_hand(dtype):
+    """Lightning refuses 16-mixed on a CPU; PyTorch itself does not."""
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(3):
+        batch = batch_of(2 * step)
+        with torch.autocast("cpu", dtype=dtype):
+            features = model.extract(batch["image"])[0]
+            density = model.head.component_log_density(model.head.embed(features))
+            losses = model.compute_loss(batch)
+            finish_step(model, losses, batch)
+        assert features.dtype == dtype
+        assert density.dtype == losses["loss"].dtype == losses["embedding"].dtype == torch.float32
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        assert losses["loss"].isfinite()
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_the_compiled_module_trains(tmp_path):
+    options = {
+        "features": PlainFeatures(),
+        "embedding_dim": None,
+        "mean_momentum": 0.5,
+        "optimizer": lambda groups: torch.optim.SGD(groups, lr=0.01),
+    }
+    plain = make(**options)
+    module = copy.deepcopy(plain)
+    trainer(tmp_path, limit_val_batches=0).fit(plain, loader())
+    run = trainer(tmp_path, limit_val_batches=0)
+    run.fit(torch.compile(module), loader())
+    assert run.global_step == 2
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    assert module.head.memory is not None
+    assert module.head.memory.moments().counts.sum() > 0
+
+
+def test_trains_on_the_logits_that_it_predicts_whatever_the_size():
+    model = make().eval()
+    batch = {"image": torch.rand(2, 3, 42, 54), "mask": torch.randint(3, (2, 42, 54))}
+    losses = model.compute_loss(batch)
+    expected = torch.nn.functional.cross_entropy(model(batch["image"]), batch["mask"])
+    torch.testing.assert_close(losses["loss_ce"], expected)
+    model.update_mixture(losses["embedding"], batch["mask"])

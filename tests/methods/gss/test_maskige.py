@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from lightning_genseg.methods.gss.colors import class_colors
+from lightning_genseg.methods.gss.maskige import LeastSquares, Maskige, NearestColor
+
+TABLES = {"ade20k": 150, "cityscapes": 19, "mseg": 194, "lattice": 11}
+
+
+def colors_of(kind):
+    return torch.tensor(class_colors(kind, TABLES[kind])[:-1]) / 255
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_nearest_color_is_the_smallest_distance(kind):
+    colors = colors_of(kind)
+    picture = torch.rand(2, 3, 20, 30)
+    scores = NearestColor(colors)(picture)
+    distance = (picture[:, None] - colors[None, :, :, None, None]).square().sum(2)
+    assert torch.equal(scores.argmax(1), distance.argmin(1))
+    minus = 2 * scores - picture.square().sum(1, keepdim=True)
+    torch.testing.assert_close(minus, -distance, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_masks_come_back(kind):
+    maskige = Maskige(class_colors(kind, TABLES[kind]))
+    mask = torch.arange(TABLES[kind]).view(1, 1, -1)
+    inverse = NearestColor(maskige.colors[:-1])
+    assert torch.equal(inverse(maskige(mask)).argmax(1), mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # mixed precision of a Trainer
+        assert torch.equal(inverse(maskige(mask)).argmax(1), mask)
+
+
+@pytest.mark.parametrize(("kind", "recovered"), [("ade20k", 14), ("cityscapes", 5), ("mseg", 9)])
+def test_least_squares_recovers_few_classes(kind, recovered):
+    colors = colors_of(kind)
+    scores = LeastSquares(colors)(colors.T[None, :, None])[0, :, 0]
+    gamma = torch.linalg.inv(colors.double().T @ colors.double()) @ colors.double().T
+    torch.testing.assert_close(scores, (colors.double() @ gamma).T.float(), atol=1e-5, rtol=0)
+    assert int((scores.argmax(0) == torch.arange(len(colors))).sum()) == recovered
+
+
+def test_unlabelled_pixels_have_their_colour():
+    maskige = Maskige(class_colors("cityscapes", 19))
+    assert maskige(torch.full((1, 2, 2), 255)).eq(0).all()
+    with pytest.raises(ValueError, match="label 19 and there are colours for 19 classes"):
+        maskige(torch.full((1, 2, 2), 19))
+
+
+def test_wrong_tables():
+    with pytest.raises(ValueError, match="one colour to two classes"):
+        Maskige([(1, 1, 1), (1, 1, 1), (0, 0, 0)])
+    with pytest.raises(ValueError, match="values outside 0"):
+        Maskige([(1, 1, 1), (1, 1, 256), (0, 0, 0)])
+    with pytest.raises(ValueError, match="at least two classes"):
+        Maskige([(1, 1, 1), (0, 0, 0)])
+
+
+def test_fingerprint():
+    table = class_colors("lattice", 5)
+    assert Maskige(table).fingerprint() == Maskige(table).double().fingerprint()
+    assert Maskige(table).fingerprint() != Maskige(table[::-1]).fingerprint()

@@ -1,0 +1,372 @@
+import json
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_genseg import GSS, MaskigeTokenizer
+from lightning_genseg.methods.gss.colors import class_colors
+from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
+from lightning_genseg.methods.gss.tokenizers.vq import MaskigeVQ
+from lightning_genseg.ops.resize import resize_labels
+from tests.contract import NUM_CLASSES, ModuleContract, batch_of, loader, train_by_hand, trainer
+
+# What is frozen stays in evaluation mode.
+FROZEN = "ignore:Found .* in eval mode at the start of training"
+SMALL = {
+    "num_classes": NUM_CLASSES,
+    "encoder": "tu-test_resnet",
+    "level_channels": 16,
+    "fused_channels": 32,
+    "head_channels": 32,
+    "depth": 2,
+}
+
+
+@cache
+def trained():
+    """A GSS that has learned something."""
+    torch.manual_seed(0)
+    model = GSS(**SMALL)
+    train_by_hand(model, 20)
+    return model
+
+
+def save(model, path):
+    """Checkpoint of a module that no Trainer has seen."""
+    run = trainer(path.parent)
+    run.strategy.connect(model)
+    run.save_checkpoint(path)
+    return path
+
+
+@pytest.mark.filterwarnings(FROZEN)
+class TestGSS(ModuleContract):
+    def make(self, **arguments: Any) -> GSS:
+        return GSS(**{**SMALL, **arguments})
+
+    def test_own_network(self) -> None:  # type: ignore[override]
+        """It has no argument for one: four stages of an encoder are needed."""
+        with pytest.raises(TypeError):
+            self.make(features=torch.nn.Identity())
+
+
+# --- what is learned ---------------------------------------------------------------------------
+
+
+def one_hot_bilinear(mask, size):
+    """Labels at another size as the published code finds them; 255 is a class of its own there."""
+    classes = F.one_hot(torch.where(mask == 255, NUM_CLASSES, mask), NUM_CLASSES + 1)
+    large = F.interpolate(classes.movedim(-1, 1).float(), size, mode="bilinear").argmax(1)
+    return torch.where(large == NUM_CLASSES, 255, large)
+
+
+def random_mask(seed=0, size=(12, 16)):
+    """A different label at every pixel; a column, and a quarter of the others, are unlabelled."""
+    torch.manual_seed(seed)
+    mask = torch.randint(NUM_CLASSES, (2, *size))
+    mask[torch.rand(mask.shape) < 0.25] = 255
+    mask[:, :, -4:] = 255
+    return mask
+
+
+def test_twice_the_size_is_what_the_published_code_finds():
+    mask = random_mask()
+    large = resize_labels(mask, (24, 32))
+    assert torch.equal(large, one_hot_bilinear(mask, (24, 32)))
+    assert torch.equal(large, mask.repeat_interleave(2, 1).repeat_interleave(2, 2))
+
+
+def majority(cell):
+    return torch.bincount(cell.flatten(), minlength=NUM_CLASSES).argmax()
+
+
+@pytest.mark.parametrize("tokenizer", ["majority-4", "majority-8"])
+@pytest.mark.parametrize("auxiliary", ["separate", "none"])
+def test_tokens_by_hand(tokenizer, auxiliary):
+    """Loss of the tokens, from masks that are drawn and divided into cells by hand."""
+    model = GSS(**SMALL, tokenizer=tokenizer, auxiliary=auxiliary, avg_non_ignore=True).eval()
+    f = model.tokenizer.downsample
+    batch = {"image": torch.rand(2, 3, 12, 16), "mask": random_mask()}
+    features, scores = model.extract(batch["image"])
+    mask = batch["mask"].repeat_interleave(f // 4, 1).repeat_interleave(f // 4, 2)
+    # Unlabelled pixels: as predicted, or in their own colour, to which some class is the nearest.
+    greyest = model.inverse(model.maskige(torch.full((1, 1, 1), 255))).argmax()
+    pseudo = torch.full_like(mask, int(greyest))
+    if auxiliary == "separate":
+        pseudo = F.interpolate(scores, mask.shape[1:], mode="bilinear").argmax(1)
+    drawn = torch.where(mask == 255, pseudo, mask)
+    assert torch.equal(drawn[mask != 255], mask[mask != 255])
+    log_probability = model.head(features).log_softmax(1)
+    terms = []
+    for image, row, column in product(range(2), range(3), range(4)):
+        cell = (image, slice(row * f, (row + 1) * f), slice(column * f, (column + 1) * f))
+        if auxiliary == "none" or (mask[cell] != 255).any():
+            terms.append(-log_probability[image, majority(drawn[cell]), row, column])
+    # The last column of cells is without labels, which counts where there is an auxiliary head.
+    assert len(terms) == (24 if auxiliary == "none" else 18)
+    losses = model.compute_loss(batch)
+    torch.testing.assert_close(losses["loss_token"], torch.stack(terms).mean())
+
+
+def test_one_labelled_pixel_makes_its_cell_count():
+    model = GSS(**SMALL).eval()
+    image, mask = torch.rand(1, 3, 12, 16), torch.full((1, 12, 16), 255)
+    assert model.compute_loss({"image": image, "mask": mask})["loss_token"] == 0
+    mask[0, 6, 9] = 1
+    features, scores = model.extract(image)
+    seen = F.interpolate(scores, (12, 16), mode="bilinear").argmax(1)
+    seen[0, 6, 9] = 1
+    token = majority(seen[0, 4:8, 8:12])
+    expected = -model.head(features).log_softmax(1)[0, token, 1, 2]
+    losses = model.compute_loss({"image": image, "mask": mask})
+    # The code's mean is over all cells and all pixels, labelled or not.
+    torch.testing.assert_close(losses["loss_token"], expected / 12)
+    pixel = F.interpolate(scores, (12, 16), mode="bilinear").log_softmax(1)[0, 1, 6, 9]
+    torch.testing.assert_close(losses["loss_auxiliary"], -pixel / (12 * 16))
+    total = 0.8 * losses["loss_token"] + 0.2 * losses["loss_auxiliary"]
+    torch.testing.assert_close(losses["loss"], total)
+    model.avg_non_ignore = True
+    torch.testing.assert_close(
+        model.compute_loss({"image": image, "mask": mask})["loss_token"], expected
+    )
+
+
+def test_without_a_label_there_is_nothing_to_learn():
+    model = GSS(**SMALL)
+    batch = {**batch_of(), "mask": torch.full((2, 48, 64), 255)}
+    losses = model.compute_loss(batch)
+    assert {name: loss.item() for name, loss in losses.items()} == dict.fromkeys(losses, 0.0)
+    losses["loss"].backward()
+    # Not None: distributed training would wait for them.
+    assert all(p.grad is not None and (p.grad == 0).all() for p in model.parameters())
+
+
+def test_in_parts_the_loss_is_the_same():
+    torch.manual_seed(0)
+    plain = GSS(**SMALL).eval()
+    parts = GSS(**SMALL, logits_at_once=100).eval()
+    parts.load_state_dict(plain.state_dict())
+    results = []
+    for model in (plain, parts):
+        loss = model.compute_loss(batch_of())["loss"]
+        loss.backward()
+        results.append((loss, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(results[1], results[0])
+    image = batch_of()["image"]
+    torch.testing.assert_close(plain(image), parts(image))
+
+
+def test_bf16():
+    model = GSS(**SMALL)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.compute_loss(batch_of())
+        scores = model(batch_of()["image"])
+    losses["loss"].backward()
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert scores.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+# --- what is read off the picture --------------------------------------------------------------
+
+
+def test_a_perfect_picture_gives_the_mask():
+    model = GSS(**SMALL)
+    mask = random_mask().masked_fill(random_mask() == 255, 0)
+    large = resize_labels(mask, (24, 32))
+    for picture in (model.maskige(mask), model.maskige(large)):
+        scores = model.class_scores(picture, mask.shape[1:])
+        assert torch.equal(scores.argmax(1), mask)
+
+
+def test_scores_are_shares_of_votes():
+    model = GSS(**SMALL)
+    mask = random_mask(size=(24, 32)).masked_fill(random_mask(size=(24, 32)) == 255, 0)
+    share = F.avg_pool2d(F.one_hot(mask, NUM_CLASSES).movedim(-1, 1).float(), 2)
+    scores = model.class_scores(model.maskige(mask), (12, 16))
+    torch.testing.assert_close(scores.softmax(1), share, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "stride"), [("majority-4", 4), ("majority-8", 4), ("majority-8", 8)]
+)
+def test_size_of_the_picture(tokenizer, stride):
+    model = GSS(**SMALL, tokenizer=tokenizer, token_stride=stride).eval()
+    image = torch.rand(1, 3, 50, 70)
+    f = model.tokenizer.downsample
+    cells = -(-50 // stride), -(-70 // stride)
+    assert model.picture(image).shape == (1, 3, cells[0] * f, cells[1] * f)
+    outputs = model.outputs(image)
+    assert outputs["features"].shape == (1, 32, *cells)
+    assert outputs["logits"].shape[2:] == (cells[0] * stride, cells[1] * stride)
+    assert torch.equal(model(image), outputs["logits"][..., :50, :70])
+
+
+def test_soft_decoding():
+    model = trained().eval()
+    image = batch_of()["image"]
+    hard = model.picture(image)
+    model.decoding = "soft"
+    soft = model.picture(image)
+    model.decoding = "hard"
+    assert not torch.equal(hard, soft)
+    probability = model.head(model.extract(image)[0]).softmax(1)
+    mixed = torch.einsum("bkhw,kc->bchw", probability, model.maskige.colors[:-1])
+    torch.testing.assert_close(soft[..., ::4, ::4], mixed)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.tokenizer.decode_soft(probability).dtype == torch.float32
+    assert set(hard.unique().tolist()) <= set(model.maskige.colors.unique().tolist())
+
+
+def test_the_printed_inverse():
+    """It is a choice, not a good one: colours inside the cube are not found."""
+    model = GSS(**{**SMALL, "num_classes": 60}, inverse="lstsq").eval()
+    mask = torch.arange(60).view(1, 6, 10)
+    found = model.class_scores(model.maskige(mask), (6, 10)).argmax(1)
+    assert 0 < (found == mask).sum() < 30
+    assert model(batch_of()["image"]).isfinite().all()
+
+
+# --- what is frozen, and what a checkpoint holds -----------------------------------------------
+
+VQ: dict[str, Any] = {"kind": "vq", "downsample": 4, "levels": [4, 4], "channels": 8, "blocks": 1}
+
+
+def write_tokenizer(path, seed=0):
+    """What a run of MaskigeTokenizer leaves, of a network that has learned nothing."""
+    torch.manual_seed(seed)
+    network = MaskigeVQ(**{key: VQ[key] for key in VQ if key != "kind"})
+    state = {f"tokenizer.{key}": value for key, value in network.state_dict().items()}
+    colors = torch.tensor(class_colors("lattice", NUM_CLASSES)) / 255
+    content = {"state_dict": {**state, "maskige.colors": colors}, "tokenizer": VQ}
+    torch.save(content, path)
+    return path
+
+
+def write_colors(path, seed=3):
+    path.write_text(json.dumps(class_colors("random", NUM_CLASSES, seed)))
+    return path
+
+
+def test_the_tokenizer_is_frozen(tmp_path):
+    model = GSS(**SMALL, tokenizer=write_tokenizer(tmp_path / "vq.ckpt"))
+    before = {name: value.clone() for name, value in model.tokenizer.state_dict().items()}
+    groups = model.parameter_groups()
+    optimised = {id(p) for group in groups for p in group["params"]}
+    assert not optimised & {id(p) for p in model.tokenizer.parameters()}
+    assert optimised == {id(p) for p in [*model.features.parameters(), *model.head.parameters()]}
+    assert {group["name"] for group in groups} == {"encoder", "head"}
+    assert list(model.tokenizer.parameters())
+    train_by_hand(model.train(), 2)
+    assert not any(part.training for part in model.tokenizer.modules())
+    assert model.features.training
+    for name, value in model.tokenizer.state_dict().items():
+        assert torch.equal(value, before[name])
+    stored = [name for name in model.state_dict() if "tokenizer" in name or "maskige" in name]
+    assert len(stored) == len(before) + 1
+
+
+@pytest.mark.parametrize("argument", ["tokenizer", "colors"])
+def test_a_checkpoint_needs_no_other_file(argument, tmp_path):
+    file = {"tokenizer": write_tokenizer, "colors": write_colors}[argument](tmp_path / "file.json")
+    model = GSS(**SMALL, **{argument: file})
+    save(model, tmp_path / "gss.ckpt")
+    file.unlink()
+    saved = torch.load(tmp_path / "gss.ckpt", weights_only=True)
+    assert saved["tokenizer"] == model.tokenizer.config()
+    image = batch_of()["image"]
+    for name in ("gss.ckpt", "again.ckpt"):
+        loaded = GSS.load_from_checkpoint(tmp_path / name).eval()
+        assert torch.equal(loaded(image), model.eval()(image))
+        assert torch.equal(loaded.picture(image), model.picture(image))
+        assert loaded.fingerprints() == model.fingerprints()
+        save(loaded, tmp_path / "again.ckpt")
+    loaded.on_train_start()  # has its weights
+
+
+def test_colors_that_the_tokenizer_has_not_learned(tmp_path):
+    with pytest.raises(ValueError, match="has learned other colours"):
+        GSS(**SMALL, tokenizer=write_tokenizer(tmp_path / "vq.ckpt"), colors="random")
+
+
+def test_a_majority_checkpoint_is_a_tokenizer_for_other_classes(tmp_path):
+    path = save(GSS(**{**SMALL, "num_classes": 8}, tokenizer="majority-8"), tmp_path / "8.ckpt")
+    colors = GSS(**SMALL).maskige.colors[:-1]
+    tokenizer = make_tokenizer(path, colors)
+    assert (tokenizer.downsample, tokenizer.codebook_size) == (8, NUM_CLASSES)
+    assert torch.equal(tokenizer.colors, colors)
+
+
+def test_colors_that_floating_point_decides_are_kept(tmp_path):
+    model = GSS(**SMALL, colors="repulsion")
+    path = save(model, tmp_path / "gss.ckpt")
+    saved = torch.load(path, weights_only=True)["hyper_parameters"]["colors"]
+    assert saved == (model.maskige.colors * 255).round().long().tolist()
+
+
+def test_another_tokenizer_or_other_colors_are_refused(tmp_path):
+    first = write_tokenizer(tmp_path / "first.ckpt")
+    second = write_tokenizer(tmp_path / "second.ckpt", seed=1)
+    path = save(GSS(**SMALL, tokenizer=first), tmp_path / "gss.ckpt")
+    assert GSS.load_from_checkpoint(path, tokenizer=first, decoding="soft").decoding == "soft"
+    with pytest.raises(ValueError, match=r"with another tokenizer .*: use the same, or train with"):
+        GSS.load_from_checkpoint(path, tokenizer=second)
+    path = save(GSS(**SMALL), tmp_path / "majority.ckpt")
+    with pytest.raises(ValueError, match=r"with other colors .*: use the same, or train with"):
+        GSS.load_from_checkpoint(path, colors="random")
+    with pytest.raises(ValueError, match="with other colors"):
+        trainer(tmp_path).validate(GSS(**SMALL, colors="random"), loader(2), ckpt_path=path)
+
+
+@pytest.mark.filterwarnings(FROZEN)
+def test_a_tokenizer_without_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a mere description, without weights"):
+        trainer(tmp_path).fit(GSS(**SMALL, tokenizer=VQ), loader(), loader(2))
+    GSS(**SMALL, tokenizer={"kind": "majority", "downsample": 4}).on_train_start()
+
+
+@pytest.mark.parametrize(
+    "model", [GSS(**SMALL), MaskigeTokenizer(NUM_CLASSES, channels=8)], ids=["GSS", "tokenizer"]
+)
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_only_float32(model, precision, tmp_path):
+    with pytest.raises(ValueError, match=f"trainer.precision is {precision}, but colours"):
+        trainer(tmp_path, precision=precision).validate(model, loader(2))
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="token_loss_weight is -1; it must be 0"):
+        GSS(**SMALL, token_loss_weight=-1)
+    with pytest.raises(FileNotFoundError, match=r"tokenizer 'no\.ckpt' is no file"):
+        GSS(**SMALL, tokenizer="no.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"colors 'no\.json' is no file"):
+        GSS(**SMALL, colors=Path("no.json"))
+    with pytest.raises(ValueError, match="is for 19 classes"):
+        GSS(**SMALL, colors="cityscapes")
+    with pytest.raises(ValueError, match="were given 40: choose a multiple of 32"):
+        GSS(**{**SMALL, "fused_channels": 40})
+    with pytest.raises(ValueError, match="majority-3 are 3 pixels wide, no whole part of token_st"):
+        GSS(**SMALL, tokenizer="majority-3")
+    with pytest.raises(ValueError, match="token_stride is 8 and the stages of resnet18 lead to 4"):
+        GSS(
+            **{**SMALL, "encoder": "resnet18"}, token_stride=8, network_options={"encoder_depth": 4}
+        )
+
+
+def test_auxiliary_scores_lie_where_the_tokens_do():
+    """Four stages of which the finest is at half the resolution: both maps are brought to a quarter."""
+    model = GSS(
+        **{**SMALL, "encoder": "resnet18", "depth": 0}, network_options={"encoder_depth": 4}
+    )
+    image = torch.zeros(1, 3, 64, 96)
+    image[..., 64:] = 1
+    features, auxiliary = model.eval().extract(image)
+    assert features.shape[-2:] == auxiliary.shape[-2:] == (16, 24)
+    for maps in (features, auxiliary):  # the edge is at two thirds of the width in both
+        change = maps.diff(dim=3).abs().sum((0, 1, 2))
+        assert 14 <= change.argmax() <= 17

@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp, softmax
+from scipy.stats import entropy
+from sklearn.covariance import EmpiricalCovariance
+
+from lightning_genseg.metrics.anomaly import score_histogram
+from lightning_genseg.uncertainty.conformal import (
+    conformal_image_threshold,
+    conformal_pixel_threshold,
+    image_quantile,
+)
+from lightning_genseg.uncertainty.scores import (
+    AnomalyScores,
+    Mahalanobis,
+    StandardizedMaxLogit,
+    logit_score,
+)
+
+
+def test_scores_of_logits_agree_with_scipy():
+    logits = 5 * torch.randn(2, 4, 3, 5)
+    z = logits.double().numpy()
+    expected = {
+        "msp": 1 - softmax(z, 1).max(1),
+        "entropy": entropy(softmax(z, 1), axis=1),
+        "max_logit": -z.max(1),
+        "energy": -logsumexp(z, 1),
+    }
+    for name, value in expected.items():
+        score = logit_score(name, logits)
+        assert score.shape == (2, 1, 3, 5)
+        np.testing.assert_allclose(score[:, 0], value, rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_confident_pixels_are_still_told_apart():
+    logits = torch.tensor([[20.0, 0.0], [25.0, 0.0]]).view(2, 2, 1, 1)
+    unsure, sure = logit_score("msp", logits.bfloat16()).flatten()
+    assert 0 < sure < unsure < 1e-8
+
+
+def test_sml_standardises_by_the_predicted_class():
+    logits = torch.randn(3, 4, 6, 7) + torch.tensor([0.0, 0.5, 1.0, -30.0]).view(4, 1, 1)
+    score = StandardizedMaxLogit()
+    for part in logits.split(1):
+        score.observe(part)
+    score.finish()
+    rows = logits.movedim(1, -1).reshape(-1, 4).numpy()
+    largest, predicted = rows.max(1), rows.argmax(1)
+    expected = np.empty(len(rows))
+    for c in range(3):
+        mine = largest[predicted == c]
+        expected[predicted == c] = -(mine - mine.mean()) / mine.std()
+    got = score(logits).movedim(1, -1).flatten().numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    # The class that was never predicted has the statistics of all.
+    assert score.average[3] == pytest.approx(largest.mean(), rel=1e-5)
+
+
+def test_mahalanobis_agrees_with_scikit_learn():
+    labels = torch.randint(3, (2, 8, 9))
+    labels[0, 0] = 255
+    centres = torch.randn(3, 6)
+    scales = torch.tensor([1.0, 0.1, 2.0, 1.0, 0.0, 3.0])  # one feature is constant within classes
+    features = (centres[labels % 3] + scales * torch.randn(2, 8, 9, 6)).movedim(-1, 1)
+    score = Mahalanobis()
+    for x, y in zip(features.split(1), labels.split(1), strict=True):
+        score.observe(x, y, 4)  # class 3 never occurs
+    score.finish()
+    x, y = features.movedim(1, -1)[labels < 3].double().numpy(), labels[labels < 3].numpy()
+    keep = [0, 1, 2, 3, 5]
+    means = np.stack([x[y == c].mean(0) for c in range(3)])
+    covariance = EmpiricalCovariance(assume_centered=True).fit((x - means[y])[:, keep])
+    distances = [covariance.mahalanobis((x - m)[:, keep]) for m in means]
+    got = score(features)[:, 0][labels < 3]
+    # The constant feature differs between classes, so that the own class is the nearest.
+    expected = np.stack(distances, 1)[np.arange(len(y)), y]
+    np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-2)
+    assert score.means.shape == (3, 6)
+
+
+def test_mahalanobis_far_from_the_origin():
+    labels = torch.randint(3, (1, 20, 20))
+    features = torch.randn(3, 5)[labels].movedim(-1, 1) + torch.randn(1, 5, 20, 20)
+    distances = []
+    for shift in (0, 1000):
+        score = Mahalanobis()
+        score.observe(features + shift, labels, 3)
+        score.finish()
+        distances.append(score(features + shift))
+    torch.testing.assert_close(distances[1], distances[0], rtol=1e-2, atol=1e-2)
+
+
+def test_what_is_not_fitted_or_not_there_says_what_to_do():
+    scores, outputs = AnomalyScores(), {"logits": torch.randn(1, 3, 4, 4)}
+    with pytest.raises(ValueError, match="run `genseg calibrate"):
+        scores("sml", outputs)
+    with pytest.raises(ValueError, match="no class densities: choose one of msp, entropy"):
+        scores("density", outputs)
+    with pytest.raises(ValueError, match="no training pixel"):
+        scores.sml.finish()
+    with pytest.raises(ValueError, match="no labelled training pixel"):
+        scores.mahalanobis.finish()
+
+
+def test_the_fitted_state_travels():
+    scores, outputs = AnomalyScores(), {"logits": torch.randn(1, 3, 4, 4)}
+    outputs["features"] = torch.randn(1, 5, 4, 4)
+    assert scores.fitted_state() == {}
+    scores.sml.observe(outputs["logits"])
+    scores.sml.finish()
+    scores.mahalanobis.observe(outputs["features"], torch.randint(3, (1, 4, 4)), 3)
+    scores.mahalanobis.finish()
+    scores.thresholds["msp"] = conformal_image_threshold([0.1] * 20, 0.05, 0.1)
+    other = AnomalyScores()
+    other.load_fitted_state(scores.fitted_state())
+    for name in ("sml", "mahalanobis"):
+        torch.testing.assert_close(other(name, outputs), scores(name, outputs))
+    assert other.thresholds == scores.thresholds
+    assert not other.state_dict()  # a checkpoint's weights stay those of the network
+
+
+def test_the_pixel_threshold_keeps_its_promise():
+    kept = []
+    for _ in range(100):
+        held_out, fresh = torch.randn(99), torch.randn(1000)
+        threshold = conformal_pixel_threshold(score_histogram(held_out), 0.1)
+        kept.append((fresh > threshold.value).float().mean())
+    # Over draws of the held-out pixels the mean rate is at most 0.1, and not far below.
+    assert 0.085 < torch.stack(kept).mean() < 0.11
+
+
+def test_the_image_threshold_keeps_its_promise_although_pixels_depend_on_each_other():
+    def images(count):  # each has its own shift: pixels of an image are far from exchangeable
+        return torch.randn(count, 1) + 0.3 * torch.randn(count, 500)
+
+    broken_image, broken_pixel = [], []
+    for _ in range(50):
+        held_out, fresh = images(39), images(50)
+        of_images = conformal_image_threshold(
+            [image_quantile(image, 0.05) for image in held_out], 0.05, 0.1
+        )
+        of_pixels = conformal_pixel_threshold(score_histogram(held_out), 0.05)
+        for broken, threshold in ((broken_image, of_images), (broken_pixel, of_pixels)):
+            share = (fresh > threshold.value).float().mean(1)
+            broken.append((share > 0.05).float().mean())
+    assert 0.05 < torch.stack(broken_image).mean() < 0.12  # at most a risk of 0.1, not much less
+    assert torch.stack(broken_pixel).mean() > 0.12  # which the pixel threshold never promised
+
+
+def test_image_quantile_lets_no_more_pass():
+    scores = torch.randn(20, 30)
+    for rate in (0.01, 0.05, 0.5):
+        assert (scores > image_quantile(scores, rate)).float().mean() <= rate
+    assert image_quantile(torch.ones(1), 0.05) == 1
+
+
+def test_too_few_and_wrong_shares_are_refused():
+    with pytest.raises(ValueError, match=r"8 held-out images are too few .* use at least 9"):
+        conformal_image_threshold([0.0] * 8, 0.05, 0.1)
+    assert conformal_image_threshold([0.0] * 9, 0.05, 0.1).samples == 9
+    with pytest.raises(ValueError, match="known pixels are too few"):
+        conformal_pixel_threshold(score_histogram(torch.rand(5)), 0.01)
+    with pytest.raises(ValueError, match="false_positive_rate is 1"):
+        conformal_pixel_threshold(score_histogram(torch.rand(5)), 1)
+    with pytest.raises(ValueError, match="risk is 0"):
+        conformal_image_threshold([0.0] * 9, 0.05, 0)
