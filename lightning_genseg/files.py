@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
+from lightning_genseg.errors import GenSegError
+
 
 def make_folder(path: Path, argument: str) -> None:
     """Make a folder and those above it; ValueError, naming the argument it comes from, if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise GenSegError(
             f"{argument} '{path}' cannot be made ({error.strerror}): choose another folder."
         ) from error
 

@@ -2,5 +2,6 @@
 
 import os
 
-# Kernels of notebooks that are tested side by side would wait for each other's threads, and run past their time.
+# Kernels of notebooks that are tested side by side would wait for each other's threads, and run
+# past their time.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,7 +1,8 @@
 """Tiny generated copies of public data sets in their official folder layouts, for tests without a download.
 
-Every function fills `root` and returns the folder that the data set's `root` argument asks for. Scenes are made of a
-few coloured regions, one colour per class, so that a small network learns them; `size` is (height, width).
+Every function fills `root` and returns the folder that the data set's `root` argument asks for.
+Scenes are made of a few coloured regions, one colour per class, so that a small network learns
+them; `size` is (height, width).
 """
 
 import json
@@ -88,8 +89,8 @@ def make_coco_stuff_10k(
 ) -> Path:
     """COCO-Stuff 10k v1.1: images, annotations (.mat with S, 0 = unlabelled, 1 to 182), imageLists.
 
-    With `mat=False` the masks are what mmsegmentation's converter makes of them: in train2014 and test2014, beside
-    copies of the images, `_labelTrainIds.png` of 1 to 171, 0 = unlabelled.
+    With `mat=False` the masks are what mmsegmentation's converter makes of them: in train2014 and
+    test2014, beside copies of the images, `_labelTrainIds.png` of 1 to 171, 0 = unlabelled.
     """
     rng = np.random.default_rng(seed)
     ids = [1, 3, 13, 17, 92, 106, 124, 149, 169, 182, 0]
@@ -140,7 +141,8 @@ def make_voc(
 ) -> Path:
     """VOCdevkit/VOC2012 with palette masks (255 = boundary); `augmented` adds SegmentationClassAug and trainaug.txt.
 
-    Also points and scribbles on training images, as GatedCRFLoss publishes them; the first image has no background point.
+    Also points and scribbles on training images, as GatedCRFLoss publishes them; the first image
+    has no background point.
     """
     rng = np.random.default_rng(seed)
     root = root / "VOCdevkit" / "VOC2012"
@@ -207,8 +209,8 @@ def make_coco(
 ) -> Path:
     """COCO 2014 for few-shot segmentation: in each split `images` per fold that hold its twenty classes.
 
-    The masks are 0 to 80 as PNG files; with `instances` polygons in instances_{train,val}2014.json instead, and the
-    masks that they mean in `expected`.
+    The masks are 0 to 80 as PNG files; with `instances` polygons in instances_{train,val}2014.json
+    instead, and the masks that they mean in `expected`.
     """
     rng = np.random.default_rng(seed)
     categories = [number for number in range(1, 91) if number not in UNUSED_COCO_IDS]
@@ -224,7 +226,8 @@ def make_coco(
             height, width = ids.shape
             entry = {"id": number, "file_name": f"{stem}.jpg", "height": height, "width": width}
             content["images"].append(entry)
-            # A part of another class under every tile must be painted over, a group must be left out.
+            # A part of another class under every tile must be painted over, a group must be left
+            # out.
             content["annotations"] += [
                 instance(number, categories[0], (0, 0, width, height), iscrowd=1),
                 *(

@@ -1,11 +1,11 @@
 """Memory and error of the anomaly metrics on as many pixels as Fishyscapes Lost & Found's test set has.
 
-    python experiments/benchmarks/anomaly_metrics.py            # 275 images of 1024 x 2048, some minutes
-    python experiments/benchmarks/anomaly_metrics.py --images 5
+    python experiments/benchmarks/anomaly_metrics.py            # 275 images of 1024 x 2048, some
+    minutes python experiments/benchmarks/anomaly_metrics.py --images 5
 
-Scores are drawn as GMMSeg's and softmax's lie: log-densities around -80 nats and 1 - p close to 0; 0.3 % of
-the pixels are anomalous. The exact values are scikit-learn's, on the first images only (`--exact`), since it
-sorts every pixel and holds several copies.
+Scores are drawn as GMMSeg's and softmax's lie: log-densities around -80 nats and 1 - p close to 0;
+0.3 % of the pixels are anomalous. The exact values are scikit-learn's, on the first images only
+(`--exact`), since it sorts every pixel and holds several copies.
 """
 
 import argparse

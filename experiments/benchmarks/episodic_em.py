@@ -3,11 +3,12 @@
     python experiments/benchmarks/episodic_em.py          # a minute or two on two cores
     python experiments/benchmarks/episodic_em.py --quick  # small sizes, seconds
 
-Eight episodes, foreground and background, M = 3 components in D = 256 dimensions, the pixels of one support and
-one query. Ours fits the sixteen mixtures in one pass (`fit_episodes`, float32); scikit-learn's `GaussianMixture`
-fits them one after the other, from where ours starts, for the same ten iterations. It has no prior and
-no common unit of the channels, so that the comparison of what is reached runs ours without them as well (kappa and
-floor next to nothing); the time is that of the method as it is used, and of the same without a prior.
+Eight episodes, foreground and background, M = 3 components in D = 256 dimensions, the pixels of one
+support and one query. Ours fits the sixteen mixtures in one pass (`fit_episodes`, float32);
+scikit-learn's `GaussianMixture` fits them one after the other, from where ours starts, for the same
+ten iterations. It has no prior and no common unit of the channels, so that the comparison of what
+is reached runs ours without them as well (kappa and floor next to nothing); the time is that of the
+method as it is used, and of the same without a prior.
 """
 
 import argparse

@@ -4,17 +4,17 @@
     python experiments/benchmarks/gmm_head.py --stride 4 # with the losses at the size of the image
     python experiments/benchmarks/gmm_head.py --quick    # small sizes, under a minute
 
-A training step is forward, losses, backward, memory and EM (no optimiser); an inference pass ends at the
-logits of the feature map. All heads get the same features and masks, in one process; times are medians.
-By default the mask has the size of the feature map. In training it is four times as large (`--stride 4`),
-and most of the step is then what every head has: the cross-entropy of logits enlarged to it. `PlainHead`
-is the reference: the same mathematics as published code does it, with a tensor of pixels x components x
-dimensions through `torch.distributions`, Python loops over classes and components, and a queue of features
-that every EM step goes through as a whole.
+A training step is forward, losses, backward, memory and EM (no optimiser); an inference pass ends
+at the logits of the feature map. All heads get the same features and masks, in one process; times
+are medians. By default the mask has the size of the feature map. In training it is four times as
+large (`--stride 4`), and most of the step is then what every head has: the cross-entropy of logits
+enlarged to it. `PlainHead` is the reference: the same mathematics as published code does it, with a
+tensor of pixels x components x dimensions through `torch.distributions`, Python loops over classes
+and components, and a queue of features that every EM step goes through as a whole.
 
-Peak memory on the CPU is the rise of the resident set during one pass, in a process of its own that has
-already imported everything, made the inputs and run a small pass; on CUDA it is the allocator's. What is
-held between steps (weights, queue) is not in it.
+Peak memory on the CPU is the rise of the resident set during one pass, in a process of its own that
+has already imported everything, made the inputs and run a small pass; on CUDA it is the
+allocator's. What is held between steps (weights, queue) is not in it.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/inference.py
 
-The two models take turns on the same image, so that whatever else the machine does falls on both; the
-ratio is that of the medians. Weights are random, which changes no time. Paper: 5.6 % (ResNet-101
-DeepLabV3+, one RTX 3090, batch 1).
+The two models take turns on the same image, so that whatever else the machine does falls on both;
+the ratio is that of the medians. Weights are random, which changes no time. Paper: 5.6 %
+(ResNet-101 DeepLabV3+, one RTX 3090, batch 1).
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """Images a second that the loaders give on two cores, and where the time goes.
 
-Each pipeline reads files of its data set's real size and format and cuts the paper's crop: CamVid's real frames
-(`--camvid`), for the others generated street scenes in a temporary folder. `before` is how it was done until
-commit 3b4c60d: images copied twice more on reading, labels looked up in numpy, the whole image zoomed and then
-cropped, labels counted in numpy. Both are measured in turns, in processor time.
+Each pipeline reads files of its data set's real size and format and cuts the paper's crop: CamVid's
+real frames (`--camvid`), for the others generated street scenes in a temporary folder. `before` is
+how it was done until commit 3b4c60d: images copied twice more on reading, labels looked up in
+numpy, the whole image zoomed and then cropped, labels counted in numpy. Both are measured in turns,
+in processor time.
 
     python experiments/benchmarks/loaders.py --camvid path/to/camvid
 """
@@ -114,7 +115,8 @@ def stages(dataset: SegmentationDataset, cut: list[Any], batch: int, seed: int) 
 def throughput(dataset: SegmentationDataset) -> float:
     """Images a second of two cores that do nothing else, with two workers and batches of eight.
 
-    From the processor time of all processes, kernel included, so that other programs disturb it little.
+    From the processor time of all processes, kernel included, so that other programs disturb it
+    little.
     """
     loader = TrainLoader(
         dataset,

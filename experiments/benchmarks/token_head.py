@@ -3,10 +3,11 @@
     python experiments/benchmarks/token_head.py                        # the CPU, a map of 64 x 64
     python experiments/benchmarks/token_head.py --size 128 --device cuda
 
-A training step is forward, loss and backward of the head alone, on features of 512 channels at stride 4: 2 048
-channels before 8 192 tokens as in GSS' code, with the logits all at once or 2^26, 2^24 and 2^22 at a time; for softmax
-a 1x1 convolution and the cross-entropy of logits at the size of the image. Every case has a process of its own; peak
-memory is the rise above what was there before the step, on the CPU of the resident set.
+A training step is forward, loss and backward of the head alone, on features of 512 channels at
+stride 4: 2 048 channels before 8 192 tokens as in GSS' code, with the logits all at once or 2^26,
+2^24 and 2^22 at a time; for softmax a 1x1 convolution and the cross-entropy of logits at the size
+of the image. Every case has a process of its own; peak memory is the rise above what was there
+before the step, on the CPU of the resident set.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python experiments/msrc/wrong_support.py runs/msrc/cgmgm/fold0
 
-The run's own data paths are used. Prints the mIoU over the classes of both, scored at the size of the network's input:
-of the final answer, of the decoder's own before the base learner takes part, and of the guidance alone.
+The run's own data paths are used. Prints the mIoU over the classes of both, scored at the size of
+the network's input: of the final answer, of the decoder's own before the base learner takes part,
+and of the guidance alone.
 """
 
 import argparse

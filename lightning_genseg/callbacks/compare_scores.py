@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.metrics.anomaly import AnomalyMetrics
@@ -16,9 +17,9 @@ from lightning_genseg.ops.views import infer, softmax
 class CompareScores(Callback):
     """Measure every anomaly score of the module in one test run, not only the one it is set to.
 
-    Leaves ``anomaly_scores.json`` in the run's folder: by name of the score ``AUROC``, ``AP``, ``FPR95``.
-    Scores that would have to be fitted first (`genseg calibrate`) are left out. Takes a second pass over
-    each image and 64 MB per score. The data need anomaly labels.
+    Leaves ``anomaly_scores.json`` in the run's folder: by name of the score ``AUROC``, ``AP``,
+    ``FPR95``. Scores that would have to be fitted first (`genseg calibrate`) are left out. Takes a
+    second pass over each image and 64 MB per score. The data need anomaly labels.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class CompareScores(Callback):
         """Count the pixels of a batch; ValueError if it has no anomaly labels."""
         assert isinstance(pl_module, SegmentationModule)
         if "anomaly" not in batch:
-            raise ValueError(
+            raise GenSegError(
                 "CompareScores needs anomaly labels, which these data do not have: name "
                 "unknown_classes, use data with anomaly masks, or take the callback away."
             )

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_genseg.callbacks.pictures import classes_of, spread_samples, to_array, to_picture
 from lightning_genseg.data.transforms.pipeline import shorter_side
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.agmm.module import AGMM
 from lightning_genseg.methods.base import SegmentationModule
@@ -30,22 +31,22 @@ from lightning_genseg.plots.pictures import (
 class LabelSpreading(Callback):
     """Draw how the sparse labels of a few training images spread, at every validation.
 
-    Leaves ``label_spreading/step_<step>.png`` in the run's folder. A row is a training image, whole and
-    without augmentation: the image; its labels, enlarged; of an `AGMM` the Gaussian map, in the colour of
-    the highest class and as bright as that is high; and the prediction. The images are spread evenly over
-    the training set and always the same.
+    Leaves ``label_spreading/step_<step>.png`` in the run's folder. A row is a training image, whole
+    and without augmentation: the image; its labels, enlarged; of an `AGMM` the Gaussian map, in the
+    colour of the highest class and as bright as that is high; and the prediction. The images are
+    spread evenly over the training set and always the same.
 
     Args:
         num_images: rows.
 
     Raises:
-        ValueError: if `num_images` is not positive; at the start, if the data have no sparse labels or the module
-            is no `SegmentationModule`.
+        ValueError: if `num_images` is not positive; at the start, if the data have no sparse labels
+            or the module is no `SegmentationModule`.
     """
 
     def __init__(self, num_images: int = 4) -> None:
         if num_images < 1:
-            raise ValueError(f"num_images is {num_images} but must be 1 or more.")
+            raise GenSegError(f"num_images is {num_images} but must be 1 or more.")
         self.num_images = num_images
         self._batches: list[dict[str, Any]] = []
 
@@ -53,14 +54,15 @@ class LabelSpreading(Callback):
         """Read the images."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if getattr(data, "sparse", None) is None:
-            raise ValueError(
-                "LabelSpreading draws sparse labels and the data have none: set data.sparse, or take "
-                "the callback away."
+            raise GenSegError(
+                "LabelSpreading draws sparse labels and the data have none: set data.sparse, or "
+                "take the callback away."
             )
         if not isinstance(pl_module, SegmentationModule):
-            raise ValueError(
-                f"LabelSpreading draws what a SegmentationModule predicts and {type(pl_module).__name__} is none: derive "
-                "it from that, or take the callback away."
+            raise GenSegError(
+                "LabelSpreading draws what a SegmentationModule predicts and "
+                f"{type(pl_module).__name__} is none: derive it from that, or take the callback "
+                "away."
             )
         if not trainer.is_global_zero:
             return

@@ -9,6 +9,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_genseg.callbacks.pictures import classes_of, spread_samples, to_array, to_picture
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.gss.module import GSS
 from lightning_genseg.ops.resize import resize_labels, resize_maps
@@ -19,10 +20,11 @@ from lightning_genseg.plots.pictures import Palette, Picture, colorize, encode, 
 class MaskigePictures(Callback):
     """Draw the maskiges of a few validation images, at every validation of a fit.
 
-    Leaves ``maskiges/step_<step>.png`` in the run's folder. A row is an image; its mask; its maskige, as large as the
-    tokenizer sees it; what the tokenizer makes of that; the maskige that is predicted, of the whole image at once, also
-    where `inference` has a window, and at the first of its scales; and the prediction. The images are spread evenly
-    over the validation set and always the same.
+    Leaves ``maskiges/step_<step>.png`` in the run's folder. A row is an image; its mask; its
+    maskige, as large as the tokenizer sees it; what the tokenizer makes of that; the maskige that
+    is predicted, of the whole image at once, also where `inference` has a window, and at the first
+    of its scales; and the prediction. The images are spread evenly over the validation set and
+    always the same.
 
     Args:
         num_images: rows.
@@ -33,16 +35,16 @@ class MaskigePictures(Callback):
 
     def __init__(self, num_images: int = 4) -> None:
         if num_images < 1:
-            raise ValueError(f"num_images is {num_images} but must be 1 or more.")
+            raise GenSegError(f"num_images is {num_images} but must be 1 or more.")
         self.num_images = num_images
         self._batches: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the images."""
         if not isinstance(pl_module, GSS):
-            raise ValueError(
-                f"MaskigePictures draws what a GSS predicts and {type(pl_module).__name__} is none: take the callback "
-                "away."
+            raise GenSegError(
+                f"MaskigePictures draws what a GSS predicts and {type(pl_module).__name__} is "
+                "none: take the callback away."
             )
         if not trainer.is_global_zero:
             return

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_genseg.callbacks.pictures import classes_of, threshold_of, to_array, to_picture
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 from lightning_genseg.plots.pictures import (
     ANOMALY_PALETTE,
@@ -36,13 +37,13 @@ class PredictionWriter(Callback):
     Below the output folder, for the image ``<name>``:
     ``masks/<name>.png`` (8-bit class indices), ``overlays/<name>.jpg`` (class colours over the
     image) and, where the module gives it, ``anomaly/<name>.png`` (heat map, each image from its own
-    1st to its 99th percentile, both written down). A calibrated module (`genseg calibrate`) also gives
-    ``anomaly_masks/<name>.png`` (8-bit palette: 1 anomalous, 0 known), outlined in the overlay. Then one
-    line of JSON is added to ``predictions.jsonl``: ``name``, ``image`` and ``checkpoint`` (absolute
-    paths), ``mask``, ``overlay``, ``anomaly``, ``anomaly_mask`` (paths below the folder, or null),
-    ``anomaly_range``, ``anomaly_threshold``, ``anomalous`` (share of the pixels), ``classes`` (share of
-    the pixels of each class that occurs), ``support`` (digest of the examples of a few-shot method, or null) and
-    ``seconds``.
+    1st to its 99th percentile, both written down). A calibrated module (`genseg calibrate`) also
+    gives ``anomaly_masks/<name>.png`` (8-bit palette: 1 anomalous, 0 known), outlined in the
+    overlay. Then one line of JSON is added to ``predictions.jsonl``: ``name``, ``image`` and
+    ``checkpoint`` (absolute paths), ``mask``, ``overlay``, ``anomaly``, ``anomaly_mask`` (paths
+    below the folder, or null), ``anomaly_range``, ``anomaly_threshold``, ``anomalous`` (share of
+    the pixels), ``classes`` (share of the pixels of each class that occurs), ``support`` (digest of
+    the examples of a few-shot method, or null) and ``seconds``.
 
     Every file appears complete or not at all, and its line only after it: an interrupted run leaves
     no half file, and goes on with `resume`. Of several processes each writes its own
@@ -51,7 +52,8 @@ class PredictionWriter(Callback):
     Args:
         output_dir: folder to write to; default: ``predictions`` in the run's folder.
         overlays: whether to write overlays.
-        anomaly_scores: whether to write the anomaly scores as well, ``anomaly/<name>.npy``, float32.
+        anomaly_scores: whether to write the anomaly scores as well, ``anomaly/<name>.npy``,
+            float32.
         resume: leave out the images that `output_dir` already lists.
         overwrite: remove what `output_dir` lists and start anew.
         alpha: opacity of the colours in overlays.
@@ -72,13 +74,13 @@ class PredictionWriter(Callback):
         alpha: float = 0.5,
     ) -> None:
         if resume and overwrite:
-            raise ValueError("resume and overwrite exclude each other: set one of them.")
+            raise GenSegError("resume and overwrite exclude each other: set one of them.")
         if resume and output_dir is None:
-            raise ValueError(
+            raise GenSegError(
                 "resume needs output_dir: name the folder with the earlier predictions."
             )
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha} but must be from 0 (image) to 1 (colours).")
+            raise GenSegError(f"alpha is {alpha} but must be from 0 (image) to 1 (colours).")
         self.output_dir = output_dir
         self.overlays = overlays
         self.anomaly_scores = anomaly_scores
@@ -105,7 +107,7 @@ class PredictionWriter(Callback):
         self._checkpoints, self._thresholds = set(), set()
         manifests = sorted(folder.glob("predictions*.jsonl"))
         if manifests and not self.resume and not self.overwrite:
-            raise ValueError(
+            raise GenSegError(
                 f"{folder} already holds predictions: set --predictions.resume true to go on, "
                 "--predictions.overwrite true to start anew, or another --predictions.output_dir."
             )
@@ -129,7 +131,7 @@ class PredictionWriter(Callback):
         """Refuse to mix the predictions of two checkpoints or thresholds; `setup` does not know them yet."""
         others = self._checkpoints - {_checkpoint(trainer)}
         if others:
-            raise ValueError(
+            raise GenSegError(
                 f"{self._folder} holds predictions of the checkpoint {others.pop()}, not of "
                 f"{_checkpoint(trainer)}: use that checkpoint, or another output_dir."
             )
@@ -138,9 +140,10 @@ class PredictionWriter(Callback):
         mine = (score, None if threshold is None else threshold.value)
         if self._thresholds - {mine}:
             theirs = (self._thresholds - {mine}).pop()
-            raise ValueError(
-                f"{self._folder} holds predictions with the anomaly score {theirs[0]} and threshold {theirs[1]}, "
-                f"and this model has {mine[0]} and {mine[1]}: use these, or another output_dir."
+            raise GenSegError(
+                f"{self._folder} holds predictions with the anomaly score {theirs[0]} and "
+                f"threshold {theirs[1]}, and this model has {mine[0]} and {mine[1]}: use these, or "
+                "another output_dir."
             )
 
     def on_predict_batch_start(
@@ -212,7 +215,7 @@ class PredictionWriter(Callback):
     def _leave_out(self, trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> None:
         dataset = getattr(trainer.datamodule, "predict_dataset", None)  # type: ignore[attr-defined]
         if dataset is None:
-            raise ValueError(
+            raise GenSegError(
                 "resume needs a datamodule whose predict_dataset can skip images: "
                 "pass datamodule= to Trainer.predict, or leave resume out."
             )
@@ -222,14 +225,14 @@ class PredictionWriter(Callback):
             self._checkpoints.add(line["checkpoint"])
             self._thresholds.add((line.get("anomaly_score"), line.get("anomaly_threshold")))
             if line.get("support") != _support(trainer):
-                raise ValueError(
-                    f"{self._folder} holds predictions by another support (or size of it): use that one, or another "
-                    "output_dir."
+                raise GenSegError(
+                    f"{self._folder} holds predictions by another support (or size of it): use "
+                    "that one, or another output_dir."
                 )
             if line["image"] != paths.get(line["name"], line["image"]):
-                raise ValueError(
-                    f"{self._folder} holds a prediction named {line['name']} of {line['image']}, not of "
-                    f"{paths[line['name']]}: give these images another output_dir."
+                raise GenSegError(
+                    f"{self._folder} holds a prediction named {line['name']} of {line['image']}, "
+                    f"not of {paths[line['name']]}: give these images another output_dir."
                 )
             if all((self._folder / path).is_file() for path in _files(line)):
                 done.add(line["name"])
@@ -246,7 +249,7 @@ class PredictionWriter(Callback):
         palette: Sequence[tuple[int, int, int]],
     ) -> dict[str, Any]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(
+            raise GenSegError(
                 f"the image name '{name}' leads out of the output folder: let the data set give "
                 "names relative to its own folder."
             )
@@ -305,8 +308,9 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(
-                f"line {number} of {path} is not JSON: remove the line, and its image is predicted again."
+            raise GenSegError(
+                f"line {number} of {path} is not JSON: remove the line, and its image is predicted "
+                "again."
             ) from error
     return lines
 

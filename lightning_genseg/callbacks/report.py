@@ -17,6 +17,7 @@ from PIL import Image
 
 from lightning_genseg import __version__
 from lightning_genseg.callbacks.pictures import classes_of, threshold_of, to_array, to_picture
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.fewshot.base import EPISODE_MAPS
@@ -46,13 +47,14 @@ class Report(Callback):
     ``test_mIoU`` is ``mIoU`` here, ``test_IoU_road`` is ``road`` under ``IoU``; NaN is written as
     null. The pictures (image, labels, prediction and, where they are, anomaly labels, anomaly score
     and the anomaly mask of a calibrated module) are spread evenly over the data set and show the
-    first image of a batch. Of few-shot episodes they show the first support with its object outlined, and from a
-    method that has them the similarity by which it starts, the initial mask, the refined one and the posterior.
+    first image of a batch. Of few-shot episodes they show the first support with its object
+    outlined, and from a method that has them the similarity by which it starts, the initial mask,
+    the refined one and the posterior.
 
-    Test also leaves ``reliability.png`` and, if the data have anomaly labels and the module an anomaly
-    score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score and, of a
-    calibrated module, its ``threshold`` with what was promised of it and the shares of the known and the
-    anomalous test pixels above it.
+    Test also leaves ``reliability.png`` and, if the data have anomaly labels and the module an
+    anomaly score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score
+    and, of a calibrated module, its ``threshold`` with what was promised of it and the shares of
+    the known and the anomalous test pixels above it.
 
     Args:
         num_pictures: rows of the picture grid; 0 for none.
@@ -63,7 +65,7 @@ class Report(Callback):
 
     def __init__(self, num_pictures: int = 6) -> None:
         if num_pictures < 0:
-            raise ValueError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
+            raise GenSegError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
         self.num_pictures = num_pictures
         self._images = 0
         self._wanted: set[int] = set()
@@ -216,9 +218,9 @@ def draw_samples(
 
     Args:
         samples: ``image`` H x W x 3 uint8, ``label`` and ``prediction`` H x W (255 = ignored),
-            ``support`` H x W x 3 uint8 and, H x W each in [0, 1], ``initial``, ``coarse``, ``refined``, ``posterior``, and
-            H x W each ``anomaly_label`` (1, 0, 255), ``anomaly`` (scores, drawn in one range for all
-            rows) and ``anomaly_mask`` (1, 0).
+            ``support`` H x W x 3 uint8 and, H x W each in [0, 1], ``initial``, ``coarse``,
+            ``refined``, ``posterior``, and H x W each ``anomaly_label`` (1, 0, 255), ``anomaly``
+            (scores, drawn in one range for all rows) and ``anomaly_mask`` (1, 0).
         class_names: C names for the legend, which shows only classes that occur.
         palette: C colours.
     """

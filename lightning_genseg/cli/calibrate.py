@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.data.datamodule import SegmentationDataModule
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.metrics.anomaly import score_histogram
@@ -56,14 +57,15 @@ class GenSegTrainer(Trainer):
     ) -> None:
         """Fit what anomaly scores need: statistics on the training set, thresholds on the validation set.
 
-        See `lightning_genseg.calibrate.calibrate` for what is promised. One process; `limit_train_batches` and
-        `limit_val_batches` hold.
+        See `lightning_genseg.calibrate.calibrate` for what is promised. One process;
+        `limit_train_batches` and `limit_val_batches` hold.
 
         Args:
             model: the model to calibrate.
             datamodule: its data.
             ckpt_path: checkpoint of the trained model.
-            output: checkpoint to write; default: `<ckpt_path>` with `-calibrated` before its suffix.
+            output: checkpoint to write; default: `<ckpt_path>` with `-calibrated` before its
+                suffix.
             false_positive_rate: promised share of known pixels above the threshold, in (0, 1).
             level: `pixel`, or `image` (the share within an image, with probability 1 - `risk`).
             risk: in (0, 1); only for `image`.
@@ -74,11 +76,12 @@ class GenSegTrainer(Trainer):
         stem = ckpt_path.stem.removesuffix("-calibrated")
         target = output or ckpt_path.with_name(f"{stem}-calibrated{ckpt_path.suffix}")
         if target.is_dir():
-            raise ValueError(f"output '{target}' is a folder: give the path of a new .ckpt file.")
+            raise GenSegError(f"output '{target}' is a folder: give the path of a new .ckpt file.")
         checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
         if "state_dict" not in checkpoint:
-            raise ValueError(
-                f"{ckpt_path} is not a Lightning checkpoint: give a .ckpt file that `genseg fit` has written."
+            raise GenSegError(
+                f"{ckpt_path} is not a Lightning checkpoint: give a .ckpt file that `genseg fit` "
+                "has written."
             )
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
@@ -109,10 +112,11 @@ def calibrate(
 ) -> dict[str, Threshold]:
     """Fit `sml` and `mahalanobis` on training data, and a threshold for every score on held-out data.
 
-    The model then predicts with `anomaly_mask`. The threshold is a split-conformal quantile of the scores
-    of known pixels: `level="pixel"` promises that a new known pixel exceeds it with at most
-    `false_positive_rate`; `level="image"` that in a new image, with probability 1 - `risk`, at most that
-    share of the known pixels does, which holds although the pixels of an image depend on each other.
+    The model then predicts with `anomaly_mask`. The threshold is a split-conformal quantile of the
+    scores of known pixels: `level="pixel"` promises that a new known pixel exceeds it with at most
+    `false_positive_rate`; `level="image"` that in a new image, with probability 1 - `risk`, at most
+    that share of the known pixels does, which holds although the pixels of an image depend on each
+    other.
 
     Args:
         model: trained; its `inference` is used as for prediction.
@@ -132,7 +136,7 @@ def calibrate(
     check_share("false_positive_rate", false_positive_rate)
     check_share("risk", risk)
     if level not in get_args(Level):
-        raise ValueError(f"level is {level!r} but must be one of {', '.join(get_args(Level))}.")
+        raise GenSegError(f"level is {level!r} but must be one of {', '.join(get_args(Level))}.")
     if level == "image" and isinstance(held_out, DataLoader):  # not after two passes over the data
         count = len(held_out.dataset)  # type: ignore[arg-type]
         conformal_rank(count, risk, "risk", "held-out images")
@@ -211,7 +215,7 @@ def _thresholds(
                 else:
                     histograms[name] = histograms.get(name, 0) + score_histogram(scores)
     if not histograms and not any(quantiles.values()):
-        raise ValueError(
+        raise GenSegError(
             "no labelled pixel in the held-out data: there is nothing to calibrate on."
         )
     return {

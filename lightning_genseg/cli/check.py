@@ -20,6 +20,7 @@ from lightning_genseg.data.mixed.datamodule import CrossDomainDataModule
 from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.sparse.labels import Raster
 from lightning_genseg.data.transforms.pipeline import single_thread
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import make_folder, replace_file
 from lightning_genseg.plots.pictures import (
     Picture,
@@ -39,29 +40,34 @@ def check_data(
 ) -> dict[str, Any]:
     """Read every image and mask of all splits; go on past whatever is missing or broken.
 
-    Writes `data_check.json`, which is what is returned, and `data_check.png`: images, labels, and both. The counts go
-    into the class index of `data.cache_dir`.
+    Writes `data_check.json`, which is what is returned, and `data_check.png`: images, labels, and
+    both. The counts go into the class index of `data.cache_dir`.
 
     Args:
-        data: what to check; of episodes, base classes and another domain's test set, the dense data that they are
-            made of.
+        data: what to check; of episodes, base classes and another domain's test set, the dense data
+            that they are made of.
         output_dir: folder to write to.
         num_pictures: images shown of each split.
 
     Returns:
-        `splits`: by name `images`, `sizes` (height x width: count), `ignored` (share of the pixels) and `classes`: by
-        name `pixels`, `share` of the labelled pixels and `images` that hold the class; where there are anomalies
-        `anomalies`: `share` of the evaluated pixels, `images` that hold some and `not_evaluated` (share of the pixels);
-        where the labels are sparse `sparse`: `labelled` and `unlabelled` (shares of the pixels, `ignored` is the rest),
-        `marks` (points or scribbles, null for areas) and `empty` (images without any label); or `same_as` another split.
-        `shared`: for two splits the number of images in both. `problems`: `splits`, `name`, `file` (both null where a
+        `splits`: by name `images`, `sizes` (height x width: count), `ignored` (share of the pixels)
+            and `classes`: by
+        name `pixels`, `share` of the labelled pixels and `images` that hold the class; where there
+        are anomalies
+        `anomalies`: `share` of the evaluated pixels, `images` that hold some and `not_evaluated`
+            (share of the pixels);
+        where the labels are sparse `sparse`: `labelled` and `unlabelled` (shares of the pixels,
+        `ignored` is the rest), `marks` (points or scribbles, null for areas) and `empty` (images
+        without any label); or `same_as` another split.
+        `shared`: for two splits the number of images in both. `problems`: `splits`, `name`, `file`
+            (both null where a
         split as a whole is wrong) and `problem`, a sentence.
 
     Raises:
         ValueError: `num_pictures` is negative, or the folder cannot be written.
     """
     if num_pictures < 0:
-        raise ValueError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
+        raise GenSegError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
     make_folder(output_dir, "output_dir")
     if isinstance(data, EpisodesDataModule | BaseClassesDataModule | CrossDomainDataModule):
         data = data.data
@@ -78,7 +84,8 @@ def check_data(
     captions: list[str] = []
     shown: set[int] = set()
     files: dict[str, list[Path]] = {}
-    # In the pictures: what the labels of classes do not say, where there are anomalies or few labels.
+    # In the pictures: what the labels of classes do not say, where there are anomalies or few
+    # labels.
     anomalous, known, blank = range(data.num_classes, data.num_classes + 3)
     names = [
         *data.class_names,
@@ -169,20 +176,22 @@ def summary(report: dict[str, Any]) -> str:
         more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
         ignored = "" if split in without else f", {found['ignored']:.1%} of the pixels ignored"
         lines.append(
-            f"{split:6}{found['images']:7} images, {', '.join(sizes[:3]) or 'none readable'}{more}{ignored}"
+            f"{split:6}{found['images']:7} images, "
+            f"{', '.join(sizes[:3]) or 'none readable'}{more}{ignored}"
         )
         if "sparse" in found:
             sparse = found["sparse"]
             count = found["images"] - sparse["empty"]
             marks = "" if sparse["marks"] is None else f", {sparse['marks']} points or scribbles"
             lines.append(
-                f"{'':6}sparse labels: {sparse['labelled']:.3%} of the pixels in {count} images{marks}; "
-                f"{sparse['empty']} images without any"
+                f"{'':6}sparse labels: {sparse['labelled']:.3%} of the pixels in {count} "
+                f"images{marks}; {sparse['empty']} images without any"
             )
         if "anomalies" in found:
             strange = found["anomalies"]
             lines.append(
-                f"{'':6}anomalies in {strange['images']} images, {strange['share']:.2%} of the pixels that are evaluated"
+                f"{'':6}anomalies in {strange['images']} images, {strange['share']:.2%} of the "
+                "pixels that are evaluated"
             )
     lines += [
         f"WARNING: {count} images are in {names}" for names, count in report["shared"].items()
@@ -296,9 +305,9 @@ def read_labels(
 
 def _examine(dataset: Any, split: str, num_workers: int) -> list[_Found]:
     if not hasattr(dataset, "read_pixels"):
-        raise ValueError(
-            f"{type(dataset).__name__} has no read_pixels(index) and read_mask_labels(index), by which data are checked: "
-            "derive it from SegmentationDataset, or add these methods."
+        raise GenSegError(
+            f"{type(dataset).__name__} has no read_pixels(index) and read_mask_labels(index), by "
+            "which data are checked: derive it from SegmentationDataset, or add these methods."
         )
     loader: DataLoader[_Found] = DataLoader(
         _Samples(dataset, split),

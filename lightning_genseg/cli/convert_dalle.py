@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError, MissingFileError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 
@@ -34,22 +35,23 @@ def convert(encoder: Path, decoder: Path, output: Path) -> str:
         ValueError: `output` has another suffix, or a file is no pickled module of the dVAE.
     """
     if output.suffix != ".safetensors":
-        raise ValueError(f"output '{output}' must end in .safetensors.")
+        raise GenSegError(f"output '{output}' must end in .safetensors.")
     state: dict[str, Tensor] = {}
     for name, path in (("encoder", encoder), ("decoder", decoder)):
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{name} '{path}' does not exist: give the {name}.pkl of OpenAI."
             )
         try:
             module = torch.load(path, map_location="cpu", weights_only=False)
         except ModuleNotFoundError as error:
-            raise ValueError(
+            raise GenSegError(
                 f"{name} '{path}' needs the package {error.name}: install DALL-E and attrs."
             ) from error
         if not isinstance(module, nn.Module):
-            raise ValueError(
-                f"{name} '{path}' is no pickled module: it may be plain tensors already, which need no conversion."
+            raise GenSegError(
+                f"{name} '{path}' is no pickled module: it may be plain tensors already, which "
+                "need no conversion."
             )
         for key, tensor in module.state_dict().items():
             state[f"{name}.{key}"] = tensor.float().contiguous()
@@ -81,7 +83,8 @@ def main(args: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(
-        f"{options.output} is written (fingerprint {fingerprint}): --model.tokenizer {options.output}"
+        f"{options.output} is written (fingerprint {fingerprint}): --model.tokenizer "
+        f"{options.output}"
     )
 
 

@@ -17,7 +17,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-# Imported as packages: this is what makes their classes known by their short names.
 from lightning_genseg import __version__, data, methods
 from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report
@@ -28,7 +27,11 @@ from lightning_genseg.cli.reconstruct import reconstruct_data
 from lightning_genseg.cli.reconstruct import summary as reconstruct_summary
 from lightning_genseg.data.sparse.labels import SparseLabels
 
-# What a configuration file may hold beside `data`; `genseg check` and `reconstruct` have no use for it.
+# Imported as packages: this is what makes their classes known by their short names.
+from lightning_genseg.errors import GenSegError
+
+# What a configuration file may hold beside `data`; `genseg check` and `reconstruct` have no use for
+# it.
 _OF_OTHER_COMMANDS = (
     "seed_everything",
     "trainer",
@@ -49,8 +52,8 @@ _DESCRIPTIONS = {
     "check": "Read every file of the data: counts, class frequencies, missing and broken files, a picture. Takes the "
     "configuration files of the other commands.",
     "reconstruct": "Draw all masks of a split as maskiges, tokenize and decode them: what GSS with this tokenizer and "
-    "these colours can reach at best, before it is trained. Takes the configuration files of the other commands, and from "
-    "their model tokenizer and colours.",
+    "these colours can reach at best, before it is trained. Takes the configuration files of the "
+    "other commands, and from their model tokenizer and colours.",
 }
 
 
@@ -102,7 +105,7 @@ class GenSegCLI(LightningCLI):
         """Random weights would look like a result."""
         trained = getattr(self.model, "needs_training", True)
         if trained and not self.config[self.subcommand].get("ckpt_path"):
-            raise ValueError(
+            raise GenSegError(
                 f"genseg {self.subcommand} needs the trained model: give its checkpoint "
                 "with --ckpt_path."
             )
@@ -127,7 +130,7 @@ class GenSegCLI(LightningCLI):
             checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
             saved = dict(checkpoint.get("hyper_parameters", {}))
         except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-            raise ValueError(
+            raise GenSegError(
                 f"{path} is not a checkpoint that can be loaded safely: give a .ckpt file that "
                 "`genseg fit` or a Trainer has written."
             ) from error
@@ -211,7 +214,8 @@ def main(args: list[str] | None = None) -> None:
             parser_kwargs={
                 "prog": "genseg",
                 "description": "Generative semantic segmentation: train, test and predict; "
-                "`genseg check` looks at the data first, `genseg reconstruct` at a tokenizer of GSS.",
+                "`genseg check` looks at the data first, `genseg reconstruct` at a tokenizer of "
+                "GSS.",
                 "version": __version__,
             },
             args=args,
@@ -230,7 +234,7 @@ def _check(args: list[str]) -> None:
     report, folder = _of_data(args, "check", check_data)
     print(f"{check_summary(report)}\n\nthe report is in {folder}")
     if report["problems"]:
-        raise ValueError(
+        raise GenSegError(
             f"{len(report['problems'])} problems with the data, all listed in "
             f"{folder / 'data_check.json'}."
         )
@@ -244,8 +248,9 @@ def _of_data(
 ) -> tuple[dict[str, Any], Path]:
     """Call a function of data with what the command line says: its report, and the folder that it is in.
 
-    Lightning's sub-commands would build a Trainer and a model. What a configuration file says of the model's
-    `defaults_from_model` holds for the function's arguments of these names, unless they are given.
+    Lightning's sub-commands would build a Trainer and a model. What a configuration file says of
+    the model's `defaults_from_model` holds for the function's arguments of these names, unless they
+    are given.
     """
     parser = LightningArgumentParser(
         prog=f"genseg {command}",
@@ -262,9 +267,9 @@ def _of_data(
     if defaults_from_model:
         wrong = next((word for word in args if word.startswith("--model.")), None)
         if wrong is not None:
-            raise ValueError(
-                f"genseg {command} builds no model: leave {wrong.split('=')[0]} out; what it needs of one are "
-                f"{', '.join(f'--{key}' for key in defaults_from_model)}."
+            raise GenSegError(
+                f"genseg {command} builds no model: leave {wrong.split('=')[0]} out; what it needs "
+                f"of one are {', '.join(f'--{key}' for key in defaults_from_model)}."
             )
     config = parser.parse_args(args)
     if defaults_from_model:

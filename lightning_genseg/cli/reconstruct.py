@@ -17,6 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.episodes.datamodule import BaseClassesDataModule, EpisodesDataModule
 from lightning_genseg.data.mixed.datamodule import CrossDomainDataModule
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import make_folder, replace_file
 from lightning_genseg.methods.gss.colors import Colors, class_colors
 from lightning_genseg.methods.gss.maskige import LeastSquares, Maskige, NearestColor
@@ -45,8 +46,9 @@ def reconstruct_data(
 ) -> dict[str, Any]:
     """Mask to maskige to tokens and back, for all masks of a split.
 
-    Writes `reconstruct.json`, which is what is returned, and `reconstruct.png`: masks, maskiges, their reconstructions and
-    the masks decoded from these. GSS' own evaluation (Table 1) is at scale 1; stage two draws masks at f / 4.
+    Writes `reconstruct.json`, which is what is returned, and `reconstruct.png`: masks, maskiges,
+    their reconstructions and the masks decoded from these. GSS' own evaluation (Table 1) is at
+    scale 1; stage two draws masks at f / 4.
 
     Args:
         data: whose masks.
@@ -60,24 +62,30 @@ def reconstruct_data(
         num_pictures: masks drawn, at the first scale.
 
     Returns:
-        `scales`: by scale `mIoU`, `pixel_accuracy`, `IoU` by class (null where a class does not occur), `majority` with
-        the mIoU and pixel accuracy of `CellMajority` with the same cells, in which ignored pixels have no vote, and
-        `tokens`: of the cells with a labelled pixel, how many tokens are `used`, their `perplexity` and `entropy`, and
-        the `conditional_entropy` given the commonest class of the cell, in bits: what an image has to tell beside the
-        class. Also what was measured: `data`, `split`, `images`, `tokenizer`, `fingerprint`, `codebook_size`, `downsample`, `colors` and `inverse`.
+        `scales`: by scale `mIoU`, `pixel_accuracy`, `IoU` by class (null where a class does not
+            occur), `majority` with
+        the mIoU and pixel accuracy of `CellMajority` with the same cells, in which ignored pixels
+        have no vote, and
+        `tokens`: of the cells with a labelled pixel, how many tokens are `used`, their `perplexity`
+            and `entropy`, and
+        the `conditional_entropy` given the commonest class of the cell, in bits: what an image has
+        to tell beside the class. Also what was measured: `data`, `split`, `images`, `tokenizer`,
+        `fingerprint`, `codebook_size`, `downsample`, `colors` and `inverse`.
 
     Raises:
-        ValueError: a wrong argument, a tokenizer that does not fit, or a split without a labelled pixel.
+        ValueError: a wrong argument, a tokenizer that does not fit, or a split without a labelled
+            pixel.
         FileNotFoundError: there is no such tokenizer.
     """
     if num_pictures < 0:
-        raise ValueError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
+        raise GenSegError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
     if isinstance(data, EpisodesDataModule | BaseClassesDataModule):
         data = data.data
     if isinstance(data, CrossDomainDataModule):
-        raise ValueError(
-            "reconstruct draws masks in the colours of the universal classes and those of CrossDomainDataModule have "
-            "others: give MixedDataModule, or the datamodule of the test set itself."
+        raise GenSegError(
+            "reconstruct draws masks in the colours of the universal classes and those of "
+            "CrossDomainDataModule have others: give MixedDataModule, or the datamodule of the "
+            "test set itself."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     table = class_colors(colors, data.num_classes, color_seed)
@@ -85,7 +93,7 @@ def reconstruct_data(
     model = make_tokenizer(tokenizer, maskige.colors[:-1].cpu()).to(device)
     chosen = list(dict.fromkeys(scales or [1.0, model.downsample / _STRIDE]))
     if min(chosen) <= 0:
-        raise ValueError(f"scales is {chosen} but must be positive.")
+        raise GenSegError(f"scales is {chosen} but must be positive.")
     back = (NearestColor if inverse == "nearest" else LeastSquares)(maskige.colors[:-1])
     measured = [_Scale(scale, model, maskige, data.num_classes) for scale in chosen]
     make_folder(output_dir, "output_dir")  # before the long part
@@ -152,8 +160,8 @@ def summary(report: dict[str, Any]) -> str:
 
     f = report["downsample"]
     lines = [
-        f"{report['tokenizer']} ({report['codebook_size']} tokens of {f} x {f} pixels) on {report['images']} masks "
-        f"of {report['data']}, {report['split']}",
+        f"{report['tokenizer']} ({report['codebook_size']} tokens of {f} x {f} pixels) on "
+        f"{report['images']} masks of {report['data']}, {report['split']}",
         "",
         f"{'scale':{width}}" + "".join(f"{scale:>12}" for scale in scales),
         line("mIoU", each("mIoU"), ".2%"),
@@ -197,7 +205,7 @@ class _Scale:
 
     def compute(self, class_names: list[str]) -> dict[str, Any]:
         if not self.counts.any():
-            raise ValueError("the split has no labelled pixel: choose another.")
+            raise GenSegError("the split has no labelled pixel: choose another.")
         values, baseline = self.scores.compute(), self.baseline.compute()
         iou = values["IoU"].tolist()
         return {

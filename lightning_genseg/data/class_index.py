@@ -19,6 +19,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lightning_genseg.data.dataset import SegmentationDataset, from_worker
 from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.transforms.pipeline import single_thread
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 
 Counts = NDArray[np.int64]
@@ -48,9 +49,10 @@ def class_index(
 ) -> Counts:
     """Count the pixels of each class in each image; pixels of 255 are not counted, of sparse labels those drawn.
 
-    For a `SegmentationDataset`, also with sparse labels, the counts are kept in one file of `cache_dir`, found again by the names of the samples
-    and the table of labels, wherever the data lie; an image is counted again when its mask has another size or time of
-    change. What an interrupted call has counted is kept as well. Two processes that count at once do not disturb
+    For a `SegmentationDataset`, also with sparse labels, the counts are kept in one file of
+    `cache_dir`, found again by the names of the samples and the table of labels, wherever the data
+    lie; an image is counted again when its mask has another size or time of change. What an
+    interrupted call has counted is kept as well. Two processes that count at once do not disturb
     each other. Scenes that are drawn on the fly are counted at every call.
 
     Args:
@@ -134,7 +136,8 @@ class _Masks(Dataset[Counts]):
 class Cache:
     """The file with the counts of one data set; without one for data that are no files.
 
-    It holds `counts` N x C and `stamps` N x 2: size and time of change of each mask when it was counted, -1 before.
+    It holds `counts` N x C and `stamps` N x 2: size and time of change of each mask when it was
+    counted, -1 before.
     """
 
     def __init__(self, dataset: Labelled, folder: Path | None) -> None:
@@ -167,7 +170,7 @@ class Cache:
             with self.path.open("rb") as content, np.load(content) as file:
                 counts, stamps = file["counts"], file["stamps"]
             if (counts.shape, counts.dtype) != (self.shape, np.int64):
-                raise ValueError(f"counts of shape {counts.shape}")
+                raise GenSegError(f"counts of shape {counts.shape}")
             done = (stamps == self.stamps).all(1)
         except _UNREADABLE as error:
             warnings.warn(
@@ -187,8 +190,9 @@ class Cache:
             replace_file(self.path, buffer.getvalue())
         except OSError as error:
             warnings.warn(
-                f"the class index cannot be kept in '{self.path.parent}' ({error.strerror}) and is built again at every "
-                "start: set cache_dir (--data.cache_dir) to a folder that you may write to.",
+                f"the class index cannot be kept in '{self.path.parent}' ({error.strerror}) and is "
+                "built again at every start: set cache_dir (--data.cache_dir) to a folder that you "
+                "may write to.",
                 stacklevel=3,
             )
             self.path = None

@@ -36,6 +36,7 @@ from lightning_genseg.data.transforms.pipeline import (
     default_train_transform,
     single_thread,
 )
+from lightning_genseg.errors import GenSegError
 
 Split = Literal["train", "val", "test"]
 
@@ -43,30 +44,37 @@ Split = Literal["train", "val", "test"]
 class SegmentationDataModule(LightningDataModule, ABC):
     """Datamodule of images with masks; a subclass says in `make_dataset` what a split consists of.
 
-    `num_classes`, `ignore_index` (255), `class_names` and `palette` are there at once, `train_dataset`, `val_dataset`,
-    `test_dataset` and `predict_dataset` after `setup`. A batch is a dict: `image` float32 Bx3xHxW in [0, 1],
-    `mask` int64 BxHxW (not when predicting), `name` list of str, and where the data have unknown objects `anomaly`
-    int64 BxHxW: 1 anomalous, 0 known, 255 not evaluated; `mask` is 255 where it is 1. With `sparse` a training batch
-    also has `unlabelled` and `image_classes`, see `datasets.SparseDataset`. Works without a Trainer.
+    `num_classes`, `ignore_index` (255), `class_names` and `palette` are there at once,
+    `train_dataset`, `val_dataset`, `test_dataset` and `predict_dataset` after `setup`. A batch is a
+    dict: `image` float32 Bx3xHxW in [0, 1], `mask` int64 BxHxW (not when predicting), `name` list
+        of str, and where the data have unknown objects `anomaly`
+    int64 BxHxW: 1 anomalous, 0 known, 255 not evaluated; `mask` is 255 where it is 1. With `sparse`
+    a training batch also has `unlabelled` and `image_classes`, see `datasets.SparseDataset`. Works
+    without a Trainer.
 
     Args:
         class_names: one per class.
         palette: one RGB colour per class; default: PASCAL VOC's.
-        unknown_classes: classes to leave out: 255 in `mask` and 1 in `anomaly`, in all splits. The others keep their
-            order and are numbered anew; `class_names`, `palette` and `num_classes` are theirs.
+        unknown_classes: classes to leave out: 255 in `mask` and 1 in `anomaly`, in all splits. The
+            others keep their order and are numbered anew; `class_names`, `palette` and
+            `num_classes` are theirs.
         batch_size: of training, per process.
         eval_batch_size: of validation, test and prediction; more than 1 needs images of one size.
         num_workers: processes that load data.
         crop_size: (height, width) of training images; not used when `train_transform` is given.
-        class_balanced: draw a class uniformly among those that occur, then an image that holds it, instead of every
-            image once an epoch; needs the `class_index` of the training set, built at the first use.
-        sparse: label only these few pixels of the training images (`Points`, `Scribbles`, `Blocks`, `PointFiles`,
-            `ScribbleFiles`, `SparseMasks`); validation and test keep their masks.
+        class_balanced: draw a class uniformly among those that occur, then an image that holds it,
+            instead of every image once an epoch; needs the `class_index` of the training set, built
+            at the first use.
+        sparse: label only these few pixels of the training images (`Points`, `Scribbles`, `Blocks`,
+            `PointFiles`, `ScribbleFiles`, `SparseMasks`); validation and test keep their masks.
         train_transform: albumentations transforms; default: `default_train_transform(crop_size)`.
-        eval_transform: likewise for validation, test and prediction; default: none, every image at its own size.
-        seed: of order and augmentation, which depend on it, the epoch and the sample, not on `num_workers`.
+        eval_transform: likewise for validation, test and prediction; default: none, every image at
+            its own size.
+        seed: of order and augmentation, which depend on it, the epoch and the sample, not on
+            `num_workers`.
         predict_root: folder of images (searched recursively), or one image, for prediction.
-        cache_dir: folder that keeps class indices; default: `lightning_genseg` in $XDG_CACHE_HOME or ~/.cache.
+        cache_dir: folder that keeps class indices; default: `lightning_genseg` in $XDG_CACHE_HOME
+            or ~/.cache.
 
     Raises:
         ValueError: a wrong argument.
@@ -100,7 +108,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
             ("seed", seed, 0),
         ):
             if value < least:
-                raise ValueError(f"{name} is {value} but must be at least {least}.")
+                raise GenSegError(f"{name} is {value} but must be at least {least}.")
         colors = check_palette(palette, len(class_names))
         self.unknown_classes = list(unknown_classes or ())
         known = known_classes(class_names, self.unknown_classes)
@@ -138,9 +146,9 @@ class SegmentationDataModule(LightningDataModule, ABC):
         ValueError if there is no such split.
         """
         if split not in self.splits:
-            raise ValueError(
-                f"{type(self).__name__} has no {split} split, only {', '.join(self.splits)}: train and validate on data with "
-                "the same classes."
+            raise GenSegError(
+                f"{type(self).__name__} has no {split} split, only {', '.join(self.splits)}: train "
+                "and validate on data with the same classes."
             )
         sparse = self.sparse_labels(split)
         missing: MissingFiles | None = None
@@ -150,8 +158,9 @@ class SegmentationDataModule(LightningDataModule, ABC):
             missing, dataset = error, error.dataset
         if self.unknown_classes:
             if not isinstance(dataset, SegmentationDataset):
-                raise ValueError(
-                    f"{type(dataset).__name__} cannot leave out unknown_classes: derive it from SegmentationDataset."
+                raise GenSegError(
+                    f"{type(dataset).__name__} cannot leave out unknown_classes: derive it from "
+                    "SegmentationDataset."
                 )
             dataset.hold_out(self.unknown_classes)
         if sparse is not None:
@@ -190,15 +199,16 @@ class SegmentationDataModule(LightningDataModule, ABC):
         if absent:
             shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
             rank_zero_warn(
-                f"{len(absent)} classes are labelled in no training image and cannot be learned ({shown}): label them, or "
-                "leave them out."
+                f"{len(absent)} classes are labelled in no training image and cannot be learned "
+                f"({shown}): label them, or leave them out."
             )
 
     def make_predict_dataset(self) -> ImageFolder:
         """Build the images under `predict_root`; ValueError if it is not set."""
         if self.predict_root is None:
-            raise ValueError(
-                "there is nothing to predict: set predict_root (--data.predict_root) to a folder of images."
+            raise GenSegError(
+                "there is nothing to predict: set predict_root (--data.predict_root) to a folder "
+                "of images."
             )
         return ImageFolder(self.predict_root, self.eval_transform)
 
@@ -209,9 +219,9 @@ class SegmentationDataModule(LightningDataModule, ABC):
         assert self.train_dataset is not None
         sampler = self.train_sampler()
         if len(sampler) < self.batch_size:
-            raise ValueError(
-                f"the training set has {sampler.size} images, fewer than one batch of {self.batch_size} for "
-                f"each of {sampler.num_replicas} processes: lower batch_size."
+            raise GenSegError(
+                f"the training set has {sampler.size} images, fewer than one batch of "
+                f"{self.batch_size} for each of {sampler.num_replicas} processes: lower batch_size."
             )
         return TrainLoader(
             dataset=self.train_dataset,
@@ -270,8 +280,9 @@ class SegmentationDataModule(LightningDataModule, ABC):
             images = on_first_process(build)
             absent = [self.class_names[c] for c, held in enumerate(images) if not held.size]
             if len(absent) == len(images):
-                raise ValueError(
-                    "class_balanced finds no labelled pixel in the training set: check the masks and the table of labels."
+                raise GenSegError(
+                    "class_balanced finds no labelled pixel in the training set: check the masks "
+                    "and the table of labels."
                 )
             if absent:
                 shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else ".")
@@ -298,9 +309,10 @@ class SegmentationDataModule(LightningDataModule, ABC):
 
 def _labelled(dataset: object) -> Labelled:
     if not hasattr(dataset, "read_mask_labels"):
-        raise ValueError(
-            f"{type(dataset).__name__} has no read_mask_labels(index), by which classes are counted: derive it from "
-            "SegmentationDataset, or add that method, or set class_balanced to false."
+        raise GenSegError(
+            f"{type(dataset).__name__} has no read_mask_labels(index), by which classes are "
+            "counted: derive it from SegmentationDataset, or add that method, or set "
+            "class_balanced to false."
         )
     labelled: Labelled = dataset  # type: ignore[assignment]
     return labelled

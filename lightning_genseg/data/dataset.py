@@ -27,6 +27,7 @@ from lightning_genseg.data.transforms.pipeline import (
     apply_all,
     compose,
 )
+from lightning_genseg.errors import GenSegError, MissingFileError
 
 
 class Sample(NamedTuple):
@@ -38,12 +39,13 @@ class Sample(NamedTuple):
     anomaly: Path | None = None
 
 
-class MissingFiles(ValueError):
+class MissingFiles(GenSegError):
     """Files that a data set consists of do not exist; raise it at the end of its constructor.
 
     Args:
         message: one sentence.
-        dataset: complete, the missing files in its `samples` as well, so that `genseg check` can read all the others.
+        dataset: complete, the missing files in its `samples` as well, so that `genseg check` can
+            read all the others.
     """
 
     def __init__(self, message: str, dataset: Any) -> None:
@@ -54,23 +56,24 @@ class MissingFiles(ValueError):
 class SegmentationDataset(Dataset[dict[str, Any]]):
     """Images with masks; a sample is `image` float32 3xHxW in [0, 1], `mask` int64 HxW (255 = ignore), `name`.
 
-    An index is an int, or a pair (int, seed): the seed decides the augmentation, so that it does not depend on the
-    worker that happens to read the sample.
+    An index is an int, or a pair (int, seed): the seed decides the augmentation, so that it does
+    not depend on the worker that happens to read the sample.
 
-    With `anomaly_ids`, or after `hold_out`, a sample also has `anomaly` int64 HxW: 1 anomalous, 0 known, 255 not
-    evaluated. `mask` is 255 where it is 1.
+    With `anomaly_ids`, or after `hold_out`, a sample also has `anomaly` int64 HxW: 1 anomalous, 0
+    known, 255 not evaluated. `mask` is 255 where it is 1.
 
     Args:
         samples: where the files lie.
         class_names: one per class, at most 255.
         palette: one RGB colour per class; default: the colours of PASCAL VOC.
-        ids: value in the mask files -> class (or 255); None: the files hold classes. 255 always means ignore.
+        ids: value in the mask files -> class (or 255); None: the files hold classes. 255 always
+            means ignore.
         transform: albumentations transforms.
         anomaly_ids: value in the anomaly files, or without these in the mask files -> 1, 0 or 255.
 
     Raises:
-        ValueError: no sample, wrong lengths or a wrong table; on reading: an unreadable file, sizes that differ, a
-            label that is not in the table.
+        ValueError: no sample, wrong lengths or a wrong table; on reading: an unreadable file, sizes
+            that differ, a label that is not in the table.
         FileNotFoundError: on reading: a file does not exist.
     """
 
@@ -84,7 +87,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         anomaly_ids: Mapping[int, int] | None = None,
     ) -> None:
         if not samples:
-            raise ValueError("the data set has no samples: give it at least one image.")
+            raise GenSegError("the data set has no samples: give it at least one image.")
         self.samples = list(samples)
         self.class_names = list(class_names)
         # Before `hold_out`: names, and what has become of the classes.
@@ -128,8 +131,9 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         ValueError if a name is no class, none remains, or the data have anomalies already.
         """
         if self._anomaly_table is not None:
-            raise ValueError(
-                f"{type(self).__name__} has anomalies already: leave unknown_classes out, or call hold_out once."
+            raise GenSegError(
+                f"{type(self).__name__} has anomalies already: leave unknown_classes out, or call "
+                "hold_out once."
             )
         known = known_classes(self.class_names, unknown)
         classes, anomalies = np.full((2, _UNKNOWN + 1), IGNORE, np.uint16)
@@ -162,9 +166,10 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             read_mask(sample.anomaly), self._anomaly_table, sample.anomaly, _ANOMALY
         )
         if anomaly.shape != labels.shape:
-            raise ValueError(
-                f"anomaly mask '{sample.anomaly}' is {anomaly.shape[0]}x{anomaly.shape[1]} but mask '{sample.mask}' is "
-                f"{labels.shape[0]}x{labels.shape[1]} (height x width): give both the size of the image."
+            raise GenSegError(
+                f"anomaly mask '{sample.anomaly}' is {anomaly.shape[0]}x{anomaly.shape[1]} but "
+                f"mask '{sample.mask}' is {labels.shape[0]}x{labels.shape[1]} (height x width): "
+                "give both the size of the image."
             )
         return np.where(anomaly == 1, np.uint8(IGNORE), labels), anomaly
 
@@ -176,7 +181,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 class ImageFolder(Dataset[dict[str, Any]]):
     """Images to predict: every image under a folder, or one file; a sample is `image`, `name`, `path` (str).
 
-    `name` is the path relative to `root` without its suffix; where two files share it (a.jpg, a.png) the suffix
+    `name` is the path relative to `root` without its suffix; where two files share it (a.jpg,
+    a.png) the suffix
     stays: `a_jpg`, `a_png`.
 
     Args:
@@ -213,7 +219,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
 def check_sizes(image: Sequence[int], mask: Sequence[int], sample: Sample) -> None:
     """Compare the shapes HxWx3 and HxW; ValueError naming both files if they differ."""
     if image[0] != mask[0] or image[1] != mask[1]:
-        raise ValueError(
+        raise GenSegError(
             f"mask '{sample.mask}' is {mask[0]}x{mask[1]} but image '{sample.image}' is "
             f"{image[0]}x{image[1]} (height x width, after EXIF rotation): give both the same size."
         )
@@ -227,7 +233,7 @@ def find_images(root: Path) -> list[Path]:
         ValueError: no image in it.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"folder '{root}' does not exist: check the path.")
+        raise MissingFileError(f"folder '{root}' does not exist: check the path.")
     suffixes = readable_suffixes()
     paths = sorted(
         path
@@ -237,8 +243,9 @@ def find_images(root: Path) -> list[Path]:
         and path.is_file()
     )
     if not paths:
-        raise ValueError(
-            f"no image in folder '{root}': put images (png, jpg, tif ...) there or give another folder."
+        raise GenSegError(
+            f"no image in folder '{root}': put images (png, jpg, tif ...) there or give another "
+            "folder."
         )
     return paths
 
@@ -246,7 +253,8 @@ def find_images(root: Path) -> list[Path]:
 @cache
 def readable_suffixes() -> set[str]:
     """Lower-case suffixes (with dot) of the image formats that PIL reads."""
-    # PIL also registers documents and films (.pdf, .mpg, .hdf ...), some of which it can only write or not decode.
+    # PIL also registers documents and films (.pdf, .mpg, .hdf ...), some of which it can only write
+    # or not decode.
     return {
         suffix
         for suffix, kind in Image.registered_extensions().items()
@@ -283,8 +291,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ValueError(
-            f"image '{path}' has 32-bit pixels, whose range is not known: save it with 8 bits a channel."
+        raise GenSegError(
+            f"image '{path}' has 32-bit pixels, whose range is not known: save it with 8 bits a "
+            "channel."
         )
     if "transparency" in image.info:
         image = image.convert("RGBA")
@@ -300,9 +309,9 @@ def read_mask(path: Path) -> NDArray[np.integer[Any]]:
     """
     mask = _open(path, "mask")
     if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
-        raise ValueError(
-            f"mask '{path}' is a {mask.mode} image but must hold one class number per pixel (grey or palette PNG, "
-            "255 = ignore): convert its colours to class numbers first."
+        raise GenSegError(
+            f"mask '{path}' is a {mask.mode} image but must hold one class number per pixel (grey "
+            "or palette PNG, 255 = ignore): convert its colours to class numbers first."
         )
     array = np.array(mask)
     return array.astype(np.uint8) if array.dtype == bool else array
@@ -310,7 +319,7 @@ def read_mask(path: Path) -> NDArray[np.integer[Any]]:
 
 def _open(path: Path, kind: str) -> Image.Image:
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{kind} '{path}' does not exist: restore it or take it out of the data set."
         )
     try:
@@ -322,8 +331,9 @@ def _open(path: Path, kind: str) -> Image.Image:
     except (
         Exception
     ) as error:  # PIL raises a dozen types on broken files: OSError, SyntaxError, struct.error ...
-        raise ValueError(
-            f"{kind} '{path}' cannot be read ({' '.join(str(error).split())}): replace it or take it out of the data set."
+        raise GenSegError(
+            f"{kind} '{path}' cannot be read ({' '.join(str(error).split())}): replace it or take "
+            "it out of the data set."
         ) from error
 
 

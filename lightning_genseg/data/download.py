@@ -13,6 +13,8 @@ from typing import IO, NamedTuple
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.errors import DownloadError, GenSegError
+
 _CHUNK = 1 << 20  # bytes
 
 
@@ -21,8 +23,8 @@ class Archive(NamedTuple):
 
     Args:
         url: its address.
-        checksum: `md5:` or `sha1:` and the hexadecimal digest; `None` where nobody published one (the length and the
-            archive's own checksums are checked all the same).
+        checksum: `md5:` or `sha1:` and the hexadecimal digest; `None` where nobody published one
+            (the length and the archive's own checksums are checked all the same).
         folders: folder or file in the archive -> where it goes below the root.
     """
 
@@ -34,8 +36,9 @@ class Archive(NamedTuple):
 def fetch(root: Path, archives: Sequence[Archive]) -> None:
     """Download and unpack archives, except those whose folders are all in `root` already.
 
-    An archive that lies in `root` under its own name (because its download took another way) is used instead of the
-    network. A folder appears only when it is complete; archives are removed when they are unpacked.
+    An archive that lies in `root` under its own name (because its download took another way) is
+    used instead of the network. A folder appears only when it is complete; archives are removed
+    when they are unpacked.
 
     Args:
         root: created if needed.
@@ -78,8 +81,9 @@ def _download(archive: Archive, path: Path) -> None:
         _check(part, checksum, f"try again, or put the right file at '{path}' yourself")
         part.rename(path)
     except (OSError, HTTPException) as error:  # urllib's own errors are OSErrors
-        raise ConnectionError(
-            f"'{url}' could not be downloaded ({error}): try again, or put the file at '{path}' yourself."
+        raise DownloadError(
+            f"'{url}' could not be downloaded ({error}): try again, or put the file at '{path}' "
+            "yourself."
         ) from error
     finally:
         part.unlink(missing_ok=True)  # also when the user interrupts
@@ -92,8 +96,9 @@ def _check(path: Path, checksum: str | None, remedy: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, kind).hexdigest()
     if found != expected:
-        raise ValueError(
-            f"'{path.name}' is not the expected file (its {kind} is {found} instead of {expected}): {remedy}."
+        raise GenSegError(
+            f"'{path.name}' is not the expected file (its {kind} is {found} instead of "
+            f"{expected}): {remedy}."
         )
 
 
@@ -116,7 +121,7 @@ def _unpack(path: Path, wanted: Mapping[str, Path]) -> None:
                         bar.update()
         missing = [inside for inside in wanted if inside not in found]
         if missing:
-            raise ValueError(f"it holds no '{missing[0]}'")
+            raise GenSegError(f"it holds no '{missing[0]}'")
         for inside, place in wanted.items():
             place.parent.mkdir(parents=True, exist_ok=True)
             found[inside].rename(place)
@@ -128,8 +133,9 @@ def _unpack(path: Path, wanted: Mapping[str, Path]) -> None:
         zipfile.BadZipFile,
         tarfile.TarError,
     ) as error:
-        raise ValueError(
-            f"'{path}' cannot be unpacked ({error}): make room on the disk, or remove it and download again."
+        raise GenSegError(
+            f"'{path}' cannot be unpacked ({error}): make room on the disk, or remove it and "
+            "download again."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_genseg.errors import GenSegError
+
 IGNORE = 255
 Color = tuple[int, int, int]
 
@@ -17,12 +19,13 @@ def known_classes(class_names: Sequence[str], unknown: Sequence[str]) -> list[in
     wrong = [name for name in unknown if name not in class_names]
     if wrong:
         end = " ..." if len(class_names) > 40 else "."
-        raise ValueError(
-            f"unknown_classes holds '{wrong[0]}', which is no class: choose among {', '.join(class_names[:40])}{end}"
+        raise GenSegError(
+            f"unknown_classes holds '{wrong[0]}', which is no class: choose among "
+            f"{', '.join(class_names[:40])}{end}"
         )
     known = [index for index, name in enumerate(class_names) if name not in unknown]
     if not known:
-        raise ValueError("unknown_classes holds all classes: leave some to be known.")
+        raise GenSegError("unknown_classes holds all classes: leave some to be known.")
     return known
 
 
@@ -43,7 +46,7 @@ def anomaly_table(
         ValueError: keys that no mask can hold, or values other than 1, 0 and 255.
     """
     if not ids or not all(0 <= key <= 2**24 for key in ids) or set(ids.values()) - {0, 1, IGNORE}:
-        raise ValueError(
+        raise GenSegError(
             f"{name} is {dict(ids)} but must lead from values of the masks to {values}."
         )
     table = np.full(max(256, max(ids) + 1), _UNKNOWN, np.uint16)
@@ -56,31 +59,35 @@ def label_table(ids: Mapping[int, int] | None, num_classes: int) -> NDArray[np.u
     """Lookup table raw value -> class, 255 or 'unknown' (256), with at least 256 entries.
 
     Raises:
-        ValueError: the table is empty, has keys that no mask can hold, or leads to something that is not a class.
+        ValueError: the table is empty, has keys that no mask can hold, or leads to something that
+            is not a class.
     """
     if not 0 < num_classes <= IGNORE:
-        raise ValueError(
+        raise GenSegError(
             f"num_classes is {num_classes} but must be 1 to 255, because 255 means ignore."
         )
     pairs = {value: value for value in range(num_classes)} if ids is None else dict(ids)
     if not pairs:
-        raise ValueError(
+        raise GenSegError(
             "ids is empty: list every value that occurs in the masks, or leave ids out."
         )
     if min(pairs) < 0 or max(pairs) > 2**24:
-        raise ValueError(
-            f"ids has the keys {min(pairs)} to {max(pairs)} but masks hold values from 0 to {2**24}."
+        raise GenSegError(
+            f"ids has the keys {min(pairs)} to {max(pairs)} but masks hold values from 0 to "
+            f"{2**24}."
         )
     wrong = sorted(
         value for value in pairs.values() if not (0 <= value < num_classes or value == IGNORE)
     )
     if wrong:
-        raise ValueError(
-            f"ids leads to {wrong[:5]} but there are {num_classes} classes: use 0 to {num_classes - 1}, or 255 for ignore."
+        raise GenSegError(
+            f"ids leads to {wrong[:5]} but there are {num_classes} classes: use 0 to "
+            f"{num_classes - 1}, or 255 for ignore."
         )
     if pairs.get(IGNORE, IGNORE) != IGNORE:
-        raise ValueError(
-            f"ids maps 255 to {pairs[IGNORE]} but 255 always means ignore: renumber that class in the masks."
+        raise GenSegError(
+            f"ids maps 255 to {pairs[IGNORE]} but 255 always means ignore: renumber that class in "
+            "the masks."
         )
     table = np.full(max(256, max(pairs) + 1), _UNKNOWN, np.uint16)
     table[list(pairs)] = list(pairs.values())
@@ -112,16 +119,17 @@ def map_labels(
         values = np.unique(raw[unknown]).tolist()
         shown = ", ".join(map(str, values[:8])) + (" ..." if len(values) > 8 else "")
         if expected is not None:
-            raise ValueError(f"mask '{path}' holds the values {shown}, but {expected}.")
+            raise GenSegError(f"mask '{path}' holds the values {shown}, but {expected}.")
         known = np.flatnonzero(table < IGNORE).tolist()
         listed = (
             f"{known[0]} to {known[-1]}"
             if known and known == list(range(known[0], known[-1] + 1))
             else str(known)
         )
-        raise ValueError(
-            f"mask '{path}' holds the values {shown}, which are no classes (known: {listed}, and 255 for ignore): "
-            "correct num_classes, or list these values in ids (raw value: class, or 255)."
+        raise GenSegError(
+            f"mask '{path}' holds the values {shown}, which are no classes (known: {listed}, and "
+            "255 for ignore): correct num_classes, or list these values in ids (raw value: class, "
+            "or 255)."
         )
     labels: NDArray[np.uint8] = classes.astype(np.uint8)
     return labels
@@ -132,12 +140,13 @@ def check_palette(palette: Sequence[Color] | None, num_classes: int) -> list[Col
     if palette is None:
         return voc_palette(num_classes)
     if len(palette) != num_classes:
-        raise ValueError(
-            f"the palette has {len(palette)} colours but there are {num_classes} classes: give one per class."
+        raise GenSegError(
+            f"the palette has {len(palette)} colours but there are {num_classes} classes: give one "
+            "per class."
         )
     colors = [tuple(color) for color in palette]
     if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in colors):
-        raise ValueError("the palette must hold (red, green, blue) with values from 0 to 255.")
+        raise GenSegError("the palette must hold (red, green, blue) with values from 0 to 255.")
     return [(color[0], color[1], color[2]) for color in colors]
 
 

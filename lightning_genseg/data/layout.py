@@ -14,18 +14,21 @@ from lightning_genseg.data.dataset import (
     read_mask,
     readable_suffixes,
 )
+from lightning_genseg.errors import GenSegError, MissingFileError
 
 
 def check_root(root: Path, needs: Sequence[str], name: str, downloads: bool = False) -> None:
     """Check that `root` directly holds the folders `needs`.
 
     Raises:
-        FileNotFoundError: it does not; the sentence names a folder one or two levels up or down that does.
+        FileNotFoundError: it does not; the sentence names a folder one or two levels up or down
+            that does.
     """
     hint = ", or set download to true" if downloads else ""
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"root '{root}' does not exist: give the folder of {name} that holds {_and(needs)}{hint}."
+        raise MissingFileError(
+            f"root '{root}' does not exist: give the folder of {name} that holds "
+            f"{_and(needs)}{hint}."
         )
     missing = [folder for folder in needs if not (root / folder).is_dir()]
     if not missing:
@@ -38,15 +41,16 @@ def check_root(root: Path, needs: Sequence[str], name: str, downloads: bool = Fa
     ]
     better = next((place for place in nearby if all((place / one).is_dir() for one in needs)), None)
     remedy = f"use '{better}' as root" if better else f"give the folder that holds them{hint}"
-    raise FileNotFoundError(
-        f"root '{root}' of {name} must hold {_and(needs)} but has no {_and(missing)} (found: {_found(root)}): {remedy}."
+    raise MissingFileError(
+        f"root '{root}' of {name} must hold {_and(needs)} but has no {_and(missing)} (found: "
+        f"{_found(root)}): {remedy}."
     )
 
 
 def check_split(folder: Path, split: str, name: str) -> None:
     """Check that a split has its folder; FileNotFoundError naming what is there instead."""
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the {split} split of {name} is missing: '{folder}' does not exist (found beside it: "
             f"{_found(folder.parent)}), unpack it there."
         )
@@ -71,13 +75,14 @@ def read_list(path: Path, name: str) -> list[str]:
         ValueError: it is empty.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"the list '{path}' of {name} does not exist (found beside it: {_found(path.parent)}): put it there."
+        raise MissingFileError(
+            f"the list '{path}' of {name} does not exist (found beside it: {_found(path.parent)}): "
+            "put it there."
         )
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     names = [_stem(line.split()[0]) for line in lines if line.strip()]
     if not names:
-        raise ValueError(f"the list '{path}' of {name} is empty: write one image name per line.")
+        raise GenSegError(f"the list '{path}' of {name} is empty: write one image name per line.")
     return names
 
 
@@ -133,7 +138,7 @@ def check_ids(
         odd = [value for value in values if value in wrong]
         if odd:
             shown = ", ".join(map(str, odd[:5])) + (" ..." if len(odd) > 5 else "")
-            raise ValueError(f"mask '{path}' holds the values {shown}, but {expected}.")
+            raise GenSegError(f"mask '{path}' holds the values {shown}, but {expected}.")
 
 
 def _stem(name: str) -> str:

@@ -15,6 +15,7 @@ from lightning_genseg.data.dataset import (
     Batch,
     from_worker,
 )
+from lightning_genseg.errors import GenSegError
 
 T = TypeVar("T")
 
@@ -22,9 +23,10 @@ T = TypeVar("T")
 class EpochSampler(DistributedSampler[Any]):
     """A permutation per epoch that yields (index, seed) pairs, split by striding over the processes.
 
-    Order and seeds are a function of (`seed`, epoch) that all processes compute alike, so that batch k of W processes
-    together holds the samples of batch k of one process with a W times larger batch. The rest that does not divide
-    evenly is dropped. A `DistributedSampler`, because Lightning replaces any other kind under DDP.
+    Order and seeds are a function of (`seed`, epoch) that all processes compute alike, so that
+    batch k of W processes together holds the samples of batch k of one process with a W times
+    larger batch. The rest that does not divide evenly is dropped. A `DistributedSampler`, because
+    Lightning replaces any other kind under DDP.
 
     Args:
         dataset: a sized data set.
@@ -106,8 +108,9 @@ class CheckedLoader(DataLoader[Batch]):
 class TrainLoader(CheckedLoader):
     """Loader over an `EpochSampler` whose `state_dict` is the position of the next batch.
 
-    After `load_state_dict` the first iteration over the stored epoch goes on with the next batch. Lightning saves and
-    restores this state and sets the epoch; in a plain loop each complete iteration moves on to the next epoch.
+    After `load_state_dict` the first iteration over the stored epoch goes on with the next batch.
+    Lightning saves and restores this state and sets the epoch; in a plain loop each complete
+    iteration moves on to the next epoch.
     """
 
     _batch = 0  # batches of this epoch that were handed out
@@ -150,9 +153,9 @@ class TrainLoader(CheckedLoader):
 def on_first_process(build: Callable[[Callable[[], None]], T], every: float = 5.0) -> T:
     """Let the first process of a process group build something for all; alone it just builds it.
 
-    `build` gets a function to call now and then while it works: through it the others, who wait in a collective
-    operation, hear every `every` seconds that it goes on, so that their timeout says nothing about how long the work
-    may take. What `build` raises is raised in all processes.
+    `build` gets a function to call now and then while it works: through it the others, who wait in
+    a collective operation, hear every `every` seconds that it goes on, so that their timeout says
+    nothing about how long the work may take. What `build` raises is raised in all processes.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return build(lambda: None)
@@ -195,9 +198,10 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
     first = samples[0]
     for sample in samples[1:]:
         if sample["image"].shape != first["image"].shape:
-            raise ValueError(
-                f"images '{first['name']}' {_size(first['image'])} and '{sample['name']}' {_size(sample['image'])} cannot "
-                "share a batch: let the transforms end in a crop or resize of fixed size, or (evaluation) set eval_batch_size=1."
+            raise GenSegError(
+                f"images '{first['name']}' {_size(first['image'])} and '{sample['name']}' "
+                f"{_size(sample['image'])} cannot share a batch: let the transforms end in a crop "
+                "or resize of fixed size, or (evaluation) set eval_batch_size=1."
             )
     batch: Batch = default_collate(samples)
     return batch

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.metrics.anomaly import AnomalyMetrics
 from lightning_genseg.metrics.calibration import CalibrationError
 from lightning_genseg.metrics.segmentation import named_scores, segmentation_metrics
@@ -85,21 +86,21 @@ class SegmentationModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; segmentation needs at least 2.")
+            raise GenSegError(f"num_classes is {num_classes}; segmentation needs at least 2.")
         if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(
+            raise GenSegError(
                 f"class_names has {len(class_names)} entries and num_classes is {num_classes}; "
                 "give one name per class, in the order of the class indices."
             )
         check_options(inference)
         if anomaly_score is not None and anomaly_score not in get_args(AnomalyName):
-            raise ValueError(
+            raise GenSegError(
                 f"anomaly_score is {anomaly_score}; known are {', '.join(get_args(AnomalyName))}."
             )
         if anomaly_score == "density" and self.own_anomaly_score != "density":
-            raise ValueError(
-                f"anomaly_score is density, but {type(self).__name__} has no class densities: choose "
-                "another score, or GMMSeg."
+            raise GenSegError(
+                f"anomaly_score is density, but {type(self).__name__} has no class densities: "
+                "choose another score, or GMMSeg."
             )
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.class_names, self.inference = class_names, inference
@@ -124,8 +125,8 @@ class SegmentationModule(LightningModule, ABC):
         """What the network says of images B x 3 x H x W in [0, 1], at the resolution of its features.
 
         Returns:
-            `logits` B x C x h x w, `features` B x F x h x w that they come from, and, from a generative
-            method, `log_density` B x C x h x w, log p(x|c).
+            `logits` B x C x h x w, `features` B x F x h x w that they come from, and, from a
+            generative method, `log_density` B x C x h x w, log p(x|c).
         """
 
     @abstractmethod
@@ -164,7 +165,8 @@ class SegmentationModule(LightningModule, ABC):
     def score_maps(self, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """`scores` B x C x H x W and the named anomaly scores B x 1 x H x W.
 
-        Scores of logits are taken at the size of the image, those of features before they are enlarged.
+        Scores of logits are taken at the size of the image, those of features before they are
+        enlarged.
         """
         outputs = self.outputs(image)
         outputs["logits"] = self.to_image(outputs["logits"], image)
@@ -233,11 +235,12 @@ class SegmentationModule(LightningModule, ABC):
             image: H x W x 3, uint8 RGB.
 
         Returns:
-            `mask` H x W int64, `scores` C x H x W float32 and, where there is an anomaly score, `anomaly`
-            H x W float32 (higher is stranger) and, after calibration, `anomaly_mask` H x W bool.
+            `mask` H x W int64, `scores` C x H x W float32 and, where there is an anomaly score,
+            `anomaly` H x W float32 (higher is stranger) and, after calibration, `anomaly_mask` H x
+            W bool.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
+            raise GenSegError(
                 "predict_image takes an RGB picture, H x W x 3 of uint8; "
                 f"got {image.shape} of {image.dtype}."
             )
@@ -252,15 +255,16 @@ class SegmentationModule(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Refuse a score that training cannot have, which would fail at validation only, and data with supports."""
         if stage == "fit" and self.anomaly_score in FITTED_SCORES:
-            raise ValueError(
-                f"anomaly_score is {self.anomaly_score}, which is fitted after training: leave it out of "
-                "fit, run `genseg calibrate`, and give it to test and predict."
+            raise GenSegError(
+                f"anomaly_score is {self.anomaly_score}, which is fitted after training: leave it "
+                "out of fit, run `genseg calibrate`, and give it to test and predict."
             )
         data = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "support_root"):
-            raise ValueError(
-                f"{type(self).__name__} makes no use of supports, with which the images of {type(data).__name__} come: take "
-                "a few-shot method such as CGMGM, or other data (for a BaseLearner BaseClassesDataModule)."
+            raise GenSegError(
+                f"{type(self).__name__} makes no use of supports, with which the images of "
+                f"{type(data).__name__} come: take a few-shot method such as CGMGM, or other data "
+                "(for a BaseLearner BaseClassesDataModule)."
             )
         if stage == "test":
             self.set_target_classes(getattr(data, "target_classes", None))
@@ -273,9 +277,9 @@ class SegmentationModule(LightningModule, ABC):
         if target is None and self.target_classes is None:
             return
         if target is not None and target.members.shape[1] != self.num_classes:
-            raise ValueError(
-                f"the taxonomy of the test data has {target.members.shape[1]} universal classes and the model "
-                f"{self.num_classes}: give the table that it was trained with."
+            raise GenSegError(
+                f"the taxonomy of the test data has {target.members.shape[1]} universal classes "
+                f"and the model {self.num_classes}: give the table that it was trained with."
             )
         self.target_classes = target
         count = self.num_classes if target is None else len(target.class_names)
@@ -293,9 +297,10 @@ class SegmentationModule(LightningModule, ABC):
         """Refuse thresholds that were found under other `inference` options: their promise is void."""
         now, then = plain_options(self.inference), self.anomaly.inference
         if self.anomaly.thresholds and now != then:
-            raise ValueError(
+            raise GenSegError(
                 f"the checkpoint was calibrated with inference {then or 'none'} and is used with "
-                f"{now or 'none'}: calibrate again with these options, or use the checkpoint from before."
+                f"{now or 'none'}: calibrate again with these options, or use the checkpoint from "
+                "before."
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -314,10 +319,11 @@ class SegmentationModule(LightningModule, ABC):
         steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         every = 1 if loss.device.type == "cpu" else max(1, steps)
         if batch_idx % every == 0 and not torch.isfinite(loss):
-            raise ValueError(
+            raise GenSegError(
                 f"The loss is {loss.item()} at step {self.global_step} "
-                f"(images {', '.join(batch.get('name', ['without names']))}); lower the learning rate, "
-                "clip gradients (trainer.gradient_clip_val) or train with trainer.precision 32 or bf16-mixed."
+                f"(images {', '.join(batch.get('name', ['without names']))}); lower the learning "
+                "rate, clip gradients (trainer.gradient_clip_val) or train with trainer.precision "
+                "32 or bf16-mixed."
             )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -384,8 +390,8 @@ class SegmentationModule(LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         """Log `test_mIoU`, `test_pixel_accuracy`, `test_IoU_<class>`, `test_ECE`.
 
-        And, if the data have anomaly masks and the module an anomaly score, `test_AUROC`, `test_AP`,
-        `test_FPR95`; only these where nothing else is labelled.
+        And, if the data have anomaly masks and the module an anomaly score, `test_AUROC`,
+        `test_AP`, `test_FPR95`; only these where nothing else is labelled.
         """
         anomaly = self.test_anomaly_metrics
         scores = {"ECE": self.test_calibration.compute()}
@@ -453,13 +459,13 @@ class SegmentationModule(LightningModule, ABC):
         }
 
     def _remaining(self, step: int) -> float:
-        # Only asked for when training has begun: the number of steps makes Lightning build the training
-        # loader, and one built before a checkpoint is restored never hears where it was.
+        # Only asked for when training has begun: the number of steps makes Lightning build the
+        # training loader, and one built before a checkpoint is restored never hears where it was.
         if step == 0:
             return 1.0
         steps = self.trainer.estimated_stepping_batches
         if not 0 < steps < float("inf"):
-            raise ValueError(
+            raise GenSegError(
                 "The default schedule decays to the end of the run, and this run has none; set "
                 "trainer.max_epochs or trainer.max_steps, or give an lr_scheduler."
             )
@@ -479,9 +485,10 @@ class SegmentationModule(LightningModule, ABC):
         """Refuse a checkpoint that was trained on another number of classes."""
         theirs = checkpoint.get("num_classes", self.num_classes)
         if theirs != self.num_classes:
-            raise ValueError(
+            raise GenSegError(
                 f"The checkpoint was trained on {theirs} classes and the data have "
-                f"{self.num_classes}; use the data's num_classes it was trained with, or train anew."
+                f"{self.num_classes}; use the data's num_classes it was trained with, or train "
+                "anew."
             )
         names = checkpoint.get("hyper_parameters", {}).get("class_names")
         if names and self.class_names and list(names) != list(self.class_names):
@@ -501,14 +508,14 @@ def need_single_precision(module: LightningModule) -> None:
     """ValueError if the Trainer has made a module's weights and buffers anything but float32, in which maskiges are."""
     precision = str(module.trainer.precision)
     if precision.endswith("true") and precision != "32-true":
-        raise ValueError(
-            f"trainer.precision is {precision}, but colours and tokens need float32: run {type(module).__name__} with "
-            "32-true, bf16-mixed or 16-mixed."
+        raise GenSegError(
+            f"trainer.precision is {precision}, but colours and tokens need float32: run "
+            f"{type(module).__name__} with 32-true, bf16-mixed or 16-mixed."
         )
 
 
 def _is_position(name: str) -> bool:
-    # timm's, smp's and mmsegmentation's names: absolute_pos_embed, relative_position_bias_table, rel_pos_h,
-    # attention_biases, pos_block, ...
+    # timm's, smp's and mmsegmentation's names: absolute_pos_embed, relative_position_bias_table,
+    # rel_pos_h, attention_biases, pos_block, ...
     pattern = r"(^|[._])(pos_(emb|block)|rel_pos|relative_pos|position_(bias|emb)|attention_biases)"
     return re.search(pattern, name) is not None

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from lightning_genseg.errors import GenSegError, MissingFileError
+
 
 def read_checkpoint(
     path: Path, argument: str, kind: str, fits: Callable[[Mapping[str, Any]], bool]
@@ -24,7 +26,7 @@ def read_checkpoint(
         ValueError: it is no checkpoint, or not of that kind.
     """
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{argument} '{path}' is no file: give the checkpoint of a {kind} run."
             if path.exists()
             else f"{argument} '{path}' does not exist: give the checkpoint of a {kind} run."
@@ -43,7 +45,7 @@ def read_checkpoint(
         AttributeError,
     ) as error:
         cause = error
-    raise ValueError(
-        f"{argument} '{path}' is no checkpoint of a {kind}: give the .ckpt file that `genseg fit --model {kind}` has "
-        "written."
+    raise GenSegError(
+        f"{argument} '{path}' is no checkpoint of a {kind}: give the .ckpt file that `genseg fit "
+        f"--model {kind}` has written."
     ) from cause

@@ -4,13 +4,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_genseg.errors import GenSegError
+
 
 class WarmupPolynomialLR(LRScheduler):
     """Linear warm-up times polynomial decay, stepped every iteration.
 
-    lr(t) = (min_lr + (lr - min_lr) (1 - t / total_iters)^power) * (r + (1 - r) min(t / warmup_iters, 1))
-    with r = `warmup_start_factor`: the "poly" policy of mmcv 1, which mmsegmentation's recipes before
-    version 1.0 follow. The decay does not wait for the warm-up.
+    lr(t) = (min_lr + (lr - min_lr) (1 - t / total_iters)^power) * (r + (1 - r) min(t /
+    warmup_iters, 1)) with r = `warmup_start_factor`: the "poly" policy of mmcv 1, which
+    mmsegmentation's recipes before version 1.0 follow. The decay does not wait for the warm-up.
 
     Args:
         optimizer: whose learning rates (lr) are set.
@@ -36,12 +38,12 @@ class WarmupPolynomialLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         if total_iters < 1:
-            raise ValueError(f"total_iters is {total_iters}; it must be at least 1.")
+            raise GenSegError(f"total_iters is {total_iters}; it must be at least 1.")
         for name, value in (("power", power), ("warmup_iters", warmup_iters), ("min_lr", min_lr)):
             if value < 0:
-                raise ValueError(f"{name} is {value}; it must not be negative.")
+                raise GenSegError(f"{name} is {value}; it must not be negative.")
         if not 0 <= warmup_start_factor <= 1:
-            raise ValueError(
+            raise GenSegError(
                 f"warmup_start_factor is {warmup_start_factor}; it must be between 0 and 1."
             )
         self.total_iters, self.power, self.min_lr = total_iters, power, min_lr

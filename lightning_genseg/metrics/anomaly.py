@@ -7,6 +7,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_genseg.errors import GenSegError
+
 _BITS = 21  # of 32: sign, exponent and 12 bits of the mantissa
 
 
@@ -32,7 +34,7 @@ def bin_upper_edge(index: Tensor) -> Tensor:
 def check_finite(scores: Tensor) -> None:
     """Refuse NaN, which has no place in an order."""
     if bool(scores.isnan().any()):
-        raise ValueError(
+        raise GenSegError(
             f"{int(scores.isnan().sum())} of {scores.numel()} anomaly scores are NaN: the model's "
             "weights or the images are not finite."
         )
@@ -51,7 +53,8 @@ def score_histogram(scores: Tensor) -> Tensor:
 class ScoreHistogram(Metric):
     """Histograms of the anomaly scores of known and of anomalous pixels: 64 MB for any number of pixels.
 
-    Base of the metrics below, which compute their numbers from it as if all scores of a bin were equal. Scores may be of any range; bins are 1/4096 of the score wide.
+    Base of the metrics below, which compute their numbers from it as if all scores of a bin were
+    equal. Scores may be of any range; bins are 1/4096 of the score wide.
 
     `known` and `anomalous` are the counts, one per bin of `score_bin`.
     """
@@ -77,9 +80,9 @@ class ScoreHistogram(Metric):
             ValueError: the shapes differ, or a score is NaN.
         """
         if scores.shape != labels.shape:
-            raise ValueError(
-                f"scores are {tuple(scores.shape)} and labels {tuple(labels.shape)}: give one label "
-                "per score, 1 for anomalous, 0 for known."
+            raise GenSegError(
+                f"scores are {tuple(scores.shape)} and labels {tuple(labels.shape)}: give one "
+                "label per score, 1 for anomalous, 0 for known."
             )
         self.known += score_histogram(scores[labels == 0])
         self.anomalous += score_histogram(scores[labels == 1])
@@ -141,7 +144,7 @@ class AnomalyFPR(ScoreHistogram):
     def __init__(self, recall: float = 0.95, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < recall <= 1:
-            raise ValueError(f"recall is {recall} but must lie in (0, 1].")
+            raise GenSegError(f"recall is {recall} but must lie in (0, 1].")
         self.recall = recall
 
     def compute(self) -> Tensor:

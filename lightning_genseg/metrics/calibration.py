@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_genseg.errors import GenSegError
+
 
 class CalibrationError(Metric):
     """Expected calibration error of the predicted class, in equally wide bins of confidence.
 
-    Guo et al.: On Calibration of Modern Neural Networks, ICML 2017, Eq. 3. Unlike torchmetrics' own it
-    keeps sums per bin instead of every pixel, so that any number of pixels fits.
+    Guo et al.: On Calibration of Modern Neural Networks, ICML 2017, Eq. 3. Unlike torchmetrics' own
+    it keeps sums per bin instead of every pixel, so that any number of pixels fits.
 
     Args:
         num_bins: of confidence, over (0, 1].
@@ -27,7 +29,7 @@ class CalibrationError(Metric):
     def __init__(self, num_bins: int = 15, ignore_index: int = 255, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if num_bins < 1:
-            raise ValueError(f"num_bins is {num_bins} but must be at least 1.")
+            raise GenSegError(f"num_bins is {num_bins} but must be at least 1.")
         self.num_bins, self.ignore_index = num_bins, ignore_index
         for name in ("counts", "confidence", "correct"):
             zeros = torch.zeros(num_bins, dtype=torch.float64)  # exact up to 2**53 pixels

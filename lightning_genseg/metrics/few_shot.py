@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_genseg.errors import GenSegError
+
 _CLASSES = 255  # a class of the data set is at most 254
 
 
 class EpisodeCounts(Metric):
     """Intersections and unions of background and foreground by the class of the episode.
 
-    Base of the metrics below. `intersection` and `union` are 255 x 2 pixels (background, foreground), `listed` says
-    for each of 255 classes whether it takes part.
+    Base of the metrics below. `intersection` and `union` are 255 x 2 pixels (background,
+    foreground), `listed` says for each of 255 classes whether it takes part.
     """
 
     full_state_update = False
@@ -42,19 +44,21 @@ class EpisodeCounts(Metric):
             prediction: HxW or BxHxW, 1 or True on the foreground, otherwise 0.
             target: of the same shape: 1, 0, and 255 for pixels that do not count.
             class_index: class of each episode, one or B.
-            candidates: classes that take part even if they never come, any shape; default: those that come.
+            candidates: classes that take part even if they never come, any shape; default: those
+                that come.
 
         Raises:
             ValueError: the shapes do not match.
         """
         if prediction.shape != target.shape or target.ndim not in (2, 3):
-            raise ValueError(
-                f"predictions are {tuple(prediction.shape)} and targets {tuple(target.shape)}: give both as HxW or BxHxW."
+            raise GenSegError(
+                f"predictions are {tuple(prediction.shape)} and targets {tuple(target.shape)}: "
+                "give both as HxW or BxHxW."
             )
         prediction, target = (x[None] if x.ndim == 2 else x for x in (prediction, target))
         classes = torch.as_tensor(class_index, device=self.union.device).reshape(-1).long()
         if len(classes) != len(target):
-            raise ValueError(
+            raise GenSegError(
                 f"class_index holds {len(classes)} classes for {len(target)} episodes."
             )
         counted = target != 255
@@ -99,8 +103,8 @@ def few_shot_metrics() -> MetricCollection:
     """Scores of episodes that share their counts; summed over processes before anything is divided.
 
     Returns:
-        A collection to update like `EpisodeCounts`. Keys: ``mIoU``, ``FB_IoU`` (scalars) and ``IoU`` (255, NaN for
-        classes that take no part).
+        A collection to update like `EpisodeCounts`. Keys: ``mIoU``, ``FB_IoU`` (scalars) and
+        ``IoU`` (255, NaN for classes that take no part).
     """
     metrics: dict[str, Metric | MetricCollection] = {
         "mIoU": FewShotMeanIoU(),

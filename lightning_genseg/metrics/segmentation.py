@@ -8,6 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
+from lightning_genseg.errors import GenSegError
+
 
 class _ClassIoU(MulticlassJaccardIndex):
     """Intersection over union of each class, C; NaN where a class is in neither mask."""
@@ -77,13 +79,13 @@ def named_scores(
     class_iou: list[float] = values["IoU"].tolist()
     names = [str(i) for i in range(len(class_iou))] if class_names is None else list(class_names)
     if len(names) != len(class_iou):
-        raise ValueError(
+        raise GenSegError(
             f"class_names has {len(names)} entries but there are {len(class_iou)} classes: "
             "give one name per class, in the order of the class indices."
         )
     keys = ["IoU_" + re.sub(r"[^\w-]+", "_", name) for name in names]
     if len(set(keys)) != len(keys):
-        raise ValueError(
+        raise GenSegError(
             f"class_names are not distinct once written as log keys ({', '.join(keys)}): "
             "rename the ones that are equal."
         )

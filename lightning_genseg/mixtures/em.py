@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.gaussian import Covariance, GaussianMixture, full_precision
 from lightning_genseg.mixtures.memory import Moments, count_groups, ranks_in_group
 from lightning_genseg.mixtures.sinkhorn import Processes, segments, sinkhorn
@@ -94,7 +95,7 @@ def m_step(
         weights: new mixture weights C x M, positive; None leaves them as they are.
     """
     if mixture.means.requires_grad:
-        raise ValueError(
+        raise GenSegError(
             "This mixture's parameters are trained by gradient (trainable=True); EM would undo it."
         )
     shape, dim = mixture.means.shape[:2], mixture.dim
@@ -204,18 +205,20 @@ def fit(
         [[0.5, 0.5]]
     """
     if x.ndim != 2 or len(x) == 0:
-        raise ValueError(f"fit takes N x D features with N > 0; got {tuple(x.shape)}.")
+        raise GenSegError(f"fit takes N x D features with N > 0; got {tuple(x.shape)}.")
     labels = x.new_zeros(len(x), dtype=torch.long) if labels is None else labels.long()
     if labels.shape != x.shape[:1]:
-        raise ValueError(f"fit takes a label per feature; got {len(x)} and {tuple(labels.shape)}.")
+        raise GenSegError(f"fit takes a label per feature; got {len(x)} and {tuple(labels.shape)}.")
     x = x.double() if x.device.type != "mps" else full_precision(x)
     if not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).any(1).sum())
-        raise ValueError(f"{bad} of {len(x)} features are NaN or infinite; remove them before fit.")
+        raise GenSegError(
+            f"{bad} of {len(x)} features are NaN or infinite; remove them before fit."
+        )
     index = segments(labels, num_classes)
     present = count_groups(index, num_classes + 1)[:num_classes] > 0
     if not bool(present.any()):
-        raise ValueError(f"No label lies in 0..{num_classes - 1}; there is nothing to fit.")
+        raise GenSegError(f"No label lies in 0..{num_classes - 1}; there is nothing to fit.")
 
     mixture = GaussianMixture(num_classes, components, x.shape[1], covariance, unit_means).to(x)
     if means is None:
@@ -237,8 +240,8 @@ def fit(
             own = own + mixture.log_weights[index.clamp_max(num_classes - 1)]
             log_q = own.log_softmax(1)
         else:
-            # Unscaled, with epsilon 1, it is EM under equal shares (Mena et al., 2020) and converges; the
-            # authors' rescaling softens it the more, the tighter the components are.
+            # Unscaled, with epsilon 1, it is EM under equal shares (Mena et al., 2020) and
+            # converges; the authors' rescaling softens it the more, the tighter the components are.
             log_q = sinkhorn(own, index, num_classes, epsilon=1.0, rescale=False)
         likelihood = float(own.logsumexp(1)[index < num_classes].mean())
         moments = soft_moments(x, log_q, index, num_classes, covariance == "full")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.gaussian import (
     Covariance,
     batched_log_density,
@@ -27,7 +28,8 @@ class EpisodicMixture(NamedTuple):
 
     Attributes:
         centre: B x 1 x D, pooled mean of the episode's features.
-        scale: B x 1 x 1, its one unit: root mean square of the channels' pooled standard deviations.
+        scale: B x 1 x 1, its one unit: root mean square of the channels' pooled standard
+            deviations.
         alive: B x 1 x D, 0 for channels that are constant in the episode, else 1.
         means: B x C x M x D.
         covariances: variances B x C x M x D, or full covariances B x C x M x D x D.
@@ -79,17 +81,17 @@ def fit_episodes(
 ) -> EpisodicMixture:
     r"""Fit one mixture per episode and class, for B episodes and C classes at once.
 
-    CGMGM (Shen et al., AAAI 2024), Eqs. 8-11. The paper says neither how EM starts nor how a covariance
-    of 256 dimensions is estimated from a handful of pixels; here
+    CGMGM (Shen et al., AAAI 2024), Eqs. 8-11. The paper says neither how EM starts nor how a
+    covariance of 256 dimensions is estimated from a handful of pixels; here
 
-    - features are centred, and divided by a single number: no choice below depends on their unit, and
-      constant channels do not count;
+    - features are centred, and divided by a single number: no choice below depends on their unit,
+      and constant channels do not count;
     - EM starts from farthest points (the first is the pixel next to the class mean; distances are
       weighted), three steps of k-means, and equal weights; nothing is random, shapes are static;
     - the variance is maximum a posteriori, :math:`(N_m S_m + \kappa v_0) / (N_m + \kappa)`, with
       :math:`v_0` the episode's pooled variance per channel, and never below the floor;
-    - a class has :math:`\lfloor N_c / 16 \rfloor` components, from 1 to M; one that has lost its pixels keeps
-      its mean and gets the pooled variance.
+    - a class has :math:`\lfloor N_c / 16 \rfloor` components, from 1 to M; one that has lost its
+      pixels keeps its mean and gets the pooled variance.
 
     Runs in float32 under autocast, or in float64 if `x` is.
 
@@ -100,8 +102,8 @@ def fit_episodes(
         iterations: of EM.
         prior_strength: kappa, in pixels.
         variance_floor: in units of the mean variance of a channel.
-        covariance: `diagonal` (the paper's choice) or `full`; `prior_strength` and `variance_floor` then
-            add to the diagonal, which makes it invertible whatever N is.
+        covariance: `diagonal` (the paper's choice) or `full`; `prior_strength` and `variance_floor`
+            then add to the diagonal, which makes it invertible whatever N is.
 
     Raises:
         ValueError: shapes that do not fit, or an argument out of its range.
@@ -112,16 +114,16 @@ def fit_episodes(
         torch.Size([2, 50, 2])
     """
     if x.ndim != 3 or weights.ndim != 3 or (len(weights), weights.shape[2]) != x.shape[:2]:
-        raise ValueError(
+        raise GenSegError(
             "fit_episodes takes features B x N x D and weights B x C x N; "
             f"got {tuple(x.shape)} and {tuple(weights.shape)}."
         )
     for name, value, least in (("components", components, 1), ("iterations", iterations, 0)):
         if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+            raise GenSegError(f"{name} is {value}; it must be at least {least}.")
     for name, number in (("prior_strength", prior_strength), ("variance_floor", variance_floor)):
         if not number > 0:
-            raise ValueError(f"{name} is {number}; it must be positive.")
+            raise GenSegError(f"{name} is {number}; it must be positive.")
     with torch.autocast(x.device.type, enabled=False):
         x = full_precision(x)
         weights = weights.to(x.dtype)

@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
+
 Covariance = Literal["diagonal", "full"]
 Mixture = Literal["max", "logsumexp"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
-# A full covariance needs every pixel's whitened offset from every component; this bounds that tensor.
+# A full covariance needs every pixel's whitened offset from every component; this bounds that
+# tensor.
 _MAX_WHITENED_ELEMENTS = 2**24
 
 
@@ -23,8 +26,8 @@ def full_precision(x: Tensor) -> Tensor:
 def diagonal_log_density(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     r"""Log-density of every pixel under every diagonal Gaussian, by one matrix product.
 
-    GMMSeg, Eq. 4: :math:`-\frac12 \sum_d [\log 2\pi\sigma_d^2 + (x_d - \mu_d)^2 / \sigma_d^2]`, with the
-    square expanded, so that no `N x K x D` tensor exists. Runs in float32 under autocast.
+    GMMSeg, Eq. 4: :math:`-\frac12 \sum_d [\log 2\pi\sigma_d^2 + (x_d - \mu_d)^2 / \sigma_d^2]`,
+    with the square expanded, so that no `N x K x D` tensor exists. Runs in float32 under autocast.
 
     Args:
         x: features, N x D.
@@ -56,7 +59,8 @@ def batched_log_density(pairs: Tensor, means: Tensor, variances: Tensor) -> Tens
     Nothing is centred here: the features of each episode have to lie around the origin.
 
     Args:
-        pairs: features beside their squares, B x N x 2D, float32 or float64, which EM makes only once.
+        pairs: features beside their squares, B x N x 2D, float32 or float64, which EM makes only
+            once.
         means: B x K x D.
         variances: as `means`, positive.
 
@@ -128,8 +132,9 @@ class GaussianMixture(nn.Module):
         components: M, components per class.
         dim: D, embedding size.
         covariance: `diagonal` (variances C x M x D) or `full` (covariances C x M x D x D).
-        unit_means: L2-normalise the means before every use, for L2-normalised features. Variances then
-            start at 1/D plus the floor, since that much is what a unit vector has per dimension, else at 1.
+        unit_means: L2-normalise the means before every use, for L2-normalised features. Variances
+            then start at 1/D plus the floor, since that much is what a unit vector has per
+            dimension, else at 1.
         trainable: parameters by gradient; `diagonal` only.
         variance_floor: no variance is used below it (EM adds its own; gradients need this one).
 
@@ -157,9 +162,9 @@ class GaussianMixture(nn.Module):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("components", components), ("dim", dim)):
             if value < 1:
-                raise ValueError(f"{name} is {value}; a mixture needs at least 1.")
+                raise GenSegError(f"{name} is {value}; a mixture needs at least 1.")
         if covariance == "full" and trainable:
-            raise ValueError(
+            raise GenSegError(
                 "covariance='full' cannot be trained by gradient; use covariance='diagonal'."
             )
         self.num_classes, self.components, self.dim = num_classes, components, dim
@@ -194,7 +199,7 @@ class GaussianMixture(nn.Module):
     def component_log_density(self, x: Tensor) -> Tensor:
         """N x D features to N x C x M log N(x; mean, covariance), without the weights."""
         if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(
+            raise GenSegError(
                 f"The mixture lives in {self.dim} dimensions and takes N x {self.dim} features; "
                 f"got {tuple(x.shape)}."
             )

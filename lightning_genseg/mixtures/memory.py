@@ -1,7 +1,7 @@
 """What EM remembers of past batches: moments of the last features of every component.
 
-A memory is training state, not part of the model: it is no `nn.Module`, appears in no `state_dict` of
-one, is not broadcast by DDP, and follows the device of the features that it is given.
+A memory is training state, not part of the model: it is no `nn.Module`, appears in no `state_dict`
+of one, is not broadcast by DDP, and follows the device of the features that it is given.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.sinkhorn import Processes
 
 # An outer product per feature is D x D; this bounds how many are held at once.
@@ -83,8 +84,8 @@ def spread_evenly(
 ) -> Tensor:
     """Choose at most `most` entries of every group, spread evenly over its entries: booleans, P.
 
-    With several processes the group's entries are those of all, in the order of the processes, so that
-    together they choose what one process would. Group `num_groups` and above is never chosen.
+    With several processes the group's entries are those of all, in the order of the processes, so
+    that together they choose what one process would. Group `num_groups` and above is never chosen.
     """
     counts = count_groups(groups, num_groups + 1)
     before, total = torch.zeros_like(counts), counts
@@ -129,7 +130,8 @@ def gather_features(
 ) -> tuple[Tensor, Tensor]:
     """The features that belong to a group, of all processes, in the order of the processes.
 
-    Only they travel. On one GPU nothing is dropped, since the CPU would have to wait for their number.
+    Only they travel. On one GPU nothing is dropped, since the CPU would have to wait for their
+    number.
     """
     if processes is None and features.device.type != "cpu":
         return features, groups
@@ -147,9 +149,9 @@ def gather_features(
 class FeatureRing:
     """The last `size` features of every group, first in, first out, with running moments.
 
-    GMMSeg, Section 3.3 ("external memory"). EM needs sums over the ring only, so an update costs the
-    number of new features, not the size of the ring. Only the filled part counts (the authors' code
-    starts from random unit vectors instead).
+    GMMSeg, Section 3.3 ("external memory"). EM needs sums over the ring only, so an update costs
+    the number of new features, not the size of the ring. Only the filled part counts (the authors'
+    code starts from random unit vectors instead).
 
     Args:
         groups: G, here classes x components.
@@ -168,7 +170,7 @@ class FeatureRing:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if size < 1:
-            raise ValueError(f"memory_size is {size}; the memory must hold at least 1 feature.")
+            raise GenSegError(f"memory_size is {size}; the memory must hold at least 1 feature.")
         self.groups, self.dim, self.size, self.full, self.dtype = groups, dim, size, full, dtype
         self._allocate(torch.device("cpu"))
 
@@ -222,13 +224,16 @@ class FeatureRing:
         """Continue from `state_dict()`; a ring of another shape is refused."""
         stored = state.get("features")
         if stored is None:
-            raise ValueError("The checkpoint's memory is no ring; set memory as in the checkpoint.")
+            raise GenSegError(
+                "The checkpoint's memory is no ring; set memory as in the checkpoint."
+            )
         _check_shape("the ring", (self.groups, self.dim), (stored.shape[0], stored.shape[2]))
         _check_shape("the moments", self._moments.second.shape, state["second"].shape)
-        # A ring that has gone round has its oldest feature anywhere: no other size can go on with it.
+        # A ring that has gone round has its oldest feature anywhere: no other size can go on with
+        # it.
         wrapped = int(state["entered"][: self.groups].max()) > stored.shape[1]
         if stored.shape[1] > self.size or (wrapped and stored.shape[1] < self.size):
-            raise ValueError(
+            raise GenSegError(
                 f"The checkpoint's memory holds {stored.shape[1]} features per component and this "
                 f"one {self.size}; set memory_size as in the checkpoint."
             )
@@ -243,8 +248,8 @@ class FeatureRing:
 class DecayedMoments:
     """Moments that forget exponentially, with an effective length of `size` features.
 
-    A memory without stored features: megabytes where the ring takes gigabytes. A group that gets n new
-    features first keeps (1 - 1/size)**n of its weight, so that its count settles near `size`.
+    A memory without stored features: megabytes where the ring takes gigabytes. A group that gets n
+    new features first keeps (1 - 1/size)**n of its weight, so that its count settles near `size`.
     Ours; neither in the paper nor in the authors' code.
 
     Args:
@@ -256,7 +261,7 @@ class DecayedMoments:
 
     def __init__(self, groups: int, dim: int, size: int = 32_000, full: bool = False) -> None:
         if size < 1:
-            raise ValueError(f"memory_size is {size}; the memory must hold at least 1 feature.")
+            raise GenSegError(f"memory_size is {size}; the memory must hold at least 1 feature.")
         self.groups, self.dim, self.size, self.full = groups, dim, size, full
         self._moments = Moments.zeros(groups, dim, full, torch.device("cpu"))
 
@@ -288,7 +293,7 @@ class DecayedMoments:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`; moments of another shape are refused."""
         if "features" in state:
-            raise ValueError("The checkpoint's memory is a ring; set memory as in the checkpoint.")
+            raise GenSegError("The checkpoint's memory is a ring; set memory as in the checkpoint.")
         _check_shape("the moments", self._moments.second.shape, state["second"].shape)
         for name, value in self._moments._asdict().items():
             value.copy_(state[name])
@@ -296,7 +301,7 @@ class DecayedMoments:
 
 def _check_shape(what: str, mine: tuple[int, ...], theirs: tuple[int, ...]) -> None:
     if tuple(mine) != tuple(theirs):
-        raise ValueError(
+        raise GenSegError(
             f"In the checkpoint {what} of the mixture's memory has shape {tuple(theirs)}, here "
             f"{tuple(mine)}; set components, embedding_dim and covariance as in the checkpoint."
         )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.gaussian import full_precision
 
 
@@ -56,8 +57,8 @@ def sinkhorn(
     """Soft assignments under which every component of a class gets an equal share of its pixels.
 
     GMMSeg, Eqs. 9-10, solved by Sinkhorn-Knopp for all classes in one pass (segment sums keyed by
-    label). In log space nothing overflows, whatever `epsilon`. Columns are normalised before rows, so
-    the rows sum to one exactly and the columns nearly.
+    label). In log space nothing overflows, whatever `epsilon`. Columns are normalised before rows,
+    so the rows sum to one exactly and the columns nearly.
 
     Args:
         log_density: log-densities of the pixel's own class, N x M.
@@ -78,7 +79,7 @@ def sinkhorn(
         tensor([1, 0])
     """
     if epsilon <= 0:
-        raise ValueError(f"sinkhorn epsilon is {epsilon}; it must be positive.")
+        raise GenSegError(f"sinkhorn epsilon is {epsilon}; it must be positive.")
     with torch.autocast(log_density.device.type, enabled=False):
         log_q = full_precision(log_density)
         index = segments(labels, num_classes)

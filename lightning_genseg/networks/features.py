@@ -17,6 +17,7 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError, MissingFileError
 from lightning_genseg.networks.fcn import FCNDecoder
 from lightning_genseg.networks.mla import MLADecoder
 from lightning_genseg.networks.ocrnet import OCRDecoder
@@ -58,16 +59,17 @@ _NEEDS_TWO_IMAGES = {"deeplabv3", "deeplabv3plus", "upernet", "pan"}
 class PixelFeatures(nn.Module):
     """Encoder and decoder of a segmentation network, without the classifier on top.
 
-    Built from segmentation-models-pytorch (smp), or from the FCN and OCRNet decoders of this package.
-    Images of any size are padded at the right and the bottom with zeros, which is the mean colour
-    of a normalised image, and the features are cropped back.
+    Built from segmentation-models-pytorch (smp), or from the FCN and OCRNet decoders of this
+    package. Images of any size are padded at the right and the bottom with zeros, which is the mean
+    colour of a normalised image, and the features are cropped back.
 
     Args:
         encoder: name of an smp encoder, or ``tu-`` and the name of a timm model.
         decoder: one of ``unet, unetplusplus, manet, linknet, fpn, pspnet, pan, deeplabv3,
             deeplabv3plus, upernet, segformer, fcn, ocrnet, mla``.
         encoder_weights: ``"imagenet"`` downloads; a path to a state dict or checkpoint; or None.
-        num_classes: number of classes C, of auxiliary scores (``ocrnet``; ``mla`` where it has them).
+        num_classes: number of classes C, of auxiliary scores (``ocrnet``; ``mla`` where it has
+            them).
         options: further arguments of the smp model or of the decoder, and for ``tu-`` encoders of
             timm, such as ``{"decoder_channels": 128}`` or ``{"img_size": 512}``.
 
@@ -79,7 +81,8 @@ class PixelFeatures(nn.Module):
         auxiliary_weight: loss weight of the auxiliary scores: 0.4 for ``ocrnet``, otherwise 0.
 
     Raises:
-        ValueError: a name, an option or a combination that does not work, or weights that do not fit.
+        ValueError: a name, an option or a combination that does not work, or weights that do not
+            fit.
         FileNotFoundError: the file of the weights is missing.
         ConnectionError: the weights cannot be downloaded.
     """
@@ -95,12 +98,12 @@ class PixelFeatures(nn.Module):
         super().__init__()
         check_encoder_name(encoder)
         if decoder not in DECODERS:
-            raise ValueError(
+            raise GenSegError(
                 f"decoder {decoder!r} is unknown{_did_you_mean(decoder, DECODERS)}; "
                 f"the decoders are {', '.join(DECODERS)}."
             )
         if decoder == "ocrnet" and num_classes is None:
-            raise ValueError("decoder 'ocrnet' predicts coarse classes: give it num_classes.")
+            raise GenSegError("decoder 'ocrnet' predicts coarse classes: give it num_classes.")
         options = dict(options or {})
         _check_options(encoder, decoder, options)
         self.name = f"{decoder} on {encoder}"
@@ -130,10 +133,10 @@ class PixelFeatures(nn.Module):
             self._refuse_one_image()
         padded = pad_to_multiple(image, self._multiple, self._minimum)
         if self._image_size is not None and tuple(padded.shape[-2:]) != self._image_size:
-            raise ValueError(
-                f"{self.name} takes images of exactly {self._image_size[0]} x {self._image_size[1]} "
-                f"pixels and got {height} x {width}: set the option img_size to the size you train "
-                "on, or strict_img_size to false for any size."
+            raise GenSegError(
+                f"{self.name} takes images of exactly {self._image_size[0]} x "
+                f"{self._image_size[1]} pixels and got {height} x {width}: set the option img_size "
+                "to the size you train on, or strict_img_size to false for any size."
             )
         output = self.decoder(self.encoder(padded))
         features, auxiliary = output if isinstance(output, tuple) else (output, None)
@@ -154,7 +157,7 @@ class PixelFeatures(nn.Module):
         try:
             output = self.decoder(self.encoder(image))
         except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-            raise ValueError(f"{self.name} does not work: {first_line(error)}.") from error
+            raise GenSegError(f"{self.name} does not work: {first_line(error)}.") from error
         finally:
             self.train()
         features = output[0] if isinstance(output, tuple) else output
@@ -162,9 +165,9 @@ class PixelFeatures(nn.Module):
 
     def _refuse_one_image(self) -> None:
         if any(m.training for m in self.decoder.modules() if isinstance(m, nn.BatchNorm2d)):
-            raise ValueError(
-                f"{self.name} batch-normalises a globally pooled pixel and cannot train on one image: "
-                "use a batch size of at least 2 and drop the last incomplete batch."
+            raise GenSegError(
+                f"{self.name} batch-normalises a globally pooled pixel and cannot train on one "
+                "image: use a batch size of at least 2 and drop the last incomplete batch."
             )
 
 
@@ -189,7 +192,7 @@ def feature_channels(features: nn.Module) -> int:
         with torch.no_grad():
             output = features(image)
     except Exception as error:
-        raise ValueError(
+        raise GenSegError(
             f"features {name} failed on a 1 x 3 x 64 x 64 image ({first_line(error)}): "
             f"make it accept one, or {remedy}."
         ) from error
@@ -198,7 +201,7 @@ def feature_channels(features: nn.Module) -> int:
             module.training = mode
     if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[0] != 1:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
+        raise GenSegError(
             f"features {name} must map B x 3 x H x W to one tensor B x F x h x w, but a "
             f"1 x 3 x 64 x 64 image gave {got}."
         )
@@ -213,9 +216,9 @@ def check_encoder_name(encoder: str) -> None:
     elif encoder in smp_encoders:
         return
     elif timm.is_model(encoder):
-        raise ValueError(f"encoder {encoder!r} is a timm model: write 'tu-{encoder}'.")
+        raise GenSegError(f"encoder {encoder!r} is a timm model: write 'tu-{encoder}'.")
     known = [*smp_encoders, *(f"tu-{name}" for name in timm.list_models())]
-    raise ValueError(
+    raise GenSegError(
         f"encoder {encoder!r} is unknown{_did_you_mean(encoder, known)}; give the name of an smp "
         "encoder, or 'tu-' and the name of a timm model."
     )
@@ -239,7 +242,7 @@ def _check_options(encoder: str, decoder: str, options: Mapping[str, Any]) -> No
     for key in options:
         # timm models have options of their own; a wrong one is caught when they are built.
         if key in _FIXED_OPTIONS or (key not in accepted and not encoder.startswith("tu-")):
-            raise ValueError(_unknown_option(key, encoder, decoder))
+            raise GenSegError(_unknown_option(key, encoder, decoder))
 
 
 def _unknown_option(key: str, encoder: str, decoder: str) -> str:
@@ -273,10 +276,10 @@ def _build(
     except TypeError as error:
         named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if named and named[1] in options:
-            raise ValueError(_unknown_option(named[1], encoder, decoder)) from error
-        raise ValueError(_cannot_build(encoder, decoder, error)) from error
+            raise GenSegError(_unknown_option(named[1], encoder, decoder)) from error
+        raise GenSegError(_cannot_build(encoder, decoder, error)) from error
     except Exception as error:
-        raise ValueError(_cannot_build(encoder, decoder, error)) from error
+        raise GenSegError(_cannot_build(encoder, decoder, error)) from error
 
 
 def _cannot_build(encoder: str, decoder: str, error: Exception) -> str:
@@ -316,12 +319,12 @@ def load_encoder(
     if str(weights) in published:
         _download(module, encoder, str(weights), timm_options)
     elif str(weights) == "imagenet":
-        raise ValueError(
+        raise GenSegError(
             f"encoder {encoder!r} has no published 'imagenet' weights: give encoder_weights a path "
             "or null."
         )
     elif not Path(weights).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"encoder_weights {str(weights)!r} is not a file: give 'imagenet', the path of a state "
             "dict, or null."
         )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.networks.fcn import conv_bn_relu
 from lightning_genseg.networks.swin import SwinBlocks
 
@@ -19,17 +20,19 @@ Auxiliary = Literal["separate", "shared", "none"]
 class MLADecoder(nn.Module):
     """The last four encoder stages, brought to one resolution, merged, and looked at by Swin blocks.
 
-    Generative Semantic Segmentation, Chen et al., CVPR 2023, Sec. 3.3, in the sizes of its code: 1x1 convolutions of
-    each stage, bilinear enlargement, a 1x1 convolution of all.
+    Generative Semantic Segmentation, Chen et al., CVPR 2023, Sec. 3.3, in the sizes of its code:
+    1x1 convolutions of each stage, bilinear enlargement, a 1x1 convolution of all.
 
     Args:
         encoder_channels: channels of the encoder's stages, finest first.
         level_channels: of each stage once reduced.
         decoder_channels: F, of the merged map; a multiple of 32.
         depth: number of Swin blocks; the code has 2 on Swin-L, 6 on ResNet-101 and HRNet-W48.
-        stride: of the map: 4, that of the finest stage (d = 1/4), or 8, that of the next (d = 1/8 of Table 3).
-        auxiliary: coarse class scores beside the features: from a branch of its own (`separate`: Cityscapes, ADE20K),
-            from the merged map before the Swin blocks (`shared`: MSeg), or `none`.
+        stride: of the map: 4, that of the finest stage (d = 1/4), or 8, that of the next (d = 1/8
+            of Table 3).
+        auxiliary: coarse class scores beside the features: from a branch of its own (`separate`:
+            Cityscapes, ADE20K), from the merged map before the Swin blocks (`shared`: MSeg), or
+            `none`.
         num_classes: C of the auxiliary scores.
 
     Raises:
@@ -49,12 +52,12 @@ class MLADecoder(nn.Module):
         super().__init__()
         stages = encoder_channels[-4:]
         if len(stages) < 4 or 0 in stages:
-            raise ValueError(
-                f"MLA merges four stages and the encoder has the channels {list(encoder_channels)}: choose another "
-                "encoder or a greater encoder_depth."
+            raise GenSegError(
+                "MLA merges four stages and the encoder has the channels "
+                f"{list(encoder_channels)}: choose another encoder or a greater encoder_depth."
             )
         if auxiliary != "none" and num_classes is None:
-            raise ValueError("the auxiliary head of MLA predicts classes: give it num_classes.")
+            raise GenSegError("the auxiliary head of MLA predicts classes: give it num_classes.")
         level = 0 if stride == 4 else 1
         self.merge = _Merge(stages, level_channels, decoder_channels, level)
         self.blocks = SwinBlocks(decoder_channels, depth)
@@ -101,9 +104,10 @@ class _Merge(nn.Module):
 class TokenHead(nn.Module):
     """Which of V tokens each cell holds.
 
-    GSS' code: a 1x1 convolution to `width` channels, dropout of whole channels, a 1x1 convolution to V. The logits of
-    8 192 tokens at a quarter of 512 x 512 are 512 MB an image: they are made in parts where they are many, in the
-    backward pass once more, and cells that do not count never get any.
+    GSS' code: a 1x1 convolution to `width` channels, dropout of whole channels, a 1x1 convolution
+    to V. The logits of 8 192 tokens at a quarter of 512 x 512 are 512 MB an image: they are made in
+    parts where they are many, in the backward pass once more, and cells that do not count never get
+    any.
 
     Args:
         in_channels: F.
@@ -126,11 +130,11 @@ class TokenHead(nn.Module):
     ) -> None:
         super().__init__()
         if logits_at_once < 1:
-            raise ValueError(f"logits_at_once is {logits_at_once}; it must be positive.")
+            raise GenSegError(f"logits_at_once is {logits_at_once}; it must be positive.")
         if width < 1:
-            raise ValueError(f"the token head has {width} channels: give it 1 or more.")
+            raise GenSegError(f"the token head has {width} channels: give it 1 or more.")
         if not 0 <= dropout < 1:
-            raise ValueError(
+            raise GenSegError(
                 f"the dropout of the token head is {dropout} but must be from 0 to below 1."
             )
         self.expand = conv_bn_relu(in_channels, width, 1)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.networks.fcn import conv_bn_relu
 
 
@@ -38,7 +39,7 @@ class OCRDecoder(nn.Module):
         super().__init__()
         in_channels = sum(encoder_channels[2:])
         if in_channels == 0:
-            raise ValueError("OCRNet needs an encoder_depth of at least 2")
+            raise GenSegError("OCRNet needs an encoder_depth of at least 2")
         self.coarse = nn.Sequential(
             conv_bn_relu(in_channels, in_channels, 1), nn.Conv2d(in_channels, num_classes, 1)
         )

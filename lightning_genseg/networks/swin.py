@@ -5,16 +5,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformerBlock
 
+from lightning_genseg.errors import GenSegError
+
 _WINDOW, _HEAD = 7, 32
 
 
 class SwinBlocks(nn.Module):
     """Swin blocks on a map of any size, and a LayerNorm behind them.
 
-    Swin Transformer, Liu et al., ICCV 2021, in torchvision's implementation: windows of 7, heads of 32 channels, twice
-    the channels inside; every other block is shifted by 3. Maps are padded with zeros to whole windows after the first
-    norm, and padded places take part in the attention, as in GSS' code; where one window covers the map torchvision
-    does not shift, the code does.
+    Swin Transformer, Liu et al., ICCV 2021, in torchvision's implementation: windows of 7, heads of
+    32 channels, twice the channels inside; every other block is shifted by 3. Maps are padded with
+    zeros to whole windows after the first norm, and padded places take part in the attention, as in
+    GSS' code; where one window covers the map torchvision does not shift, the code does.
 
     Args:
         channels: of the map; a multiple of 32.
@@ -27,10 +29,11 @@ class SwinBlocks(nn.Module):
     def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
         if depth < 0:
-            raise ValueError(f"depth is {depth}; it must be 0 (without Swin blocks) or more.")
+            raise GenSegError(f"depth is {depth}; it must be 0 (without Swin blocks) or more.")
         if depth and (channels < 1 or channels % _HEAD):
-            raise ValueError(
-                f"Swin blocks have heads of {_HEAD} channels and were given {channels}: choose a multiple of {_HEAD}."
+            raise GenSegError(
+                f"Swin blocks have heads of {_HEAD} channels and were given {channels}: choose a "
+                f"multiple of {_HEAD}."
             )
         self.blocks = nn.Sequential(
             *(

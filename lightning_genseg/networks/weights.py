@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
+from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError
+
 # What published backbones carry beyond the stages a segmentation network uses.
 _CLASSIFIER_KEYS = (
     "fc.", "_fc.", "classifier.", "head.", "last_linear.", "linear.", "norm.", "conv_head.", "bn2.",
@@ -60,7 +62,7 @@ def _fit_state(
         prefix = _best_prefix(state, ours)
     elif not any(key.startswith(prefix) for key in state):
         tops = sorted({key.split(".")[0] for key in state})
-        raise ValueError(
+        raise GenSegError(
             f"{source} has no key that begins with {prefix!r}: its keys begin with "
             f"{', '.join(tops[:5])}."
         )
@@ -91,7 +93,7 @@ def _fit_state(
         if keys
     ]  # fmt: skip
     if problems:
-        raise ValueError(
+        raise GenSegError(
             f"{source} does not fit {target}: of its {len(expected)} tensors "
             f"{'; '.join(problems)}; give weights of the same architecture."
         )
@@ -101,7 +103,7 @@ def _fit_state(
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint or ``.safetensors`` file by name; errors as `load_weights`."""
     if not path.is_file():
-        raise FileNotFoundError(f"There is no weights file {str(path)!r}.")
+        raise MissingFileError(f"There is no weights file {str(path)!r}.")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
@@ -115,7 +117,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         KeyError,
         SafetensorError,
     ) as e:
-        raise ValueError(
+        raise GenSegError(
             f"{str(path)!r} cannot be read as a checkpoint: it is damaged, or no file of plain "
             "tensors written by torch.save or safetensors."
         ) from e
@@ -127,9 +129,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content = {}
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(
-            f"{str(path)!r} holds no state dict: give a file of named tensors, or a checkpoint with "
-            "the key 'state_dict'."
+        raise GenSegError(
+            f"{str(path)!r} holds no state dict: give a file of named tensors, or a checkpoint "
+            "with the key 'state_dict'."
         )
     return state
 
@@ -168,7 +170,7 @@ def _download(
             **timm_options,
         )
     except Exception as error:  # the hub clients raise types of several libraries
-        raise ConnectionError(
+        raise DownloadError(
             f"encoder_weights {weights!r} of {encoder!r} could not be downloaded "
             f"({first_line(error)}): give encoder_weights a path, or null for random weights."
         ) from error

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.ops.resize import resize_maps
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
@@ -26,8 +27,8 @@ class InferenceOptions(TypedDict, total=False):
         multiple: sides are then rounded up to multiples of this, which changes the aspect a little.
         window: height and width in pixels of a sliding window.
         stride: steps in pixels, down and right, between windows; at most the window.
-        scales: factors by which the image is resized, relative to `short_side` and `long_side` where
-            they are given; the predictions are averaged.
+        scales: factors by which the image is resized, relative to `short_side` and `long_side`
+            where they are given; the predictions are averaged.
         flip: whether the mirror image of every scale joins the average.
     """
 
@@ -191,21 +192,24 @@ def check_options(options: Mapping[str, Any] | None) -> None:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f": did you mean {close[0]}?" if close else ""
-            raise ValueError(
+            raise GenSegError(
                 f"inference.{key} is not an option{hint}; the options are {', '.join(known)}."
             )
     for key in ("short_side", "long_side", "multiple"):
         value = options.get(key)
         if value is not None and not _positive(value):
-            raise ValueError(f"inference.{key} must be a positive number of pixels, not {value!r}.")
+            raise GenSegError(
+                f"inference.{key} must be a positive number of pixels, not {value!r}."
+            )
     short, long = options.get("short_side"), options.get("long_side")
     if long is not None and short is None:
-        raise ValueError(
+        raise GenSegError(
             "inference.long_side limits what inference.short_side enlarges: give that as well."
         )
     if long is not None and long < short:
-        raise ValueError(
-            f"inference.long_side {long} is smaller than inference.short_side {short}: exchange them."
+        raise GenSegError(
+            f"inference.long_side {long} is smaller than inference.short_side {short}: exchange "
+            "them."
         )
     pairs: dict[str, tuple[int, int]] = {}
     for key in ("window", "stride"):
@@ -213,17 +217,17 @@ def check_options(options: Mapping[str, Any] | None) -> None:
         if pair is None:
             continue
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(_positive, pair)):
-            raise ValueError(
+            raise GenSegError(
                 f"inference.{key} must be two positive integers, height and width, not {pair!r}."
             )
         pairs[key] = (pair[0], pair[1])
     if len(pairs) == 1:
         given, missing = ("window", "stride") if "window" in pairs else ("stride", "window")
-        raise ValueError(f"inference.{given} needs inference.{missing} as well.")
+        raise GenSegError(f"inference.{given} needs inference.{missing} as well.")
     if pairs and any(s > w for s, w in zip(pairs["stride"], pairs["window"], strict=True)):
-        raise ValueError(
-            f"inference.stride {pairs['stride']} is larger than inference.window {pairs['window']}: "
-            "pixels between the windows would have no prediction."
+        raise GenSegError(
+            f"inference.stride {pairs['stride']} is larger than inference.window "
+            f"{pairs['window']}: pixels between the windows would have no prediction."
         )
     scales = options.get("scales")
     if scales is not None and (
@@ -234,12 +238,12 @@ def check_options(options: Mapping[str, Any] | None) -> None:
             for s in scales
         )
     ):
-        raise ValueError(
+        raise GenSegError(
             f"inference.scales must be a list of one or more positive numbers, not {scales!r}."
         )
     flip = options.get("flip")
     if flip is not None and not isinstance(flip, bool):
-        raise ValueError(f"inference.flip must be true or false, not {flip!r}.")
+        raise GenSegError(f"inference.flip must be true or false, not {flip!r}.")
 
 
 @contextmanager
@@ -284,7 +288,7 @@ def _named(output: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
 def _check_size(maps: Mapping[str, Tensor], height: int, width: int) -> None:
     for name, scores in maps.items():
         if scores.ndim != 4 or tuple(scores.shape[-2:]) != (height, width):
-            raise ValueError(
+            raise GenSegError(
                 f"forward must return maps of its input's size, B x C x {height} x {width}, but "
                 f"{name or 'its output'} is {tuple(scores.shape)}."
             )
@@ -296,7 +300,7 @@ def _activation(
     if activation is None:
         return None
     if isinstance(activation, Mapping) == single:
-        raise ValueError(
+        raise GenSegError(
             "activation must be a function where forward returns one tensor, and a mapping from "
             "map names to functions where it returns a dict of maps."
         )

@@ -12,6 +12,8 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from lightning_genseg.errors import GenSegError
+
 _KNOWN_BLUE, _GAP_RED, _ANOMALY_ORANGE = "#3b6ea5", "#c8442f", "#e8870e"
 
 
@@ -35,8 +37,9 @@ def reliability_diagram(
     confidence, accuracy, share = np.asarray(table, dtype=np.float64).T
     some = np.isfinite(accuracy) & (share > 0)
     if not some.any():
-        raise ValueError(
-            "all bins of the reliability table are empty: update the metric with labelled pixels first."
+        raise GenSegError(
+            "all bins of the reliability table are empty: update the metric with labelled pixels "
+            "first."
         )
     figure, (upper, lower) = _figure(size, rows=(3.2, 1))
     width = 1 / len(share)
@@ -77,8 +80,8 @@ def anomaly_histogram(
 ) -> Image.Image:
     """Draw how the anomaly scores of known and of anomalous pixels spread, each as shares of its own.
 
-    The axis goes from the 0.1st to the 99.9th percentile of either; what lies beyond counts to the outermost
-    bars. The shares are on a logarithmic axis where a single bar would dwarf all others.
+    The axis goes from the 0.1st to the 99.9th percentile of either; what lies beyond counts to the
+    outermost bars. The shares are on a logarithmic axis where a single bar would dwarf all others.
 
     Args:
         scores: K scores.
@@ -100,7 +103,7 @@ def anomaly_histogram(
     groups = {"known": np.asarray(known), "anomalous": np.asarray(anomalous)}
     for kind, counts in groups.items():
         if not counts[finite].any():
-            raise ValueError(
+            raise GenSegError(
                 f"no {kind} pixel has a finite score: there are no two histograms to compare."
             )
     ranges = [_percentiles(scores[finite], counts[finite]) for counts in groups.values()]

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from lightning_genseg.errors import GenSegError
+
 Palette = Sequence[tuple[int, int, int]]
 Picture = NDArray[np.uint8]
 Label = TypeVar("Label", bound=np.integer[Any])
@@ -36,7 +38,7 @@ def colorize(mask: NDArray[np.integer[Any]], palette: Palette, ignore_index: int
     ignored = mask == ignore_index
     classes = np.where(ignored, 0, mask)
     if classes.size and not 0 <= classes.min() <= classes.max() < len(palette):
-        raise ValueError(
+        raise GenSegError(
             f"the mask holds labels from {classes.min()} to {classes.max()} but the palette has "
             f"{len(palette)} colours: give one colour per class."
         )
@@ -68,7 +70,7 @@ def overlay(
         ValueError: if the sizes differ, or a label has no colour.
     """
     if image.shape[:2] != mask.shape:
-        raise ValueError(
+        raise GenSegError(
             f"the image is {image.shape[:2]} but the mask {mask.shape} (height, width): "
             "resize one of them first."
         )
@@ -90,8 +92,8 @@ def enlarge(mask: NDArray[Label], ignore_index: int = 255) -> NDArray[Label]:
         ignore_index: where there is no label.
 
     Returns:
-        H x W: pixels without label within a fiftieth of the shorter side, at least one pixel, of a label take it; the
-        nearest one where there are several.
+        H x W: pixels without label within a fiftieth of the shorter side, at least one pixel, of a
+        label take it; the nearest one where there are several.
     """
     empty = mask == ignore_index
     if empty.all():
@@ -115,13 +117,14 @@ def outline(
         color: (red, green, blue), 0 to 255.
 
     Returns:
-        H x W x 3; the lines are one pixel wide for each 300 pixels of the shorter side, at least one.
+        H x W x 3; the lines are one pixel wide for each 300 pixels of the shorter side, at least
+        one.
 
     Raises:
         ValueError: if the sizes differ.
     """
     if picture.shape[:2] != mask.shape:
-        raise ValueError(
+        raise GenSegError(
             f"the image is {picture.shape[:2]} but the mask {mask.shape} (height, width): "
             "resize one of them first."
         )
@@ -197,7 +200,7 @@ def grid(
         ValueError: if there is no picture.
     """
     if not rows or not rows[0]:
-        raise ValueError("there is no picture to arrange: give at least one row with one picture.")
+        raise GenSegError("there is no picture to arrange: give at least one row with one picture.")
     columns = max(map(len, rows))
     heights = [max(1, round(cell_width * row[0].shape[0] / row[0].shape[1])) for row in rows]
     size = max(10, cell_width // 20)

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.metrics.anomaly import bin_upper_edge, check_finite
 
 Level = Literal["pixel", "image"]
@@ -24,9 +25,9 @@ class Threshold(NamedTuple):
 def conformal_pixel_threshold(histogram: Tensor, false_positive_rate: float) -> Threshold:
     """Threshold above which a new known pixel lies with at most the promised probability.
 
-    Split conformal prediction (Vovk et al., 2005): the ceil((n + 1)(1 - rate))-th smallest of n scores
-    of known pixels. The promise holds if the new pixel is exchangeable with these; the pixels of one
-    image are not, which is what `conformal_image_threshold` is for.
+    Split conformal prediction (Vovk et al., 2005): the ceil((n + 1)(1 - rate))-th smallest of n
+    scores of known pixels. The promise holds if the new pixel is exchangeable with these; the
+    pixels of one image are not, which is what `conformal_image_threshold` is for.
 
     Args:
         histogram: of the scores of held-out known pixels, see `metrics.anomaly.score_histogram`.
@@ -47,9 +48,9 @@ def conformal_image_threshold(
 ) -> Threshold:
     """Threshold that a new image keeps: with probability 1 - risk at most the promised share is above it.
 
-    Split conformal prediction over images, which may be exchangeable where pixels are not: each image's
-    score is the threshold that it would need itself (`image_quantile`); the threshold is the
-    ceil((n + 1)(1 - risk))-th smallest of these.
+    Split conformal prediction over images, which may be exchangeable where pixels are not: each
+    image's score is the threshold that it would need itself (`image_quantile`); the threshold is
+    the ceil((n + 1)(1 - risk))-th smallest of these.
 
     Args:
         quantiles: of each held-out image, see `image_quantile`.
@@ -86,7 +87,7 @@ def conformal_rank(count: int, share: float, name: str, what: str) -> int:
     rank = math.ceil((count + 1) * (1 - share) - 1e-9)  # 20 x 0.95 must stay 19
     if rank > count:
         needed = math.ceil(1 / share) - 1
-        raise ValueError(
+        raise GenSegError(
             f"{count} {what} are too few to promise a {name} of {share:g}: use at least {needed}, "
             f"or a larger {name}."
         )
@@ -96,4 +97,4 @@ def conformal_rank(count: int, share: float, name: str, what: str) -> int:
 def check_share(name: str, value: float) -> None:
     """Refuse a share that is not between 0 and 1."""
     if not 0 < value < 1:
-        raise ValueError(f"{name} is {value} but must lie between 0 and 1.")
+        raise GenSegError(f"{name} is {value} but must lie between 0 and 1.")

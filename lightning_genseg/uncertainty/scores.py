@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.uncertainty.conformal import Threshold
 
 AnomalyName = Literal["msp", "entropy", "max_logit", "energy", "sml", "mahalanobis", "density"]
@@ -31,7 +32,7 @@ def logit_score(name: str, logits: Tensor) -> Tensor:
     if name == "entropy":
         log_p = logits.log_softmax(1)
         return -(log_p.exp() * log_p).sum(1, keepdim=True)
-    raise ValueError(
+    raise GenSegError(
         f"there is no score {name} of logits alone; known are msp, entropy, max_logit, energy."
     )
 
@@ -70,7 +71,7 @@ class StandardizedMaxLogit(nn.Module):
     def finish(self) -> None:
         """Turn what was observed into means and deviations."""
         if self._sums is None:
-            raise ValueError(
+            raise GenSegError(
                 "no training pixel was seen, so there are no statistics of the logits."
             )
         every = self._sums.sum(1, keepdim=True)
@@ -91,8 +92,9 @@ class StandardizedMaxLogit(nn.Module):
 class Mahalanobis(nn.Module):
     """Squared Mahalanobis distance to the nearest class mean, under one covariance for all classes.
 
-    Lee et al.: A Simple Unified Framework for Detecting Out-of-Distribution Samples, NeurIPS 2018, Eq. 2,
-    on the features that the classifier sees. Classes without a training pixel do not compete.
+    Lee et al.: A Simple Unified Framework for Detecting Out-of-Distribution Samples, NeurIPS 2018,
+    Eq. 2, on the features that the classifier sees. Classes without a training pixel do not
+    compete.
     """
 
     means: Tensor | None
@@ -128,13 +130,14 @@ class Mahalanobis(nn.Module):
     def finish(self) -> None:
         """Turn what was observed into class means and the whitening of their common covariance."""
         if self._sums is None or not bool(self._sums[0].any()):
-            raise ValueError(
+            raise GenSegError(
                 "no labelled training pixel was seen, so no class Gaussian can be fitted."
             )
         counts, first, second = self._sums
         means = first / counts.clamp_min(1)[:, None]
         covariance = (second - (means * counts[:, None]).T @ means) / counts.sum()
-        # ReLU features may be constant in a channel; a millionth of the mean variance keeps it regular.
+        # ReLU features may be constant in a channel; a millionth of the mean variance keeps it
+        # regular.
         ridge = covariance.diagonal().mean().clamp_min(1e-12) * 1e-6
         factor = torch.linalg.cholesky(
             covariance + ridge * torch.eye(len(covariance)).to(covariance)
@@ -161,10 +164,10 @@ class Mahalanobis(nn.Module):
 class AnomalyScores(nn.Module):
     """Every score by its name, with what has been fitted for it: statistics and thresholds.
 
-    A score reads what it needs from a module's `outputs`: `logits` (B x C x H x W, at the size of the
-    image), `features` (B x F x h x w), `log_density` (B x C x h x w, log p(x|c)). `sml` and
-    `mahalanobis` have to be fitted first (`genseg calibrate`). `density` is GMMSeg's -max_c log p(x|c)
-    (Section 3.4).
+    A score reads what it needs from a module's `outputs`: `logits` (B x C x H x W, at the size of
+    the image), `features` (B x F x h x w), `log_density` (B x C x h x w, log p(x|c)). `sml` and
+    `mahalanobis` have to be fitted first (`genseg calibrate`). `density` is GMMSeg's -max_c log
+    p(x|c) (Section 3.4).
     """
 
     def __init__(self) -> None:
@@ -190,12 +193,12 @@ class AnomalyScores(nn.Module):
             ValueError: the module has no such output, or the score has not been fitted.
         """
         if self.needs(name) not in outputs:
-            raise ValueError(
+            raise GenSegError(
                 f"anomaly_score is {name}, but this model has no class densities: choose one of "
                 f"{', '.join(n for n in get_args(AnomalyName) if self.needs(n) in outputs)}."
             )
         if not self.is_fitted(name):
-            raise ValueError(
+            raise GenSegError(
                 f"anomaly_score is {name}, whose statistics of the training data are not in this "
                 "checkpoint: run `genseg calibrate --config CONFIG --ckpt_path CHECKPOINT` and use "
                 "the checkpoint that it writes."

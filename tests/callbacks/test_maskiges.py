@@ -26,7 +26,8 @@ def test_a_row_is_what_it_says(tmp_path):
     picture = np.asarray(Image.open(tmp_path / "maskiges" / "step_000001.png"))
     row = [np.zeros((48, 64, 3), np.uint8)] * 6
     assert picture.shape[1] == grid([row]).width
-    # Enlarged pixels stay sharp, and so do the colours: the third, fourth and fifth column hold no other ones.
+    # Enlarged pixels stay sharp, and so do the colours: the third, fourth and fifth column hold no
+    # other ones.
     colors = {tuple(color) for color in (model.maskige.colors * 255).round().int().tolist()}
     for column in (2, 3, 4):
         left = 4 + column * 324

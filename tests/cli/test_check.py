@@ -380,8 +380,8 @@ def test_sparse_labels(root, tmp_path):
     assert val["ignored"] == pytest.approx(1 / 20)
     shown = summary(report)
     assert (
-        "sparse labels: 0.722% of the pixels in 6 images, 26 points or scribbles; 0 images without any"
-        in shown
+        "sparse labels: 0.722% of the pixels in 6 images, 26 points or scribbles; 0 images without "
+        "any" in shown
     )
     assert (data.class_index() == class_index(data.split_dataset("train", ()), cache)).all()
     with Image.open(tmp_path / "out" / "data_check.png") as picture:
@@ -404,7 +404,8 @@ def test_sparse_labels_that_are_missing_or_broken(root, tmp_path):
     report = check(data, tmp_path / "out")
     assert [problem["problem"].split(":")[0] for problem in report["problems"]] == [
         f"1 of 6 images have no sparse masks (expected: '{folder}/train_5.png')".split(":")[0],
-        f"mask '{folder}/train_1.png' holds no pixel of the value 99 (unlabelled), but 99% of 255, which means ignored",
+        f"mask '{folder}/train_1.png' holds no pixel of the value 99 (unlabelled), but 99% of 255, "
+        "which means ignored",
         f"mask '{folder}/train_5.png' does not exist",
     ]
     train = report["splits"]["train"]

@@ -181,7 +181,8 @@ def test_an_interrupted_build_goes_on(tmp_path, signal_number):
         "    def read_mask_values(self, index):\n"
         "        if index == 40: print('waiting', flush=True); time.sleep(600)\n"
         "        return super().read_mask_values(index)\n"
-        f"module.class_index(Watched({str(root)!r}, ['a', 'b', 'c']), Path({str(tmp_path / 'c')!r}))\n"
+        f"module.class_index(Watched({str(root)!r}, ['a', 'b', 'c']), "
+        f"Path({str(tmp_path / 'c')!r}))\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", slow],

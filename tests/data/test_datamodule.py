@@ -306,7 +306,8 @@ def test_resumed_run_goes_on_with_the_next_batch(tmp_path, num_workers, stop):
         trainer(tmp_path, StopAfter(stop), every_step(tmp_path), max_epochs=3).fit(
             first, synthetic(num_workers=num_workers)
         )
-    # Checkpoints are written after all other callbacks: the last step is lost, as when a process is killed.
+    # Checkpoints are written after all other callbacks: the last step is lost, as when a process is
+    # killed.
     path = tmp_path / "step.ckpt" if stop > 1 else None
     trainer(tmp_path, every_step(tmp_path), max_epochs=3).fit(
         second, synthetic(num_workers=num_workers), ckpt_path=path

@@ -143,7 +143,8 @@ def test_everything_at_once_sees_windows_of_the_scaled_image():
 @pytest.mark.parametrize(
     ("size", "options", "scale", "expected"),
     [
-        # ADE20K's smallest and largest kinds; the sizes that mmcv's rescale_size gives for (2048, 512).
+        # ADE20K's smallest and largest kinds; the sizes that mmcv's rescale_size gives for (2048,
+        # 512).
         ((256, 341), {"short_side": 512}, 1.0, (512, 682)),
         ((683, 512), {"short_side": 512}, 1.0, (683, 512)),
         ((2100, 2100), {"short_side": 512}, 1.0, (512, 512)),

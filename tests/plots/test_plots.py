@@ -168,7 +168,8 @@ def test_anomaly_histogram_places_both_kinds():
     assert picture.size == (640, 440)
     assert bars(picture, BLUE).max() < 330
     assert bars(picture, ORANGE).min() > 300
-    # Shares of a kind's own pixels: 80 bars over 12, of which 26.7 share the known, 46.7 the anomalous.
+    # Shares of a kind's own pixels: 80 bars over 12, of which 26.7 share the known, 46.7 the
+    # anomalous.
     blue = 370 - near(picture, BLUE)[30:370, 90:250].any(1).argmax() - 30
     orange = 370 - near(picture, ORANGE)[100:370, 350:].any(1).argmax() - 100
     assert blue / orange == pytest.approx(46.7 / 26.7, rel=0.05)

@@ -11,8 +11,9 @@ from lightning_genseg.data.sets.coco import COCODataModule
 class COCO20iDataModule(EpisodesDataModule):
     """COCO-20i: four interleaved folds of twenty classes, as BAM has it: `EpisodesDataModule` over `COCODataModule`.
 
-    21 917, 41 809, 43 045 and 44 614 of the 82 081 training images remain in folds 0 to 3, and 26 052, 15 305, 13 138
-    and 12 640 of the 40 137 validation images. BAM's first thousand queries need the order of its `val_list`.
+    21 917, 41 809, 43 045 and 44 614 of the 82 081 training images remain in folds 0 to 3, and 26
+    052, 15 305, 13 138 and 12 640 of the 40 137 validation images. BAM's first thousand queries
+    need the order of its `val_list`.
 
     Source: Nguyen, Todorovic: Feature weighting and boosting for few-shot segmentation, ICCV 2019.
 

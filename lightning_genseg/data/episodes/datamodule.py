@@ -29,6 +29,7 @@ from lightning_genseg.data.sets.coco import COCO
 from lightning_genseg.data.sets.voc import VOC
 from lightning_genseg.data.transforms.crops import Letterbox, Transform
 from lightning_genseg.data.transforms.pipeline import episode_train_transform
+from lightning_genseg.errors import GenSegError, MissingFileError
 
 Folds: TypeAlias = Literal["pascal5i", "coco20i"] | Path
 """Classes by folds: those of the papers, or a JSON file `{"folds": [[name, ...], ...]}`."""
@@ -44,50 +45,61 @@ class FewShotClasses(NamedTuple):
 class EpisodesDataModule(SegmentationDataModule):
     """Few-shot episodes of another datamodule's images: learn on its base classes, test on novel ones.
 
-    Training takes every image of the training split that has a base class once an epoch, validation and test a fixed
-    list of episodes of the other splits. See `datasets.TrainEpisodes` and `datasets.EvalEpisodes` for a batch,
-    `datasets.draw_episodes` for the modes. `num_classes` is 2 (background, foreground), `base_classes` and
-    `novel_classes` hold names, `data` the dense datamodule. Evaluation has batches of one, letterboxed to `size`,
-    with the labels at their own size in `full_mask`.
+    Training takes every image of the training split that has a base class once an epoch, validation
+    and test a fixed list of episodes of the other splits. See `datasets.TrainEpisodes` and
+    `datasets.EvalEpisodes` for a batch, `datasets.draw_episodes` for the modes. `num_classes` is 2
+    (background, foreground), `base_classes` and `novel_classes` hold names, `data` the dense
+    datamodule. Evaluation has batches of one, letterboxed to `size`, with the labels at their own
+    size in `full_mask`.
 
-    Sources: Shaban et al.: One-shot learning for semantic segmentation, BMVC 2017; Tian et al.: PFENet, TPAMI 2020;
+    Sources: Shaban et al.: One-shot learning for semantic segmentation, BMVC 2017; Tian et al.:
+        PFENet, TPAMI 2020;
     Lang et al.: BAM, CVPR 2022.
 
     Args:
         data: dense datamodule; its transforms, batch size and workers are not used.
-        novel_classes: names of the classes to leave out of training and to test on; or give `folds` and `fold`.
+        novel_classes: names of the classes to leave out of training and to test on; or give `folds`
+            and `fold`.
         folds: `pascal5i`, `coco20i`, or a JSON file `{"folds": [[name, ...], ...]}`.
         fold: number of the fold whose classes are novel, from 0.
-        background_classes: names of classes that are never the object; default: the class `background` if there is one.
+        background_classes: names of classes that are never the object; default: the class
+            `background` if there is one.
         shots: K, annotated images per episode.
-        size: side of the square images in pixels; best a multiple of the encoder's stride plus 1, as 473 for 8 and 321 for
-            16: with any other, cells and labels drift apart towards one side.
-        min_area: pixels of a class at the image's own size from which on it counts; 2048 is meant for 500 x 375.
-        novel_setting: what becomes of training images with a novel class: `remove` (BAM) or `background` (PFENet: they
-            stay, labelled as background).
+        size: side of the square images in pixels; best a multiple of the encoder's stride plus 1,
+            as 473 for 8 and 321 for 16: with any other, cells and labels drift apart towards one
+            side.
+        min_area: pixels of a class at the image's own size from which on it counts; 2048 is meant
+            for 500 x 375.
+        novel_setting: what becomes of training images with a novel class: `remove` (BAM) or
+            `background` (PFENet: they stay, labelled as background).
         mode: how the episodes of validation and test are drawn.
         episodes: of the test.
         val_episodes: of the validation.
         test_seed: of the test's episodes; BAM's five are 510, 365, 382, 322 and 988.
         val_seed: of the validation's.
-        val_classes: `novel`, which selects checkpoints on the classes of the test, as PFENet and BAM do, or `base`.
-        support_split: where the supports of validation and test come from: the `same` split as the queries (the
-            papers) or the `train` split, which then needs no annotated test images to spare.
+        val_classes: `novel`, which selects checkpoints on the classes of the test, as PFENet and
+            BAM do, or `base`.
+        support_split: where the supports of validation and test come from: the `same` split as the
+            queries (the papers) or the `train` split, which then needs no annotated test images to
+            spare.
         manifest: JSON file of the test's episodes: read if it exists, otherwise written.
-        scale: range of the zoom of training images, relative to their own size; 0.8 to 1.25 for COCO. Where images are
-            much larger or smaller than `size`, choose it around size / longer side, as the test sees them.
-        train_transform: albumentations transforms of image and mask (1, 0, 255) to `size` x `size`; default:
-            `episode_train_transform(size, scale)`.
+        scale: range of the zoom of training images, relative to their own size; 0.8 to 1.25 for
+            COCO. Where images are much larger or smaller than `size`, choose it around size /
+            longer side, as the test sees them.
+        train_transform: albumentations transforms of image and mask (1, 0, 255) to `size` x `size`;
+            default: `episode_train_transform(size, scale)`.
         batch_size: episodes of a training batch, per process.
         num_workers: see `SegmentationDataModule`.
         seed: of order, classes, supports and augmentation in training.
-        support_root: for prediction: folder with `images` and `masks` of the supports, see `FewShotFolderDataModule`.
+        support_root: for prediction: folder with `images` and `masks` of the supports, see
+            `FewShotFolderDataModule`.
         support_ids: see there.
         predict_root: folder of query images, or one image.
         cache_dir: see `SegmentationDataModule`.
 
     Raises:
-        ValueError: a wrong argument; in `setup`: too few images of a novel class, a manifest of other data.
+        ValueError: a wrong argument; in `setup`: too few images of a novel class, a manifest of
+            other data.
         FileNotFoundError: the file of folds does not exist.
     """
 
@@ -130,9 +142,9 @@ class EpisodesDataModule(SegmentationDataModule):
             ("val_seed", val_seed, 0),
         ):
             if value < least:
-                raise ValueError(f"{name} is {value} but must be at least {least}.")
+                raise GenSegError(f"{name} is {value} but must be at least {least}.")
         if not 0 < scale[0] <= scale[1]:
-            raise ValueError(
+            raise GenSegError(
                 f"scale is {scale} but must be two factors above 0, the smaller first."
             )
         super().__init__(
@@ -192,14 +204,15 @@ class EpisodesDataModule(SegmentationDataModule):
             excluded = self.classes.novel if self.novel_setting == "remove" else []
             pool = Pool(counts, self.classes.base, self.shots, self.min_area, excluded)
             if not len(pool.queries):
-                raise ValueError(
-                    f"no training image can be a query for shots={self.shots}: lower min_area ({self.min_area}) or shots, or "
-                    "set novel_setting to background."
+                raise GenSegError(
+                    f"no training image can be a query for shots={self.shots}: lower min_area "
+                    f"({self.min_area}) or shots, or set novel_setting to background."
                 )
             if pool.too_few:
                 rank_zero_warn(
-                    f"{len(pool.too_few)} base classes have too few training images for shots={self.shots} and are never "
-                    f"drawn: {shown([names[c] for c in pool.too_few])}"
+                    f"{len(pool.too_few)} base classes have too few training images for "
+                    f"shots={self.shots} and are never drawn: "
+                    f"{shown([names[c] for c in pool.too_few])}"
                 )
             return TrainEpisodes(images, pool, base_index, names, transform)
         classes = (
@@ -213,10 +226,10 @@ class EpisodesDataModule(SegmentationDataModule):
             support_counts = self._count("train", supports)
         pool = Pool(counts, classes, self.shots, self.min_area, (), support_counts)
         if pool.too_few:
-            raise ValueError(
+            raise GenSegError(
                 f"too few {split} images hold min_area={self.min_area} pixels of "
-                f"{shown([names[c] for c in pool.too_few], '')} for shots={self.shots}: lower min_area or shots, set "
-                "support_split to train, or leave the class out."
+                f"{shown([names[c] for c in pool.too_few], '')} for shots={self.shots}: lower "
+                "min_area or shots, set support_split to train, or leave the class out."
             )
         number, seed = self.episodes[split]
         drawn = draw_episodes(pool, number, seed, self.mode)
@@ -246,8 +259,8 @@ class EpisodesDataModule(SegmentationDataModule):
 class BaseClassesDataModule(SegmentationDataModule):
     """The base classes of a fold for dense training: numbered from 1 on, everything else is background.
 
-    All training images stay, also those with novel classes, whose pixels become background (0): what the base learner
-    of BAM is trained on. `class_names` are `background` and the base classes.
+    All training images stay, also those with novel classes, whose pixels become background (0):
+    what the base learner of BAM is trained on. `class_names` are `background` and the base classes.
 
     Source: Lang et al.: Learning what not to segment, CVPR 2022.
 
@@ -335,16 +348,17 @@ def few_shot_classes(
     """Part the classes of a data set as the arguments of `EpisodesDataModule` say.
 
     Raises:
-        ValueError: neither or both of names and fold, no such fold, names that are no classes, none left.
+        ValueError: neither or both of names and fold, no such fold, names that are no classes, none
+            left.
         FileNotFoundError: the file of folds does not exist.
     """
     if (novel_classes is None) == (folds is None) or (folds is None) != (fold is None):
-        raise ValueError("the novel classes are not known: give novel_classes, or folds and fold.")
+        raise GenSegError("the novel classes are not known: give novel_classes, or folds and fold.")
     if folds is not None:
         groups = read_folds(folds)
         assert fold is not None
         if not 0 <= fold < len(groups):
-            raise ValueError(f"fold is {fold} but '{folds}' has 0 to {len(groups) - 1}.")
+            raise GenSegError(f"fold is {fold} but '{folds}' has 0 to {len(groups) - 1}.")
         novel_classes = groups[fold]
     assert novel_classes is not None
     if background_classes is None:
@@ -355,18 +369,21 @@ def few_shot_classes(
     ):
         wrong = [name for name in given if name not in class_names]
         if wrong:
-            raise ValueError(
-                f"{argument} holds '{wrong[0]}', which is no class: choose among {shown(class_names, most=80)}"
+            raise GenSegError(
+                f"{argument} holds '{wrong[0]}', which is no class: choose among "
+                f"{shown(class_names, most=80)}"
             )
     both = [name for name in novel_classes if name in background_classes]
     if both:
-        raise ValueError(
-            f"'{both[0]}' is in novel_classes and in background_classes: take it out of one of them."
+        raise GenSegError(
+            f"'{both[0]}' is in novel_classes and in background_classes: take it out of one of "
+            "them."
         )
     left = [name for name in class_names if name not in {*novel_classes, *background_classes}]
     if not novel_classes or not left:
-        raise ValueError(
-            f"there are {len(novel_classes)} novel and {len(left)} base classes: leave at least one of each."
+        raise GenSegError(
+            f"there are {len(novel_classes)} novel and {len(left)} base classes: leave at least "
+            "one of each."
         )
     position = {name: index for index, name in enumerate(class_names)}
     return FewShotClasses(
@@ -387,7 +404,7 @@ def read_folds(folds: Folds) -> list[list[str]]:
         return [list(COCO.CLASS_NAMES[i + 1 :: 4]) for i in range(4)]
     path = Path(folds)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"folds '{path}' does not exist: give pascal5i, coco20i or a JSON file of class names."
         )
     try:
@@ -397,22 +414,22 @@ def read_folds(folds: Folds) -> list[list[str]]:
     if not isinstance(groups, list) or not all(
         isinstance(group, list) and all(isinstance(name, str) for name in group) for group in groups
     ):
-        raise ValueError(f"folds '{path}' must hold {{\"folds\": [[class name, ...], ...]}}.")
+        raise GenSegError(f"folds '{path}' must hold {{\"folds\": [[class name, ...], ...]}}.")
     return groups
 
 
 def labelled_images(data: SegmentationDataModule, split: Split) -> LabelledImages:
     """Images of a split of a dense datamodule; ValueError if it is sparse or they cannot be read one by one."""
     if data.sparse is not None:
-        raise ValueError(
+        raise GenSegError(
             "data that are made of other data need whole masks: leave sparse out of data.data."
         )
     dataset: Any = data.split_dataset(split, ())
     for method in ("sample_name", "read_pixels", "read_mask_labels"):
         if not hasattr(dataset, method):
-            raise ValueError(
-                f"{type(dataset).__name__} has no {method}(index), by which episodes are read: derive it from "
-                "SegmentationDataset, or add that method."
+            raise GenSegError(
+                f"{type(dataset).__name__} has no {method}(index), by which episodes are read: "
+                "derive it from SegmentationDataset, or add that method."
             )
     images: LabelledImages = dataset
     return images
@@ -425,7 +442,7 @@ def predict_folders(predict_root: Path | None, support_root: Path | None) -> tup
         ("support_root", support_root, "a folder with images and masks of the object"),
     ):
         if folder is None:
-            raise ValueError(f"there is nothing to predict: set {name} (--data.{name}) to {what}.")
+            raise GenSegError(f"there is nothing to predict: set {name} (--data.{name}) to {what}.")
     assert predict_root is not None
     assert support_root is not None
     return predict_root, support_root

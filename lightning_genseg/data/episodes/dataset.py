@@ -12,6 +12,7 @@ from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.relabelled import LabelledImages, RelabelledImages, read_labelled
 from lightning_genseg.data.transforms.crops import Letterbox, Transform
 from lightning_genseg.data.transforms.pipeline import apply_all, compose
+from lightning_genseg.errors import GenSegError
 
 EpisodeMode = Literal["bam", "uniform", "balanced"]
 
@@ -27,8 +28,9 @@ class Episode(NamedTuple):
 class Pool:
     """Which images can be a query, and which can support a class.
 
-    An image supports a class, and is a query, where at least `min_area` pixels are of it. A class with fewer than
-    `shots` supports beside a query, or without a query, is left out; these are `too_few`.
+    An image supports a class, and is a query, where at least `min_area` pixels are of it. A class
+    with fewer than `shots` supports beside a query, or without a query, is left out; these are
+    `too_few`.
 
     Args:
         counts: N x C pixels of each class in each image, of the images that queries come from.
@@ -78,18 +80,21 @@ class Pool:
 def draw_episodes(pool: Pool, number: int, seed: int, mode: EpisodeMode = "bam") -> list[Episode]:
     """Draw the episodes of an evaluation; the same for the same arguments.
 
-    Modes: `bam` takes the queries in the order of the data set, from the first on, and starts again where they end
-    (BAM's code; the class and the supports are drawn, and common classes come more often); `uniform` takes them in a
-    shuffled order, `balanced` takes the classes in turn and shuffles the queries of each.
+    Modes: `bam` takes the queries in the order of the data set, from the first on, and starts again
+        where they end
+    (BAM's code; the class and the supports are drawn, and common classes come more often);
+    `uniform` takes them in a shuffled order, `balanced` takes the classes in turn and shuffles the
+    queries of each.
 
-    Source: Lang et al.: Learning what not to segment, CVPR 2022, `util/dataset.py`; its random numbers are Python's
+    Source: Lang et al.: Learning what not to segment, CVPR 2022, `util/dataset.py`; its random
+        numbers are Python's
     and depend on the workers, ours are NumPy's and do not.
 
     Raises:
         ValueError: no query.
     """
     if not len(pool.queries):
-        raise ValueError(
+        raise GenSegError(
             "no image can be a query: lower min_area, or choose classes that occur in this split."
         )
     rng = np.random.default_rng(seed)
@@ -117,7 +122,8 @@ class _Episodes(Dataset[dict[str, Any]]):
         base_index: class -> its number among the base learner's outputs.
         candidates: classes that this data set has episodes of.
         class_names: of all classes.
-        transform: albumentations transforms of image and mask (1, 0, 255), of every image on its own.
+        transform: albumentations transforms of image and mask (1, 0, 255), of every image on its
+            own.
     """
 
     num_classes = 2
@@ -176,10 +182,11 @@ class _Episodes(Dataset[dict[str, Any]]):
 class TrainEpisodes(_Episodes):
     """Every query once an epoch, with a class and supports that its seed decides.
 
-    A sample is `image` float32 3xSxS in [0, 1], `mask` int64 SxS (1 the class, 0 not, 255 ignore), `valid` bool SxS
-    (False on padding), the same with K in front as `support_image`, `support_mask`, `support_valid`, the names `name`,
-    `support_name` (K of them, with commas) and `class_name`, and int64 `class_index` (of the data set), `base_index`
-    (of the base learner's outputs, 1 to n; 0 for a novel class) and `candidates` (all classes of these episodes).
+    A sample is `image` float32 3xSxS in [0, 1], `mask` int64 SxS (1 the class, 0 not, 255 ignore),
+    `valid` bool SxS (False on padding), the same with K in front as `support_image`,
+    `support_mask`, `support_valid`, the names `name`, `support_name` (K of them, with commas) and
+    `class_name`, and int64 `class_index` (of the data set), `base_index` (of the base learner's
+    outputs, 1 to n; 0 for a novel class) and `candidates` (all classes of these episodes).
 
     An index is an int, or a pair (int, seed).
 
@@ -188,7 +195,8 @@ class TrainEpisodes(_Episodes):
         pool: which of them.
         base_index: class -> its number among the base learner's outputs.
         class_names: of all classes.
-        transform: albumentations transforms of image and mask (1, 0, 255) to one size, drawn for each image on its own.
+        transform: albumentations transforms of image and mask (1, 0, 255) to one size, drawn for
+            each image on its own.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from lightning_genseg.data.dataset import SegmentationDataset
 from lightning_genseg.data.episodes.datamodule import predict_folders
 from lightning_genseg.data.episodes.support import SupportedImages
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError
 
 _NO_SPLITS = (
     "FewShotFolderDataModule has images to predict only: train and test with EpisodesDataModule."
@@ -18,9 +19,10 @@ _NO_SPLITS = (
 class FewShotFolderDataModule(SegmentationDataModule):
     """Your own object, for prediction: a few images of it with masks, and images in which to find it.
 
-    `support_root/images` and `support_root/masks` hold files of the same names; a mask is 1 on the object, 0 elsewhere,
-    255 where nothing is said. Every batch is one image of `predict_root` at its own size with all supports
-    (`support_image`, `support_mask`, `support_valid`, letterboxed to `size`). There is no training, validation or test.
+    `support_root/images` and `support_root/masks` hold files of the same names; a mask is 1 on the
+    object, 0 elsewhere, 255 where nothing is said. Every batch is one image of `predict_root` at
+    its own size with all supports (`support_image`, `support_mask`, `support_valid`, letterboxed to
+    `size`). There is no training, validation or test.
 
     Args:
         support_root: folder that holds `images` and `masks`.
@@ -50,7 +52,7 @@ class FewShotFolderDataModule(SegmentationDataModule):
             predict_root=predict_root,
         )
         if size < 8:
-            raise ValueError(f"size is {size} but must be at least 8.")
+            raise GenSegError(f"size is {size} but must be at least 8.")
         self.support_root = support_root
         self.size = size
         self.support_ids = support_ids
@@ -58,7 +60,7 @@ class FewShotFolderDataModule(SegmentationDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Build the images to predict; ValueError for other stages."""
         if stage not in (None, "predict"):
-            raise ValueError(_NO_SPLITS)
+            raise GenSegError(_NO_SPLITS)
         self.predict_dataset = self.make_predict_dataset()
 
     def make_predict_dataset(self) -> SupportedImages:
@@ -68,4 +70,4 @@ class FewShotFolderDataModule(SegmentationDataModule):
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> SegmentationDataset:
         """There are no splits: ValueError."""
-        raise ValueError(_NO_SPLITS)
+        raise GenSegError(_NO_SPLITS)

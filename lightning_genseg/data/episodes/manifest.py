@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_genseg.data.episodes.dataset import Episode
 from lightning_genseg.data.relabelled import LabelledImages
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 
 
@@ -51,25 +52,26 @@ def read_manifest(
     """Read what `write_manifest` has kept.
 
     Raises:
-        ValueError: no manifest, a changed one, one of other settings (`drawn_by`), or of images or classes that the
-            data do not have.
+        ValueError: no manifest, a changed one, one of other settings (`drawn_by`), or of images or
+            classes that the data do not have.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         theirs, rows, checksum = content["drawn_by"], content["episodes"], content["sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise GenSegError(
             f"manifest '{path}' is no list of episodes ({error}): delete it, and it is drawn anew."
         ) from error
     if checksum != _checksum(theirs, rows):
-        raise ValueError(
-            f"manifest '{path}' was changed after it was written (checksum): restore it, or delete it to draw anew."
+        raise GenSegError(
+            f"manifest '{path}' was changed after it was written (checksum): restore it, or delete "
+            "it to draw anew."
         )
     for key, value in drawn_by.items():
         if theirs.get(key) != value:
-            raise ValueError(
-                f"manifest '{path}' was drawn with {key} {theirs.get(key)}, not {value}: use the same setting, or another "
-                "file."
+            raise GenSegError(
+                f"manifest '{path}' was drawn with {key} {theirs.get(key)}, not {value}: use the "
+                "same setting, or another file."
             )
     category = {name: index for index, name in enumerate(class_names)}
     query_of, support_of = (
@@ -85,8 +87,9 @@ def read_manifest(
             for row in rows
         ]
     except KeyError as error:
-        raise ValueError(
-            f"manifest '{path}' holds {error}, which the data do not have: use the data that it was written for."
+        raise GenSegError(
+            f"manifest '{path}' holds {error}, which the data do not have: use the data that it "
+            "was written for."
         ) from error
 
 

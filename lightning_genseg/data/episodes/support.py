@@ -14,6 +14,7 @@ from lightning_genseg.data.labels import anomaly_table, map_labels
 from lightning_genseg.data.sets.folder import match_masks
 from lightning_genseg.data.transforms.crops import Letterbox
 from lightning_genseg.data.transforms.pipeline import apply_all, compose
+from lightning_genseg.errors import GenSegError
 
 _VALUES = (
     "1 is the object, 0 is not, 255 is left out: correct it, or list its values in support_ids"
@@ -28,12 +29,13 @@ class SupportFolder:
     Args:
         root: folder that holds both.
         size: side S of the square that they are letterboxed to.
-        ids: value in the mask files -> 1, 0 or 255, for other files; `{0: 0, 255: 1}` for black and white ones.
+        ids: value in the mask files -> 1, 0 or 255, for other files; `{0: 0, 255: 1}` for black and
+            white ones.
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        ValueError: no image, names that do not match, a wrong table; on reading: an unreadable file, other values, no
-            object in a mask, or none that is left at this size.
+        ValueError: no image, names that do not match, a wrong table; on reading: an unreadable
+            file, other values, no object in a mask, or none that is left at this size.
     """
 
     def __init__(self, root: Path | str, size: int, ids: Mapping[int, int] | None = None) -> None:
@@ -52,15 +54,17 @@ class SupportFolder:
             self._check_values(values, sample.mask)
             mask = map_labels(values, self._table, sample.mask, _VALUES)
             if not (mask == 1).any():
-                raise ValueError(
-                    f"mask '{sample.mask}' marks no object: draw it with the value 1, or take the image out."
+                raise GenSegError(
+                    f"mask '{sample.mask}' marks no object: draw it with the value 1, or take the "
+                    "image out."
                 )
             masks = {"mask": mask, "valid": np.ones_like(mask)}
             shot = apply_all(self.transform, image, masks, 0, sample.name)
             if not (shot["mask"] == 1).any():
-                raise ValueError(
-                    f"the object in mask '{sample.mask}' is too small to be left at size {self.size}: set a larger size "
-                    "(--data.size), or cut image and mask around the object."
+                raise GenSegError(
+                    f"the object in mask '{sample.mask}' is too small to be left at size "
+                    f"{self.size}: set a larger size (--data.size), or cut image and mask around "
+                    "the object."
                 )
             shots.append(shot)
         return {
@@ -79,10 +83,12 @@ class SupportFolder:
         return digest.hexdigest()
 
     def _check_values(self, values: NDArray[np.integer[Any]], path: Path) -> None:
-        # 255 keeps its meaning unless a table says otherwise, so a white object would be left out in silence.
+        # 255 keeps its meaning unless a table says otherwise, so a white object would be left out
+        # in silence.
         if set(np.unique(values).tolist()) <= {0, 255} and self._table[255] == 255:
-            raise ValueError(
-                f"mask '{path}' holds only 0 and 255, and 255 is left out: if the object is white, set support_ids to "
+            raise GenSegError(
+                f"mask '{path}' holds only 0 and 255, and 255 is left out: if the object is white, "
+                "set support_ids to "
                 "{0: 0, 255: 1} (--data.support_ids), otherwise draw it with the value 1."
             )
 

@@ -14,22 +14,25 @@ from lightning_genseg.data.labels import Color
 from lightning_genseg.data.loaders import EpochSampler
 from lightning_genseg.data.mixed.taxonomy import Decision, MixedImages, Taxonomy, WithoutUniversal
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError
 
 
 class MixedDataModule(SegmentationDataModule):
     """Data sets of other datamodules together, their classes made universal ones by a table (`datasets.Taxonomy`).
 
-    `num_classes` and `class_names` are those of the taxonomy. Validation and test are in the universal classes as well,
-    over the images of all data sets that have the split; for a test set's own classes see `CrossDomainDataModule`.
+    `num_classes` and `class_names` are those of the taxonomy. Validation and test are in the
+    universal classes as well, over the images of all data sets that have the split; for a test
+    set's own classes see `CrossDomainDataModule`.
 
-    Source: Lambert et al.: MSeg: A composite dataset for multi-domain semantic segmentation, CVPR 2020.
+    Source: Lambert et al.: MSeg: A composite dataset for multi-domain semantic segmentation, CVPR
+        2020.
 
     Args:
-        data: dense datamodules by the name that their data set has in the table; their transforms, batch sizes and
-            workers are not used.
+        data: dense datamodules by the name that their data set has in the table; their transforms,
+            batch sizes and workers are not used.
         taxonomy: the table; it must have every class of every data set.
-        repeats: how often an epoch takes each image of a data set; default: as often as makes the data set about as
-            large as the largest, so that all are seen equally often.
+        repeats: how often an epoch takes each image of a data set; default: as often as makes the
+            data set about as large as the largest, so that all are seen equally often.
         palette: one RGB colour per universal class; default: PASCAL VOC's.
         batch_size: see `SegmentationDataModule`, like all that follow.
         eval_batch_size: see there.
@@ -65,17 +68,18 @@ class MixedDataModule(SegmentationDataModule):
         cache_dir: Path | None = None,
     ) -> None:
         if not data:
-            raise ValueError(
+            raise GenSegError(
                 "data is empty: give at least one datamodule, by its name in taxonomy."
             )
         table = Taxonomy(taxonomy)
         if repeats is not None and (repeats.keys() != data.keys() or min(repeats.values()) < 1):
-            raise ValueError(
+            raise GenSegError(
                 f"repeats is {repeats} but must hold a number from 1 for each of {', '.join(data)}."
             )
         if class_balanced and repeats is not None:
-            raise ValueError(
-                "repeats and class_balanced both say how often an image is drawn: leave one of them out."
+            raise GenSegError(
+                "repeats and class_balanced both say how often an image is drawn: leave one of "
+                "them out."
             )
         super().__init__(
             class_names=table.class_names,
@@ -131,20 +135,24 @@ class MixedDataModule(SegmentationDataModule):
 class CrossDomainDataModule(SegmentationDataModule):
     """The test set of another datamodule in its own classes, for any model that was trained on universal ones.
 
-    `num_classes` and `class_names` are the model's, those of the taxonomy; `target_classes` holds the test set's, by which
-    `SegmentationModule` turns scores before it decides. `test_mIoU` and all other scores are of the test set's classes.
+    `num_classes` and `class_names` are the model's, those of the taxonomy; `target_classes` holds
+    the test set's, by which `SegmentationModule` turns scores before it decides. `test_mIoU` and
+    all other scores are of the test set's classes.
 
     Source: zero-shot evaluation of MSeg (CVPR 2020, Sec. 5); GSS, Table 6.
 
     Args:
         data: dense datamodule of the test set; its transforms, batch size and workers are not used.
-        taxonomy: the table, whose universal classes are those the model was trained on, in this order.
+        taxonomy: the table, whose universal classes are those the model was trained on, in this
+            order.
         dataset: name of the test set in the table.
-        decision: `soft` adds up the universal probabilities of each class of the test set (MSeg), `hard` takes the most
-            probable universal class first (GSS); one that leads to no class of the test set then becomes its first, and
-            `test_ECE` is only the share of the wrong pixels.
-        without_universal: what becomes of classes of the test set that the table does not have: `refuse` stops, `wrong`
-            leaves their pixels in, where every prediction is wrong (MSeg does so with two classes of PASCAL-Context).
+        decision: `soft` adds up the universal probabilities of each class of the test set (MSeg),
+            `hard` takes the most probable universal class first (GSS); one that leads to no class
+            of the test set then becomes its first, and `test_ECE` is only the share of the wrong
+            pixels.
+        without_universal: what becomes of classes of the test set that the table does not have:
+            `refuse` stops, `wrong` leaves their pixels in, where every prediction is wrong (MSeg
+            does so with two classes of PASCAL-Context).
         eval_batch_size: see `SegmentationDataModule`, like all that follow.
         num_workers: see there.
         eval_transform: see there.

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_genseg.data.labels import IGNORE, Color
 from lightning_genseg.data.relabelled import LabelledImages, RelabelledImages
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError, MissingFileError
 
 Decision = Literal["soft", "hard"]
 WithoutUniversal = Literal["refuse", "wrong"]
@@ -23,7 +24,8 @@ _COLUMNS = ["universal", "dataset", "class"]
 class TargetClasses(NamedTuple):
     """Classes of a test set, and which universal classes each of them consists of.
 
-    MSeg's matrix P: Lambert et al.: MSeg, CVPR 2020, Sec. 5 (soft); GSS' code decides for a universal class first (hard).
+    MSeg's matrix P: Lambert et al.: MSeg, CVPR 2020, Sec. 5 (soft); GSS' code decides for a
+    universal class first (hard).
     """
 
     class_names: list[str]  # T
@@ -34,10 +36,11 @@ class TargetClasses(NamedTuple):
     def probabilities(self, log_scores: Tensor) -> Tensor:
         """Probabilities B x T x H x W of the test set's classes, whose argmax is the prediction.
 
-        `soft`: the universal probabilities of a class are added up, and divided by what the classes of the test set
-        have together: that the pixel is in one of them is known. `hard`: 1 for the class of the most probable universal
-        class, 0 for all others; where that leads to no class of the test set all are 0, and the prediction is its first
-        class, as in GSS' and MSeg's code.
+        `soft`: the universal probabilities of a class are added up, and divided by what the classes
+            of the test set
+        have together: that the pixel is in one of them is known. `hard`: 1 for the class of the
+        most probable universal class, 0 for all others; where that leads to no class of the test
+        set all are 0, and the prediction is its first class, as in GSS' and MSeg's code.
 
         Args:
             log_scores: B x U x H x W, logits or logarithms of probabilities.
@@ -47,7 +50,8 @@ class TargetClasses(NamedTuple):
             best: Tensor = members.T[log_scores.argmax(1)].movedim(-1, 1).float()
             return best
         scores = log_scores[:, members.any(0)].float()
-        # A pixel's best class may be -1000 where others, which lead nowhere, are 0: no sum may underflow.
+        # A pixel's best class may be -1000 where others, which lead nowhere, are 0: no sum may
+        # underflow.
         likelihoods = (scores - scores.amax(1, keepdim=True)).exp()
         sums = torch.einsum("tu,buhw->bthw", members[:, members.any(0)].float(), likelihoods)
         return sums / sums.sum(1, keepdim=True)
@@ -56,10 +60,11 @@ class TargetClasses(NamedTuple):
 class Taxonomy:
     """Universal classes, and which class of which data set is which of them.
 
-    A table (.tsv, or .csv) with the columns `universal`, `dataset` and `class`, a row for each pair; lines that begin
-    with # are comments. Universal classes are numbered in the order of their first row; one that no data set has stands
-    in a row alone. The universal class `unlabelled` says that the pixels of a class are ignored (255). MSeg's
-    `MSeg_master.tsv` can be read as well: a column for each data set beside `universal`, with `{a, b}` for two classes.
+    A table (.tsv, or .csv) with the columns `universal`, `dataset` and `class`, a row for each
+    pair; lines that begin with # are comments. Universal classes are numbered in the order of their
+    first row; one that no data set has stands in a row alone. The universal class `unlabelled` says
+    that the pixels of a class are ignored (255). MSeg's `MSeg_master.tsv` can be read as well: a
+    column for each data set beside `universal`, with `{a, b}` for two classes.
 
     Args:
         path: of the table.
@@ -72,7 +77,7 @@ class Taxonomy:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"taxonomy '{self.path}' does not exist: check the path.")
+            raise MissingFileError(f"taxonomy '{self.path}' does not exist: check the path.")
         self.class_names: list[str] = []
         # Data set -> its class -> universal classes.
         self._universal: dict[str, dict[str, set[int]]] = {}
@@ -88,8 +93,9 @@ class Taxonomy:
                 if name:
                     classes.setdefault(name, set()).add(number)
         if not 0 < len(self.class_names) <= IGNORE:
-            raise ValueError(
-                f"taxonomy '{self.path}' has {len(self.class_names)} universal classes but must have 1 to 255."
+            raise GenSegError(
+                f"taxonomy '{self.path}' has {len(self.class_names)} universal classes but must "
+                "have 1 to 255."
             )
 
     def _read(self) -> list[tuple[str, str, str]]:
@@ -103,9 +109,9 @@ class Taxonomy:
             ]
         header = rows[0][1] if rows else []
         if "universal" not in header or len(header) < 2:
-            raise ValueError(
-                f"taxonomy '{self.path}' must begin with the columns {', '.join(_COLUMNS)}, separated by tabs (.csv: by "
-                "commas)."
+            raise GenSegError(
+                f"taxonomy '{self.path}' must begin with the columns {', '.join(_COLUMNS)}, "
+                "separated by tabs (.csv: by commas)."
             )
         found: list[tuple[str, str, str]] = []
         for line, cells in rows[1:]:
@@ -117,9 +123,9 @@ class Taxonomy:
                 whole &= bool(row["dataset"]) == bool(row["class"])
                 row = {row["dataset"]: row["class"]}
             if not whole:
-                raise ValueError(
-                    f"line {line} of taxonomy '{self.path}' is no row of {', '.join(header[:3])}: give a universal class, "
-                    "and both a data set and its class, or neither."
+                raise GenSegError(
+                    f"line {line} of taxonomy '{self.path}' is no row of {', '.join(header[:3])}: "
+                    "give a universal class, and both a data set and its class, or neither."
                 )
             for dataset, cell in row.items():
                 names = cell[1:-1].split(",") if cell.startswith("{") else [cell]
@@ -130,8 +136,8 @@ class Taxonomy:
         """Lookup table of 256: class of a data set -> universal class, or 255.
 
         Raises:
-            ValueError: the table has no such data set, lacks a class, has one that the data set has not, or has one
-                twice: a label must be of one universal class.
+            ValueError: the table has no such data set, lacks a class, has one that the data set has
+                not, or has one twice: a label must be of one universal class.
         """
         universal = self._classes(dataset, class_names)
         table = np.full(IGNORE + 1, IGNORE, np.uint8)
@@ -139,9 +145,9 @@ class Taxonomy:
             if len(universal[name]) > 1:
                 names = [*self.class_names, *[_UNLABELLED[0]] * IGNORE]
                 shown = ", ".join(names[number] for number in sorted(universal[name]))
-                raise ValueError(
-                    f"taxonomy '{self.path}' leads from the class '{name}' of {dataset} to several universal classes "
-                    f"({shown}): a training set needs one."
+                raise GenSegError(
+                    f"taxonomy '{self.path}' leads from the class '{name}' of {dataset} to several "
+                    f"universal classes ({shown}): a training set needs one."
                 )
             table[index] = next(iter(universal[name]))
         return table
@@ -163,12 +169,12 @@ class Taxonomy:
             class_names: of the test set.
             palette: likewise.
             decision: see `TargetClasses.probabilities`.
-            without_universal: what becomes of classes that the table does not have: `refuse`, or `wrong`, they stay and
-                are never predicted.
+            without_universal: what becomes of classes that the table does not have: `refuse`, or
+                `wrong`, they stay and are never predicted.
 
         Raises:
-            ValueError: the table has no such data set, lacks a class, has one that the data set has not, or leads from
-                a universal class to several of the test set.
+            ValueError: the table has no such data set, lacks a class, has one that the data set has
+                not, or leads from a universal class to several of the test set.
         """
         universal = self._classes(dataset, class_names, without_universal)
         members = torch.zeros(len(class_names), len(self.class_names), dtype=torch.bool)
@@ -177,14 +183,15 @@ class Taxonomy:
         several = (members.sum(0) > 1).nonzero().flatten().tolist()
         if several:
             shown = ", ".join(n for n, m in zip(class_names, members, strict=True) if m[several[0]])
-            raise ValueError(
-                f"taxonomy '{self.path}' leads from '{self.class_names[several[0]]}' to several classes of {dataset} "
-                f"({shown}), which no prediction can tell apart: make them one class of the test set (ids of "
-                "FolderDataModule), or leave all but one unlabelled."
+            raise GenSegError(
+                f"taxonomy '{self.path}' leads from '{self.class_names[several[0]]}' to several "
+                f"classes of {dataset} ({shown}), which no prediction can tell apart: make them "
+                "one class of the test set (ids of FolderDataModule), or leave all but one "
+                "unlabelled."
             )
         kept = [i for i, name in enumerate(class_names) if universal.get(name) != {IGNORE}]
         if not members.any():
-            raise ValueError(
+            raise GenSegError(
                 f"taxonomy '{self.path}' leads to no class of {dataset}: nothing is left to score."
             )
         table = np.full(IGNORE + 1, IGNORE, np.uint8)
@@ -202,22 +209,24 @@ class Taxonomy:
     ) -> dict[str, set[int]]:
         """Universal classes of each class of a data set, compared with the classes that it has."""
         if dataset not in self._universal:
-            raise ValueError(
-                f"taxonomy '{self.path}' has no data set {dataset}, only {', '.join(self._universal)}: correct the name."
+            raise GenSegError(
+                f"taxonomy '{self.path}' has no data set {dataset}, only "
+                f"{', '.join(self._universal)}: correct the name."
             )
         universal = self._universal[dataset]
         foreign = [name for name in universal if name not in class_names]
         if foreign:
-            raise ValueError(
-                f"taxonomy '{self.path}' has the class '{foreign[0]}' of {dataset}, which that data set has not: choose "
-                f"among {', '.join(class_names[:40])}{' ...' if len(class_names) > 40 else '.'}"
+            raise GenSegError(
+                f"taxonomy '{self.path}' has the class '{foreign[0]}' of {dataset}, which that "
+                "data set has not: choose among "
+                f"{', '.join(class_names[:40])}{' ...' if len(class_names) > 40 else '.'}"
             )
         lacking = [name for name in class_names if name not in universal]
         if lacking and without_universal == "refuse":
-            raise ValueError(
-                f"taxonomy '{self.path}' lacks {len(lacking)} classes of {dataset} ({', '.join(lacking[:5])}"
-                f"{' ...' if len(lacking) > 5 else ''}): add a row for each, with unlabelled as the universal class to "
-                "ignore it."
+            raise GenSegError(
+                f"taxonomy '{self.path}' lacks {len(lacking)} classes of {dataset} "
+                f"({', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}): add a row for "
+                "each, with unlabelled as the universal class to ignore it."
             )
         return universal
 

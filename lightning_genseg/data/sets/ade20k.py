@@ -11,18 +11,23 @@ from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.layout import check_files, check_ids, check_root, check_split, list_files
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError
 
 
 class ADE20K(SegmentationDataset):
     """ADE20K of the SceneParsing challenge 2016: 150 classes, 20 210 training and 2000 validation images.
 
-    Layout: `root/images/{training,validation}/*.jpg` and `root/annotations/{training,validation}/*.png` (0 = other
-    objects, ignored; 1 to 150), as `ADEChallengeData2016.zip` unpacks. The test labels were never published.
-    Get it from http://sceneparsing.csail.mit.edu (non-commercial research and education), or with `download`.
+    Layout: `root/images/{training,validation}/*.jpg` and
+        `root/annotations/{training,validation}/*.png` (0 = other
+    objects, ignored; 1 to 150), as `ADEChallengeData2016.zip` unpacks. The test labels were never
+    published. Get it from http://sceneparsing.csail.mit.edu (non-commercial research and
+    education), or with `download`.
 
-    Sources: Zhou et al.: Scene parsing through ADE20K dataset, CVPR 2017, and Semantic understanding of scenes through
-    the ADE20K dataset, IJCV 127, 2019, arXiv:1608.05442; names (the first synonym of each) and colours:
-    github.com/CSAILVision/sceneparsing, objectInfo150.txt and color150.mat. Road and skyscraper share a colour there.
+    Sources: Zhou et al.: Scene parsing through ADE20K dataset, CVPR 2017, and Semantic
+        understanding of scenes through
+    the ADE20K dataset, IJCV 127, 2019, arXiv:1608.05442; names (the first synonym of each) and
+    colours: github.com/CSAILVision/sceneparsing, objectInfo150.txt and color150.mat. Road and
+        skyscraper share a colour there.
 
     Args:
         root: folder that holds `images` and `annotations`, usually `ADEChallengeData2016`.
@@ -31,7 +36,8 @@ class ADE20K(SegmentationDataset):
 
     Raises:
         FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no image, an image without mask, masks with shifted ids; on reading as in `SegmentationDataset`.
+        ValueError: no image, an image without mask, masks with shifted ids; on reading as in
+            `SegmentationDataset`.
     """
 
     # fmt: off
@@ -100,9 +106,9 @@ class ADE20K(SegmentationDataset):
         check_split(masks, split, "ADE20K")
         found = list_files(images, ".jpg")
         if not found:
-            raise ValueError(
-                f"no .jpg file in '{images}': root must be ADEChallengeData2016 as its .zip file unpacks, not the "
-                "full ADE20K with a folder per scene."
+            raise GenSegError(
+                f"no .jpg file in '{images}': root must be ADEChallengeData2016 as its .zip file "
+                "unpacks, not the full ADE20K with a folder per scene."
             )
         samples = [Sample(stem, path, masks / f"{stem}.png") for stem, path in found.items()]
         super().__init__(samples, self.CLASS_NAMES, self.PALETTE, self.IDS, transform)
@@ -125,7 +131,8 @@ class ADE20KDataModule(SegmentationDataModule):
     `test` is the validation split, because the labels of the test images are not published.
 
     Args:
-        root: folder that holds images and annotations, usually ADEChallengeData2016; not needed for prediction.
+        root: folder that holds images and annotations, usually ADEChallengeData2016; not needed for
+            prediction.
         download: get what is missing in `root` before the run (1 GB).
         unknown_classes: see `SegmentationDataModule`, like all that follow.
         batch_size: see there.

@@ -11,13 +11,14 @@ from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset, rea
 from lightning_genseg.data.labels import IGNORE, Color, anomaly_table, label_table
 from lightning_genseg.data.sets.folder import named_classes, pair_files, read_names
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError
 
 
 class AnomalyFolder(SegmentationDataset):
     """Images and anomaly masks (1 anomalous, 0 known, 255 not evaluated) of the same names in two folders under `root`.
 
-    With `class_masks` also the labels of the known classes are read; `mask` is 255 where the anomaly mask is 1. Without
-    them it is 255 everywhere.
+    With `class_masks` also the labels of the known classes are read; `mask` is 255 where the
+    anomaly mask is 1. Without them it is 255 everywhere.
 
     Args:
         root: folder that holds them.
@@ -28,14 +29,14 @@ class AnomalyFolder(SegmentationDataset):
         names: which samples, in this order; default: all, sorted.
         palette: see `SegmentationDataset`.
         ids: of the class masks, see `SegmentationDataset`.
-        anomaly_ids: value in the anomaly masks -> 1, 0 or 255; default: the files hold these. `{0: 0, 255: 1}` for
-            masks that are white where something is anomalous.
+        anomaly_ids: value in the anomaly masks -> 1, 0 or 255; default: the files hold these. `{0:
+            0, 255: 1}` for masks that are white where something is anomalous.
         transform: albumentations transforms.
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        ValueError: no image, names that do not match, anomaly masks of 0 and 255 only without `anomaly_ids`; on reading
-            as in `SegmentationDataset`.
+        ValueError: no image, names that do not match, anomaly masks of 0 and 255 only without
+            `anomaly_ids`; on reading as in `SegmentationDataset`.
     """
 
     def __init__(
@@ -87,17 +88,20 @@ class AnomalyFolder(SegmentationDataset):
                 return
             white = white or values == {0, IGNORE}
         if white:
-            raise ValueError(
-                f"the anomaly masks of '{path.parent}' hold 0 and 255 only, but 255 means not evaluated: set anomaly_ids "
-                "to {0: 0, 255: 1} if they are white where something is anomalous, or {0: 0, 1: 1} if all is known."
+            raise GenSegError(
+                f"the anomaly masks of '{path.parent}' hold 0 and 255 only, but 255 means not "
+                "evaluated: set anomaly_ids "
+                "to {0: 0, 255: 1} if they are white where something is anomalous, or {0: 0, 1: 1} "
+                "if all is known."
             )
 
 
 class AnomalyFolderDataModule(SegmentationDataModule):
     """Your own anomalies, for testing a trained network: `root/images` and `root/masks` with files of the same names.
 
-    A mask holds 1 where something is anomalous, 0 where all is known, 255 where nothing is to be evaluated. With
-    `class_masks` also mIoU of the known classes is scored. There is only a test split.
+    A mask holds 1 where something is anomalous, 0 where all is known, 255 where nothing is to be
+    evaluated. With `class_masks` also mIoU of the known classes is scored. There is only a test
+    split.
 
     Args:
         root: folder that holds `images` and `masks`; not needed for prediction.
@@ -108,7 +112,8 @@ class AnomalyFolderDataModule(SegmentationDataModule):
         masks: folder of the anomaly masks below `root`.
         class_masks: folder of masks with the network's classes below `root`, if there are any.
         ids: value in the class masks -> class (or 255), for files that do not hold 0..C-1.
-        anomaly_ids: value in the anomaly masks -> 1, 0 or 255, for instance `{0: 0, 255: 1}` for black and white ones.
+        anomaly_ids: value in the anomaly masks -> 1, 0 or 255, for instance `{0: 0, 255: 1}` for
+            black and white ones.
         test_list: file of names, from the working folder or below `root`; default: all images.
         eval_batch_size: see `SegmentationDataModule`, like all that follow.
         num_workers: see there.
@@ -147,8 +152,9 @@ class AnomalyFolderDataModule(SegmentationDataModule):
         if anomaly_ids is not None:
             anomaly_table(anomaly_ids)
         if ids is not None and class_masks is None:
-            raise ValueError(
-                "ids is about class masks, of which there are none: give class_masks, or anomaly_ids for the anomaly masks."
+            raise GenSegError(
+                "ids is about class masks, of which there are none: give class_masks, or "
+                "anomaly_ids for the anomaly masks."
             )
         super().__init__(
             class_names=class_names,

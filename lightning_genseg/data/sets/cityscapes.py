@@ -10,36 +10,41 @@ from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.layout import check_files, check_ids, check_root, check_split, list_files
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError
 
 
 class Cityscapes(SegmentationDataset):
     """Cityscapes with fine annotations: 19 classes, 2975 training and 500 validation frames of 2048x1024.
 
     Layout: `root/leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png` and
-    `root/gtFine/{train,val,test}/<city>/*_gtFine_labelIds.png`, as the archives `leftImg8bit_trainvaltest.zip` and
-    `gtFine_trainvaltest.zip` unpack. Get them from https://www.cityscapes-dataset.com after registration
-    (non-commercial use, no redistribution), therefore without download here. The labels of the 1525 test frames stay
-    on the evaluation server, which asks for labelIds: `ID_OF_CLASS` turns classes back into them.
+    `root/gtFine/{train,val,test}/<city>/*_gtFine_labelIds.png`, as the archives
+    `leftImg8bit_trainvaltest.zip` and `gtFine_trainvaltest.zip` unpack. Get them from
+    https://www.cityscapes-dataset.com after registration (non-commercial use, no redistribution),
+    therefore without download here. The labels of the 1525 test frames stay on the evaluation
+    server, which asks for labelIds: `ID_OF_CLASS` turns classes back into them.
 
     Sparse labels: `sparse: PointFiles` with the file `cityscapes_synthetic_clicks.json` of
-    github.com/LEONOB2014/GatedCRFLoss (folder datasets) in `root`, whose numbers are labelIds; clicks of your own by
-    `sparse: Points` with `per: image` and a `count` of 20, 50 or 100; the PNGs of AGMM by `sparse: SparseMasks` with
+    github.com/LEONOB2014/GatedCRFLoss (folder datasets) in `root`, whose numbers are labelIds;
+    clicks of your own by
+    `sparse: Points` with `per: image` and a `count` of 20, 50 or 100; the PNGs of AGMM by `sparse:
+        SparseMasks` with
     `unlabelled: 19`, their folder, the suffix `_gtFine_labelTrainIds.png` and `ids` of 0 to 18.
 
-    Sources: Cordts et al.: The Cityscapes dataset for semantic urban scene understanding, CVPR 2016, arXiv:1604.01685;
+    Sources: Cordts et al.: The Cityscapes dataset for semantic urban scene understanding, CVPR
+        2016, arXiv:1604.01685;
     names, colours and ids: github.com/mcordts/cityscapesScripts, helpers/labels.py.
 
     Args:
         root: folder that holds `leftImg8bit` and `gtFine`.
         split: which part.
-        labels: the masks to read: `labelIds` as distributed, with 34 values, or `labelTrainIds`, which
-            cityscapesScripts makes of them (0 to 18, 255 = ignored).
+        labels: the masks to read: `labelIds` as distributed, with 34 values, or `labelTrainIds`,
+            which cityscapesScripts makes of them (0 to 18, 255 = ignored).
         transform: albumentations transforms.
 
     Raises:
         FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no image, an image without mask, masks of the other kind of ids; on reading as in
-            `SegmentationDataset`.
+        ValueError: no image, an image without mask, masks of the other kind of ids; on reading as
+            in `SegmentationDataset`.
     """
 
     CLASS_NAMES = (
@@ -104,14 +109,15 @@ class Cityscapes(SegmentationDataset):
         check_split(masks, split, "Cityscapes")
         found = list_files(images, "_leftImg8bit.png", levels=1)
         if not found:
-            raise ValueError(
-                f"no file '*/*_leftImg8bit.png' in '{images}': keep the folders of the cities and the names of "
-                "leftImg8bit_trainvaltest.zip."
+            raise GenSegError(
+                f"no file '*/*_leftImg8bit.png' in '{images}': keep the folders of the cities and "
+                "the names of leftImg8bit_trainvaltest.zip."
             )
         other = "labelIds" if labels == "labelTrainIds" else "labelTrainIds"
         if not any(masks.glob(f"*/*_gtFine_{labels}.png")) and any(masks.glob(f"*/*{other}.png")):
-            raise ValueError(
-                f"no file '*/*_gtFine_{labels}.png' in '{masks}' but *_{other}.png: set labels to {other}."
+            raise GenSegError(
+                f"no file '*/*_gtFine_{labels}.png' in '{masks}' but *_{other}.png: set labels to "
+                f"{other}."
             )
         samples = [
             Sample(stem, path, masks / path.parent.name / f"{stem}_gtFine_{labels}.png")
@@ -124,14 +130,14 @@ class Cityscapes(SegmentationDataset):
         check_files(self)
         if raw:
             expected = (
-                "labelIds are 0 to 33, which makes this a file of labelTrainIds: restore the original or set labels "
-                "to labelTrainIds"
+                "labelIds are 0 to 33, which makes this a file of labelTrainIds: restore the "
+                "original or set labels to labelTrainIds"
             )
             check_ids(self, range(34, 256), expected)
         else:
             expected = (
-                "labelTrainIds are 0 to 18 and 255, which makes this a file of labelIds: convert it with "
-                "cityscapesScripts or set labels to labelIds"
+                "labelTrainIds are 0 to 18 and 255, which makes this a file of labelIds: convert "
+                "it with cityscapesScripts or set labels to labelIds"
             )
             check_ids(self, range(19, 255), expected)
 
@@ -139,12 +145,14 @@ class Cityscapes(SegmentationDataset):
 class CityscapesDataModule(SegmentationDataModule):
     """Cityscapes (`datasets.Cityscapes`: layout, sources, where to get it).
 
-    `test` is the validation split, because the labels of the test split are not published; for the evaluation server
-    predict with `predict_root` = `root/leftImg8bit/test` and turn the classes into labelIds by `Cityscapes.ID_OF_CLASS`.
+    `test` is the validation split, because the labels of the test split are not published; for the
+    evaluation server predict with `predict_root` = `root/leftImg8bit/test` and turn the classes
+    into labelIds by `Cityscapes.ID_OF_CLASS`.
 
     Args:
         root: folder that holds leftImg8bit and gtFine; not needed for prediction.
-        labels: the masks to read, `labelIds` as distributed or `labelTrainIds` of cityscapesScripts.
+        labels: the masks to read, `labelIds` as distributed or `labelTrainIds` of
+            cityscapesScripts.
         unknown_classes: see `SegmentationDataModule`, like all that follow.
         batch_size: see there.
         eval_batch_size: see there.

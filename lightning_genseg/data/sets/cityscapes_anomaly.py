@@ -11,7 +11,8 @@ from lightning_genseg.data.transforms.crops import Transform
 class CityscapesAnomalyDataModule(SegmentationDataModule):
     """Images with anomalies and without labels of classes, for testing networks trained on Cityscapes.
 
-    There is only a test split; `class_names` are those of Cityscapes, so that a network trained on it fits.
+    There is only a test split; `class_names` are those of Cityscapes, so that a network trained on
+    it fits.
 
     Args:
         root: folder of the layout described at the data set; not needed for prediction.

@@ -19,6 +19,7 @@ from lightning_genseg.data.layout import check_files, check_root, list_files, re
 from lightning_genseg.data.sets.coco_stuff import COCOStuff164k
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import MissingFileError
 
 _FINE = 5  # polygons are drawn this much larger, as in pycocotools
 # Numbers that COCO reserved between 1 and 90 but has no objects of.
@@ -31,18 +32,20 @@ _CLASS_OF_CATEGORY = {
 class COCO(SegmentationDataset):
     """COCO 2014, background and 80 kinds of objects: 82 081 training and 40 137 validation images with objects.
 
-    Layout: `root/{train2014,val2014}/*.jpg` and `root/annotations/{train2014,val2014}/*.png` of the same names: 0
-    background, 1 to 80 the categories in ascending order of COCO's numbers without their gaps, as PFENet and BAM hand
-    them out. `convert_instances` makes these files from `root/annotations/instances_{train,val}2014.json`.
-    Get it from https://cocodataset.org (annotations CC BY 4.0; the images are from Flickr, whose terms of use apply).
+    Layout: `root/{train2014,val2014}/*.jpg` and `root/annotations/{train2014,val2014}/*.png` of the
+        same names: 0
+    background, 1 to 80 the categories in ascending order of COCO's numbers without their gaps, as
+    PFENet and BAM hand them out. `convert_instances` makes these files from
+    `root/annotations/instances_{train,val}2014.json`. Get it from https://cocodataset.org
+    (annotations CC BY 4.0; the images are from Flickr, whose terms of use apply).
 
     Source: Lin et al.: Microsoft COCO, ECCV 2014.
 
     Args:
         root: folder that holds `train2014`, `val2014` and `annotations`.
         split: which part.
-        names: text file with the images of the split in their order (stems, or "image mask" as in BAM's lists);
-            default: all masks, sorted.
+        names: text file with the images of the split in their order (stems, or "image mask" as in
+            BAM's lists); default: all masks, sorted.
         transform: albumentations transforms.
 
     Raises:
@@ -65,7 +68,7 @@ class COCO(SegmentationDataset):
         check_root(root, (folder, "annotations"), "COCO 2014")
         masks = root / "annotations" / folder
         if not masks.is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"'{masks}' does not exist: unpack the masks (0 to 80) there, or make them from "
                 f"instances_{folder}.json with convert (--data.convert true)."
             )
@@ -82,8 +85,8 @@ class COCO(SegmentationDataset):
 def convert_instances(root: Path | str, split: Literal["train", "val"]) -> int:
     """Write a mask of classes for every image with annotations, from COCO's file of instances; all or none.
 
-    Larger objects are painted first, so that smaller ones stay visible; groups (`iscrowd`) are left out. The papers do
-    not say how they did it.
+    Larger objects are painted first, so that smaller ones stay visible; groups (`iscrowd`) are left
+    out. The papers do not say how they did it.
 
     Returns:
         Number of masks.
@@ -94,7 +97,7 @@ def convert_instances(root: Path | str, split: Literal["train", "val"]) -> int:
     root = Path(root)
     path = root / "annotations" / f"instances_{split}2014.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"'{path}' does not exist: unpack annotations_trainval2014.zip into '{root}'."
         )
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -126,7 +129,8 @@ def paint_instances(
             right, bottom = np.minimum(np.ceil(points.max(0)).astype(int) + 1, (width, height))
             if right <= left or bottom <= top:
                 continue
-            # OpenCV also fills what the outline touches: on the fine grid that is a tenth of a pixel.
+            # OpenCV also fills what the outline touches: on the fine grid that is a tenth of a
+            # pixel.
             fine = np.zeros((_FINE * (bottom - top), _FINE * (right - left)), np.uint8)
             corners = np.round((points - (left, top)) * _FINE - 0.5).astype(np.int32)
             cv2.fillPoly(fine, [corners], 1)
@@ -142,7 +146,8 @@ class COCODataModule(SegmentationDataModule):
 
     Args:
         root: folder that holds train2014, val2014 and annotations; not needed for prediction.
-        train_list: file of the training images in their order; default: all that have a mask, sorted.
+        train_list: file of the training images in their order; default: all that have a mask,
+            sorted.
         val_list: likewise of the validation images.
         convert: make the masks from COCO's instances before the run, where there are none.
         unknown_classes: see `SegmentationDataModule`, like all that follow.

@@ -21,6 +21,7 @@ from lightning_genseg.data.layout import (
 )
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError, MissingFileError
 
 # fmt: off
 _NAMES = (
@@ -57,14 +58,16 @@ _PALETTE = tuple(voc_palette(len(_NAMES) + 1)[1:])  # black is for what is not l
 class COCOStuff10k(SegmentationDataset):
     """COCO-Stuff 10k v1.1: 80 things and 91 stuff classes, 9000 training and 1000 test images of COCO.
 
-    Layout: `root/images/*.jpg`, `root/annotations/*.mat` (`S`: 0 = unlabelled, ignored; 1 to 182) and
-    `root/imageLists/{train,test}.txt`, as `cocostuff-10k-v1.1.zip` unpacks. What mmsegmentation's converter makes of
-    it is read as well: `root/annotations/{train,test}2014/*_labelTrainIds.png` (0 = unlabelled, 1 to 171).
-    Get it from https://github.com/nightrome/cocostuff10k (annotations CC BY 4.0; the images are from Flickr, whose
-    terms of use apply), or with `download`. The authors publish no table of colours; the palette is PASCAL VOC's after
-    its black.
+    Layout: `root/images/*.jpg`, `root/annotations/*.mat` (`S`: 0 = unlabelled, ignored; 1 to 182)
+        and
+    `root/imageLists/{train,test}.txt`, as `cocostuff-10k-v1.1.zip` unpacks. What mmsegmentation's
+    converter makes of it is read as well: `root/annotations/{train,test}2014/*_labelTrainIds.png`
+    (0 = unlabelled, 1 to 171). Get it from https://github.com/nightrome/cocostuff10k (annotations
+    CC BY 4.0; the images are from Flickr, whose terms of use apply), or with `download`. The
+    authors publish no table of colours; the palette is PASCAL VOC's after its black.
 
-    Source: Caesar, Uijlings, Ferrari: COCO-Stuff: thing and stuff classes in context, CVPR 2018, arXiv:1612.03716.
+    Source: Caesar, Uijlings, Ferrari: COCO-Stuff: thing and stuff classes in context, CVPR 2018,
+        arXiv:1612.03716.
 
     Args:
         root: folder that holds `images`, `annotations` and `imageLists`.
@@ -73,8 +76,8 @@ class COCOStuff10k(SegmentationDataset):
 
     Raises:
         FileNotFoundError: a folder or list is missing, or `root` lies a level too high or too low.
-        ValueError: an image or mask of the list is missing, or masks of another version; on reading as in
-            `SegmentationDataset`, also a .mat file without `S`.
+        ValueError: an image or mask of the list is missing, or masks of another version; on reading
+            as in `SegmentationDataset`, also a .mat file without `S`.
     """
 
     CLASS_NAMES = _NAMES
@@ -136,14 +139,16 @@ class COCOStuff10k(SegmentationDataset):
 class COCOStuff164k(SegmentationDataset):
     """COCO-Stuff: 80 things and 91 stuff classes on all of COCO 2017, 118 287 training and 5000 validation images.
 
-    Layout: `root/images/{train,val}2017/*.jpg` and `root/annotations/{train,val}2017/*.png` (0 to 181, 255 =
-    unlabelled, ignored), as `train2017.zip`, `val2017.zip` and `stuffthingmaps_trainval2017.zip` unpack. Where those
-    masks are gone, mmsegmentation's `*_labelTrainIds.png` beside them (0 to 170, 255) are read.
-    Get it from https://github.com/nightrome/cocostuff (annotations CC BY 4.0; the images are from Flickr, whose terms
-    of use apply), or with `download`. The authors publish no table of colours; the palette is PASCAL VOC's after
-    its black.
+    Layout: `root/images/{train,val}2017/*.jpg` and `root/annotations/{train,val}2017/*.png` (0 to
+        181, 255 =
+    unlabelled, ignored), as `train2017.zip`, `val2017.zip` and `stuffthingmaps_trainval2017.zip`
+    unpack. Where those masks are gone, mmsegmentation's `*_labelTrainIds.png` beside them (0 to
+    170, 255) are read. Get it from https://github.com/nightrome/cocostuff (annotations CC BY 4.0;
+    the images are from Flickr, whose terms of use apply), or with `download`. The authors publish
+    no table of colours; the palette is PASCAL VOC's after its black.
 
-    Source: Caesar, Uijlings, Ferrari: COCO-Stuff: thing and stuff classes in context, CVPR 2018, arXiv:1612.03716.
+    Source: Caesar, Uijlings, Ferrari: COCO-Stuff: thing and stuff classes in context, CVPR 2018,
+        arXiv:1612.03716.
 
     Args:
         root: folder that holds `images` and `annotations`.
@@ -152,8 +157,8 @@ class COCOStuff164k(SegmentationDataset):
 
     Raises:
         FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no image, an image without mask, masks of the other kind of ids; on reading as in
-            `SegmentationDataset`.
+        ValueError: no image, an image without mask, masks of the other kind of ids; on reading as
+            in `SegmentationDataset`.
     """
 
     CLASS_NAMES = _NAMES
@@ -190,7 +195,7 @@ class COCOStuff164k(SegmentationDataset):
         check_split(masks, split, "COCO-Stuff 164k")
         found = list_files(images, ".jpg")
         if not found:
-            raise ValueError(f"no .jpg file in '{images}': unpack {split}2017.zip there.")
+            raise GenSegError(f"no .jpg file in '{images}': unpack {split}2017.zip there.")
         first = next(iter(found))
         converted = (
             not (masks / f"{first}.png").exists()
@@ -205,8 +210,8 @@ class COCOStuff164k(SegmentationDataset):
             check_ids(self, range(171, 255), expected)
         else:
             expected = (
-                "official masks hold 0 to 181 without COCO's unused ids, and 255, which makes this a converted file: "
-                "restore stuffthingmaps_trainval2017.zip"
+                "official masks hold 0 to 181 without COCO's unused ids, and 255, which makes this "
+                "a converted file: restore stuffthingmaps_trainval2017.zip"
             )
             check_ids(self, {value - 1 for value in _UNUSED} | {*range(182, 255)}, expected)
 
@@ -226,15 +231,16 @@ def _read_mat(path: Path) -> NDArray[np.integer[Any]]:
     from scipy.io import loadmat  # type: ignore[import-untyped]
 
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"mask '{path}' does not exist: restore it or take it out of the data set."
         )
     try:
         labels: NDArray[Any] = loadmat(path, variable_names=["S"])["S"]
     except Exception as error:  # a broken file can raise anything from struct.error to zlib.error
-        raise ValueError(
-            f"mask '{path}' cannot be read as a .mat file with a label map S ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}): replace it, or get cocostuff-10k-v1.1.zip."
+        raise GenSegError(
+            f"mask '{path}' cannot be read as a .mat file with a label map S "
+            f"({type(error).__name__}: {' '.join(str(error).split())}): replace it, or get "
+            "cocostuff-10k-v1.1.zip."
         ) from error
     # MATLAB writes whole numbers as doubles unless told otherwise.
     return labels.astype(np.int64)

@@ -11,19 +11,22 @@ from lightning_genseg.data.layout import check_files, check_ids, check_root, lis
 from lightning_genseg.data.sets.cityscapes import Cityscapes
 from lightning_genseg.data.sets.cityscapes_anomaly import CityscapesAnomalyDataModule
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError
 
 
 class FishyscapesLostAndFound(SegmentationDataset):
     """Fishyscapes Lost & Found: the 100 public validation frames of 2048x1024, for testing only.
 
-    Layout: `root/fishyscapes_lostandfound/<number>_<frame>_labels.png` (1 anomalous, 0 known, 255 not evaluated), what
+    Layout: `root/fishyscapes_lostandfound/<number>_<frame>_labels.png` (1 anomalous, 0 known, 255
+        not evaluated), what
     `fishyscapes_lostandfound.zip` holds, and the images of Lost and Found,
-    `root/leftImg8bit/{train,test}/<street>/<frame>_leftImg8bit.png`, as its `leftImg8bit.zip` unpacks.
-    Get the labels from https://fishyscapes.com (CC BY 4.0), the images from the Lost and Found page of
-    http://www.6d-vision.com (non-commercial use). The 275 test frames stay on the evaluation server. There are no
-    labels of classes: `mask` is 255 everywhere.
+    `root/leftImg8bit/{train,test}/<street>/<frame>_leftImg8bit.png`, as its `leftImg8bit.zip`
+    unpacks. Get the labels from https://fishyscapes.com (CC BY 4.0), the images from the Lost and
+    Found page of http://www.6d-vision.com (non-commercial use). The 275 test frames stay on the
+    evaluation server. There are no labels of classes: `mask` is 255 everywhere.
 
-    Sources: Blum et al.: The Fishyscapes benchmark, IJCV 129, 2021, arXiv:1904.03215; Pinggera et al.: Lost and Found,
+    Sources: Blum et al.: The Fishyscapes benchmark, IJCV 129, 2021, arXiv:1904.03215; Pinggera et
+        al.: Lost and Found,
     IROS 2016, arXiv:1609.04653.
 
     Args:
@@ -32,7 +35,8 @@ class FishyscapesLostAndFound(SegmentationDataset):
 
     Raises:
         FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no labels, labels without image, or other values; on reading as in `SegmentationDataset`.
+        ValueError: no labels, labels without image, or other values; on reading as in
+            `SegmentationDataset`.
     """
 
     ANOMALY_IDS: ClassVar[dict[int, int]] = {0: 0, 1: 1}
@@ -43,7 +47,7 @@ class FishyscapesLostAndFound(SegmentationDataset):
         check_root(root, (labels.name, images.name), "Fishyscapes Lost & Found")
         found = list_files(labels, "_labels.png")
         if not found:
-            raise ValueError(
+            raise GenSegError(
                 f"no file '*_labels.png' in '{labels}': unpack fishyscapes_lostandfound.zip there."
             )
         photos = list_files(images, "_leftImg8bit.png", levels=2)
@@ -62,9 +66,10 @@ class FishyscapesLostAndFound(SegmentationDataset):
             self.ANOMALY_IDS,
         )
         if not any(sample.name in photos for sample in samples):
-            raise ValueError(
+            raise GenSegError(
                 f"'{images}' holds none of the {len(samples)} frames of '{labels}', for instance "
-                f"'{samples[0].image}': put leftImg8bit of Lost and Found there, which is not that of Cityscapes."
+                f"'{samples[0].image}': put leftImg8bit of Lost and Found there, which is not that "
+                "of Cityscapes."
             )
         check_files(self)
         expected_values = "the labels of Fishyscapes are 0, 1 and 255: restore the original"

@@ -18,6 +18,7 @@ from lightning_genseg.data.layout import without_suffix
 from lightning_genseg.data.sparse.files import SparseMasks
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError, MissingFileError
 
 
 class Folder(SegmentationDataset):
@@ -32,7 +33,8 @@ class Folder(SegmentationDataset):
         palette: see `SegmentationDataset`.
         ids: see `SegmentationDataset`.
         transform: albumentations transforms.
-        need_masks: whether an image without a mask is an error; without masks labels come from elsewhere.
+        need_masks: whether an image without a mask is an error; without masks labels come from
+            elsewhere.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -62,11 +64,12 @@ def match_masks(images: Path, masks: Path, names: Sequence[str] | None = None) -
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        ValueError: no image; a name without image or mask, or with two of them; without `names` also a mask too many.
+        ValueError: no image; a name without image or mask, or with two of them; without `names`
+            also a mask too many.
     """
     samples, complaint = pair_files(images, masks, names)
     if complaint:
-        raise ValueError(complaint)
+        raise GenSegError(complaint)
     return samples
 
 
@@ -98,8 +101,8 @@ def pair_files(
         if wrong:
             shown = ", ".join(f"'{name}'" for name in wrong[:3])
             return samples, (
-                f"{len(wrong)} {what} in '{folder}' ({shown}{' ...' if len(wrong) > 3 else ''}): images and masks must "
-                "have the same path below their folder except for the suffix."
+                f"{len(wrong)} {what} in '{folder}' ({shown}{' ...' if len(wrong) > 3 else ''}): "
+                "images and masks must have the same path below their folder except for the suffix."
             )
     return samples, None
 
@@ -110,8 +113,9 @@ def files_by_name(folder: Path) -> dict[str, Path]:
     for path in find_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in paths:
-            raise ValueError(
-                f"'{paths[name]}' and '{path}' share the name '{name}': rename or remove one of them."
+            raise GenSegError(
+                f"'{paths[name]}' and '{path}' share the name '{name}': rename or remove one of "
+                "them."
             )
         paths[name] = path
     return paths
@@ -125,22 +129,23 @@ def read_names(path: Path) -> list[str]:
         ValueError: it is empty or holds a name twice.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"list '{path}' does not exist: check the path.")
+        raise MissingFileError(f"list '{path}' does not exist: check the path.")
     names = [
         without_suffix(line.strip())
         for line in path.read_text(encoding="utf-8-sig").splitlines()
         if line.strip()
     ]
     if not names:
-        raise ValueError(f"list '{path}' is empty: write one image name per line.")
+        raise GenSegError(f"list '{path}' is empty: write one image name per line.")
     twice = (
         sorted({name for name in names if names.count(name) > 1})
         if len(set(names)) < len(names)
         else []
     )
     if twice:
-        raise ValueError(
-            f"list '{path}' holds {len(twice)} names twice, for instance '{twice[0]}': remove the repetition."
+        raise GenSegError(
+            f"list '{path}' holds {len(twice)} names twice, for instance '{twice[0]}': remove the "
+            "repetition."
         )
     return names
 
@@ -148,15 +153,17 @@ def read_names(path: Path) -> list[str]:
 class FolderDataModule(SegmentationDataModule):
     """Your own data: `root/images` and `root/masks` with files of the same names, also in sub-folders.
 
-    A mask holds one class number per pixel (grey or palette image), 255 = ignore. Which images are for training,
-    validation and test is said by lists (one name per line: the path below `images`, with or without suffix); without
-    `train_list` and `val_list` a share of the images is drawn for validation, the same at every call. Without
-    `test_list` the validation set is the test set. A folder that is only tested on needs no list but `test_list`.
+    A mask holds one class number per pixel (grey or palette image), 255 = ignore. Which images are
+    for training, validation and test is said by lists (one name per line: the path below `images`,
+    with or without suffix); without `train_list` and `val_list` a share of the images is drawn for
+    validation, the same at every call. Without `test_list` the validation set is the test set. A
+    folder that is only tested on needs no list but `test_list`.
 
-    With `sparse` labels from files of their own (`PointFiles`, `ScribbleFiles`, `SparseMasks` with `folder`) training
-    images need no masks: without lists the images that have one are for validation, and the others for training. Where
-    validation or test images have no masks at all, they are scored at their sparse labels only. `sparse: SparseMasks`
-    without `folder` says that the files in `masks` are sparse.
+    With `sparse` labels from files of their own (`PointFiles`, `ScribbleFiles`, `SparseMasks` with
+    `folder`) training images need no masks: without lists the images that have one are for
+    validation, and the others for training. Where validation or test images have no masks at all,
+    they are scored at their sparse labels only. `sparse: SparseMasks` without `folder` says that
+    the files in `masks` are sparse.
 
     Args:
         root: folder that holds `images` and `masks`; not needed for prediction.
@@ -165,12 +172,14 @@ class FolderDataModule(SegmentationDataModule):
         palette: one RGB colour per class; default: PASCAL VOC's.
         images: folder of the images below `root`.
         masks: folder of the masks below `root`.
-        ids: value in the mask files -> class (or 255), for files that do not hold 0..C-1; other values are an error.
+        ids: value in the mask files -> class (or 255), for files that do not hold 0..C-1; other
+            values are an error.
         train_list: file of names, from the working folder or below `root`.
         val_list: likewise.
         test_list: likewise.
         val_fraction: share of the images drawn for validation without lists, in (0, 1).
-        split_seed: of that draw; apart from `seed`, so that runs with other seeds are scored on the same images.
+        split_seed: of that draw; apart from `seed`, so that runs with other seeds are scored on the
+            same images.
         unknown_classes: see `SegmentationDataModule`, like all that follow.
         batch_size: see there.
         eval_batch_size: see there.
@@ -218,11 +227,12 @@ class FolderDataModule(SegmentationDataModule):
     ) -> None:
         class_names = named_classes(num_classes, class_names)
         if (train_list is None) != (val_list is None):
-            raise ValueError(
-                "train_list and val_list belong together: give both, or neither to draw a validation set."
+            raise GenSegError(
+                "train_list and val_list belong together: give both, or neither to draw a "
+                "validation set."
             )
         if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction is {val_fraction} but must lie between 0 and 1.")
+            raise GenSegError(f"val_fraction is {val_fraction} but must lie between 0 and 1.")
         label_table(ids, len(class_names))  # a wrong table is reported before anything is read
         super().__init__(
             class_names=class_names,
@@ -265,11 +275,13 @@ class FolderDataModule(SegmentationDataModule):
         sparse = self.sparse_labels(split)
         if sparse is not None and split != "train":
             rank_zero_warn(
-                f"no {split} image has a mask: the {split} scores are of the few labelled pixels only."
+                f"no {split} image has a mask: the {split} scores are of the few labelled pixels "
+                "only."
             )
         elif split != "train" and isinstance(self.sparse, SparseMasks) and self.sparse.needs_masks:
             rank_zero_warn(
-                f"the masks of the {split} images are sparse as well: the {split} scores are of the few labelled pixels only."
+                f"the masks of the {split} images are sparse as well: the {split} scores are of "
+                "the few labelled pixels only."
             )
         return Folder(
             self.root,
@@ -314,9 +326,10 @@ class FolderDataModule(SegmentationDataModule):
             for second in splits[index + 1 :]:
                 both = sorted(set(names[first]) & set(names[second]))
                 if both:
-                    raise ValueError(
-                        f"{first}_list and {second}_list share {len(both)} images ({', '.join(both[:3])}), which spoils the "
-                        "scores: take them out of one list."
+                    raise GenSegError(
+                        f"{first}_list and {second}_list share {len(both)} images "
+                        f"({', '.join(both[:3])}), which spoils the scores: take them out of one "
+                        "list."
                     )
         if "train" not in names:
             test = set(names.get("test", []))
@@ -333,9 +346,9 @@ class FolderDataModule(SegmentationDataModule):
                 return {**names, "test": names.get("test", names["val"])}
             count = max(1, round(self.val_fraction * len(rest)))
             if len(rest) <= count:
-                raise ValueError(
-                    f"'{self.root / self.images}' has {len(rest)} images for training and validation, too few to put "
-                    f"{count} aside: add images or lower val_fraction."
+                raise GenSegError(
+                    f"'{self.root / self.images}' has {len(rest)} images for training and "
+                    f"validation, too few to put {count} aside: add images or lower val_fraction."
                 )
             held = set(
                 np.random.default_rng(self.split_seed).permutation(len(rest))[:count].tolist()
@@ -352,10 +365,13 @@ def named_classes(num_classes: int | None, class_names: Sequence[str] | None) ->
     """Return one name per class, by default class_0, class_1 ...; ValueError if neither is given or they differ."""
     if class_names is None:
         if num_classes is None:
-            raise ValueError("the number of classes is not known: give num_classes or class_names.")
+            raise GenSegError(
+                "the number of classes is not known: give num_classes or class_names."
+            )
         return [f"class_{index}" for index in range(num_classes)]
     if num_classes is not None and num_classes != len(class_names):
-        raise ValueError(
-            f"num_classes is {num_classes} but class_names has {len(class_names)} names: correct one of them."
+        raise GenSegError(
+            f"num_classes is {num_classes} but class_names has {len(class_names)} names: correct "
+            "one of them."
         )
     return list(class_names)

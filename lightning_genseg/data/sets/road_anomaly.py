@@ -16,12 +16,14 @@ from lightning_genseg.data.transforms.crops import Transform
 class RoadAnomaly(SegmentationDataset):
     """Road Anomaly: 60 photographs of 1280x720 from the web, for testing only.
 
-    Layout: `root/frames/<name>.jpg` or `.webp` and `root/frames/<name>.labels/labels_semantic.png` (2 anomalous, 0
+    Layout: `root/frames/<name>.jpg` or `.webp` and `root/frames/<name>.labels/labels_semantic.png`
+        (2 anomalous, 0
     and 1 known), as `RoadAnomaly_jpg.zip` unpacks. Get it from
-    https://www.epfl.ch/labs/cvlab/data/road-anomaly (research use). There are no labels of classes: `mask` is 255
-    everywhere.
+    https://www.epfl.ch/labs/cvlab/data/road-anomaly (research use). There are no labels of classes:
+    `mask` is 255 everywhere.
 
-    Source: Lis, Nakka, Fua, Salzmann: Detecting the unexpected via image resynthesis, ICCV 2019, arXiv:1904.07595.
+    Source: Lis, Nakka, Fua, Salzmann: Detecting the unexpected via image resynthesis, ICCV 2019,
+        arXiv:1904.07595.
 
     Args:
         root: folder that holds `frames`.
@@ -29,7 +31,8 @@ class RoadAnomaly(SegmentationDataset):
 
     Raises:
         FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no image, an image without labels, or other values; on reading as in `SegmentationDataset`.
+        ValueError: no image, an image without labels, or other values; on reading as in
+            `SegmentationDataset`.
     """
 
     ANOMALY_IDS: ClassVar[dict[int, int]] = {0: 0, 1: 0, 2: 1}

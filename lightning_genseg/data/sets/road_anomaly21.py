@@ -11,18 +11,24 @@ from lightning_genseg.data.layout import check_files, check_ids, check_root, lis
 from lightning_genseg.data.sets.cityscapes import Cityscapes
 from lightning_genseg.data.sets.cityscapes_anomaly import CityscapesAnomalyDataModule
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError
 
 
 class RoadAnomaly21(SegmentationDataset):
     """RoadAnomaly21 of SegmentMeIfYouCan: its 10 labelled validation images, for testing only.
 
-    Layout: `root/images/<name>.jpg` (or `.webp`, `.png`) and `root/labels_masks/<name>_labels_semantic.png` (1
-    anomalous, 0 known, 255 not evaluated), as `dataset_AnomalyTrack` unpacks. Images without a file of labels are left
-    out: those of the 100 test images stay with the organisers, for whom `predict_root` takes `root/images`.
-    RoadObstacle21 has the same layout (there 0 is the road). Get it from https://segmentmeifyoucan.com/datasets.
-    There are no labels of classes: `mask` is 255 everywhere.
+    Layout: `root/images/<name>.jpg` (or `.webp`, `.png`) and
+        `root/labels_masks/<name>_labels_semantic.png` (1
+    anomalous, 0 known, 255 not evaluated), as `dataset_AnomalyTrack` unpacks. Images without a file
+    of labels are left
+    out: those of the 100 test images stay with the organisers, for whom `predict_root` takes
+        `root/images`.
+    RoadObstacle21 has the same layout (there 0 is the road). Get it from
+    https://segmentmeifyoucan.com/datasets. There are no labels of classes: `mask` is 255
+    everywhere.
 
-    Source: Chan et al.: SegmentMeIfYouCan: a benchmark for anomaly segmentation, NeurIPS 2021 Datasets and
+    Source: Chan et al.: SegmentMeIfYouCan: a benchmark for anomaly segmentation, NeurIPS 2021
+        Datasets and
     Benchmarks, arXiv:2104.14812.
 
     Args:
@@ -31,7 +37,8 @@ class RoadAnomaly21(SegmentationDataset):
 
     Raises:
         FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no labels, labels without image, or other values; on reading as in `SegmentationDataset`.
+        ValueError: no labels, labels without image, or other values; on reading as in
+            `SegmentationDataset`.
     """
 
     ANOMALY_IDS: ClassVar[dict[int, int]] = {0: 0, 1: 1}
@@ -42,8 +49,9 @@ class RoadAnomaly21(SegmentationDataset):
         check_root(root, (images.name, labels.name), "RoadAnomaly21")
         found = list_files(labels, "_labels_semantic.png")
         if not found:
-            raise ValueError(
-                f"no file '*_labels_semantic.png' in '{labels}': unpack the masks of the validation images there."
+            raise GenSegError(
+                f"no file '*_labels_semantic.png' in '{labels}': unpack the masks of the "
+                "validation images there."
             )
         photos = {path.stem: path for path in find_images(images)}
         samples = [

@@ -11,31 +11,37 @@ from lightning_genseg.data.layout import check_ids, check_split
 from lightning_genseg.data.sets.folder import pair_files
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import MissingFileError
 
 
 class StreetHazards(SegmentationDataset):
     """StreetHazards: 12 classes, 5125 training, 1031 validation and 1500 test frames of 1280x720 from a simulator.
 
-    Layout: `root/train/images/{training,validation}/<town>/*.png`, `root/test/images/test/<town>/*.png` and the masks
-    of the same names in `annotations` instead of `images` (1 unlabelled, 2 to 13 classes, 14 anomaly, in the test split
-    only), as `streethazards_train.tar` and `streethazards_test.tar` unpack, in `root` or each in a folder of its name.
-    Get them from https://github.com/hendrycks/anomaly-seg.
+    Layout: `root/train/images/{training,validation}/<town>/*.png`,
+        `root/test/images/test/<town>/*.png` and the masks
+    of the same names in `annotations` instead of `images` (1 unlabelled, 2 to 13 classes, 14
+    anomaly, in the test split only), as `streethazards_train.tar` and `streethazards_test.tar`
+    unpack, in `root` or each in a folder of its name. Get them from
+    https://github.com/hendrycks/anomaly-seg.
 
-    What is unlabelled (sky and what is far away) is ignored: 255 in `mask` and in `anomaly`. The authors train it as a
-    class and count it as known; `unlabelled_class` does the same.
+    What is unlabelled (sky and what is far away) is ignored: 255 in `mask` and in `anomaly`. The
+    authors train it as a class and count it as known; `unlabelled_class` does the same.
 
-    Source: Hendrycks et al.: Scaling out-of-distribution detection for real-world settings, ICML 2022,
+    Source: Hendrycks et al.: Scaling out-of-distribution detection for real-world settings, ICML
+        2022,
     arXiv:1911.11132; numbers and colours: github.com/hendrycks/anomaly-seg, create_dataset.py.
 
     Args:
-        root: folder that holds `train` and `test`, or `streethazards_train` and `streethazards_test`.
+        root: folder that holds `train` and `test`, or `streethazards_train` and
+            `streethazards_test`.
         split: which part.
         unlabelled_class: whether `unlabelled` is a class, the first of 13.
         transform: albumentations transforms.
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: no image, an image without mask or the reverse; on reading as in `SegmentationDataset`.
+        ValueError: no image, an image without mask or the reverse; on reading as in
+            `SegmentationDataset`.
     """
 
     CLASS_NAMES = (
@@ -81,9 +87,10 @@ class StreetHazards(SegmentationDataset):
             None,
         )  # fmt: skip
         if folder is None:
-            raise FileNotFoundError(
-                f"root '{root}' of StreetHazards holds neither '{part}' nor 'streethazards_{part}/{part}': give the folder "
-                f"in which streethazards_{part}.tar was unpacked."
+            raise MissingFileError(
+                f"root '{root}' of StreetHazards holds neither '{part}' nor "
+                f"'streethazards_{part}/{part}': give the folder in which streethazards_{part}.tar "
+                "was unpacked."
             )
         name = {"train": "training", "val": "validation", "test": "test"}[split]
         images, masks = folder / "images" / name, folder / "annotations" / name
@@ -117,7 +124,8 @@ class StreetHazardsDataModule(SegmentationDataModule):
 
     Args:
         root: folder that holds train and test; not needed for prediction.
-        unlabelled_class: train `unlabelled` (mostly sky) as a class, the first of 13, and count it as known.
+        unlabelled_class: train `unlabelled` (mostly sky) as a class, the first of 13, and count it
+            as known.
         batch_size: see `SegmentationDataModule`, like all that follow.
         eval_batch_size: see there.
         num_workers: see there.

@@ -15,6 +15,7 @@ from lightning_genseg.data.labels import IGNORE, check_palette
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.data.transforms.pipeline import apply, compose
+from lightning_genseg.errors import GenSegError
 
 _SKY, _GROUND, _BUILDING, _TREE, _VEHICLE, _PERSON = range(6)
 _HELD_OUT = 254  # in the drawn mask; becomes 255 in `mask` and 1 in `anomaly`
@@ -25,13 +26,15 @@ _Color = tuple[float, float, float]
 class SyntheticScenes(Dataset[dict[str, Any]]):
     """Street and park scenes of six classes, each with several appearances; sample i depends on (`seed`, i) only.
 
-    sky (clear, overcast, dusk) · ground (asphalt with markings, grass, paving) · building (brick, plaster, glass) ·
-    tree (round, conifer, autumn) · vehicle (car, van, round bus) · person (standing, striding, with umbrella). Classes
-    share colours (grass and leaves, brick and red cars, overcast sky and asphalt), so that shape, texture and place have
-    to be learned. Objects occlude each other, are lit from one side, fade with distance and have a void (255) border.
+    sky (clear, overcast, dusk) · ground (asphalt with markings, grass, paving) · building (brick,
+    plaster, glass) · tree (round, conifer, autumn) · vehicle (car, van, round bus) · person
+    (standing, striding, with umbrella). Classes share colours (grass and leaves, brick and red
+    cars, overcast sky and asphalt), so that shape, texture and place have to be learned. Objects
+    occlude each other, are lit from one side, fade with distance and have a void (255) border.
 
-    With `held_out=True` each scene also holds one or two balloons or striped tents, which never occur otherwise, and a
-    sample has the key `anomaly`: int64 HxW, 1 on them, 0 elsewhere, 255 on void. `mask` is 255 on them.
+    With `held_out=True` each scene also holds one or two balloons or striped tents, which never
+    occur otherwise, and a sample has the key `anomaly`: int64 HxW, 1 on them, 0 elsewhere, 255 on
+    void. `mask` is 255 on them.
 
     Args:
         length: number of scenes.
@@ -63,13 +66,14 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
         transform: Sequence[Transform] | None = None,
     ) -> None:
         if length < 1:
-            raise ValueError(f"length is {length} but must be at least 1.")
+            raise GenSegError(f"length is {length} but must be at least 1.")
         if min(size) < 32:
-            raise ValueError(
-                f"size is {size[0]}x{size[1]} but must be at least 32x32 for the objects to be recognisable."
+            raise GenSegError(
+                f"size is {size[0]}x{size[1]} but must be at least 32x32 for the objects to be "
+                "recognisable."
             )
         if seed < 0:
-            raise ValueError(f"seed is {seed} but must not be negative.")
+            raise GenSegError(f"seed is {seed} but must not be negative.")
         self.class_names = list(self.CLASS_NAMES)
         self.palette = check_palette(self.PALETTE, len(self.class_names))
         self.length = length
@@ -512,7 +516,8 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         val_length: number of validation scenes.
         test_length: number of test scenes.
         held_out: put objects of an unknown kind into the test scenes (`anomaly` in the batch).
-        scene_seed: other seeds give other scenes; apart from `seed`, so that runs are scored on the same ones.
+        scene_seed: other seeds give other scenes; apart from `seed`, so that runs are scored on the
+            same ones.
         batch_size: see `SegmentationDataModule`, like all that follow.
         eval_batch_size: see there.
         num_workers: see there.

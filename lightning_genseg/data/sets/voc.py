@@ -15,27 +15,35 @@ from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.layout import check_files, check_ids, check_root, read_list
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import MissingFileError
 
 
 class VOC(SegmentationDataset):
     """PASCAL VOC 2012 segmentation: background and 20 classes; 1464 or 10 582 training and 1449 validation images.
 
-    Layout: `root/JPEGImages/*.jpg`, `root/SegmentationClass/*.png` (palette images, 255 = boundary, ignored) and
-    `root/ImageSets/Segmentation/{train,val}.txt`, as `VOCdevkit/VOC2012` unpacks. The split `trainaug` adds the masks
-    of the Semantic Boundaries Dataset as commonly distributed: `root/SegmentationClassAug/*.png` and
-    `root/ImageSets/Segmentation/trainaug.txt`; where VOC has its own mask, that one is read. `pascal5i` are the 5953
-    training images of few-shot segmentation: `root/ImageSets/Segmentation/voc_sbd_merge_noduplicate.txt` of PFENet and
-    BAM, which is `train.txt` and SBD's `train_noval.txt` without repetition. The test labels stay on the evaluation
+    Layout: `root/JPEGImages/*.jpg`, `root/SegmentationClass/*.png` (palette images, 255 = boundary,
+        ignored) and
+    `root/ImageSets/Segmentation/{train,val}.txt`, as `VOCdevkit/VOC2012` unpacks. The split
+    `trainaug` adds the masks of the Semantic Boundaries Dataset as commonly distributed:
+    `root/SegmentationClassAug/*.png` and `root/ImageSets/Segmentation/trainaug.txt`; where VOC has
+    its own mask, that one is read. `pascal5i` are the 5953 training images of few-shot
+    segmentation: `root/ImageSets/Segmentation/voc_sbd_merge_noduplicate.txt` of PFENet and BAM,
+        which is `train.txt` and SBD's `train_noval.txt` without repetition. The test labels stay on
+        the evaluation
     server.
-    Get it from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 and http://home.bharathh.info/pubs/codes/SBD (the images
-    are from Flickr, whose terms of use apply; research use), or with `download`.
+    Get it from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 and
+    http://home.bharathh.info/pubs/codes/SBD (the images are from Flickr, whose terms of use apply;
+    research use), or with `download`.
 
-    Sparse labels, both from github.com/LEONOB2014/GatedCRFLoss (folder datasets), unpacked in `root`: points, `sparse:
-    PointFiles` with the files `voc_whats_the_point.json` and `voc_whats_the_point_bg_from_scribbles.json`; scribbles,
-    `sparse: ScribbleFiles` with the folder of XML files that `voc_scribbles.zip` holds. Relative paths are looked for in
+    Sparse labels, both from github.com/LEONOB2014/GatedCRFLoss (folder datasets), unpacked in
+    `root`: points, `sparse: PointFiles` with the files `voc_whats_the_point.json` and
+        `voc_whats_the_point_bg_from_scribbles.json`; scribbles,
+    `sparse: ScribbleFiles` with the folder of XML files that `voc_scribbles.zip` holds. Relative
+        paths are looked for in
     the working folder and in `root`.
 
-    Sources: Everingham et al.: The PASCAL visual object classes challenge: a retrospective, IJCV 111, 2015; Hariharan
+    Sources: Everingham et al.: The PASCAL visual object classes challenge: a retrospective, IJCV
+        111, 2015; Hariharan
     et al.: Semantic contours from inverse detectors, ICCV 2011.
 
     Args:
@@ -45,8 +53,8 @@ class VOC(SegmentationDataset):
 
     Raises:
         FileNotFoundError: a folder or list is missing, or `root` lies a level too high or too low.
-        ValueError: an image or mask of the list is missing, or masks are not classes; on reading as in
-            `SegmentationDataset`.
+        ValueError: an image or mask of the list is missing, or masks are not classes; on reading as
+            in `SegmentationDataset`.
     """
 
     CLASS_NAMES = (
@@ -107,9 +115,9 @@ class VOC(SegmentationDataset):
         check_root(root, folders, "PASCAL VOC 2012", downloads=True)
         augmented = split in ("trainaug", "pascal5i")
         if augmented and not added.is_dir():
-            raise FileNotFoundError(
-                f"'{added}' does not exist: unpack SegmentationClassAug there, set download to true, or train on the "
-                "1464 images of the split train."
+            raise MissingFileError(
+                f"'{added}' does not exist: unpack SegmentationClassAug there, set download to "
+                "true, or train on the 1464 images of the split train."
             )
         lists = root / "ImageSets" / "Segmentation"
         file = "voc_sbd_merge_noduplicate" if split == "pascal5i" else split
@@ -164,8 +172,8 @@ class VOCDataModule(SegmentationDataModule):
 
     Args:
         root: folder that holds JPEGImages, usually VOCdevkit/VOC2012; not needed for prediction.
-        train_split: `trainaug` (10 582 images with the masks of SBD), `train` (VOC's own 1464) or `pascal5i` (the 5953 of
-            few-shot segmentation, see `datasets.VOC`).
+        train_split: `trainaug` (10 582 images with the masks of SBD), `train` (VOC's own 1464) or
+            `pascal5i` (the 5953 of few-shot segmentation, see `datasets.VOC`).
         download: get what is missing in `root` before the run (2 GB, and 1.4 GB for trainaug).
         unknown_classes: see `SegmentationDataModule`, like all that follow.
         batch_size: see there.

@@ -14,26 +14,30 @@ from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.sparse.labels import Marks, Raster, SparseLabels, _classes, draw_marks
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.data.transforms.pipeline import apply_all, compose
+from lightning_genseg.errors import GenSegError
 
 
 class SparseDataset(Dataset[dict[str, Any]]):
     """A data set of which only a few pixels are labelled.
 
-    A sample has, beside `image` and `name`, `mask` int64 HxW, the class where there is a label and 255 everywhere else;
-    `unlabelled` bool HxW, true in the image where there is none, false on labels, on what an annotator has marked as
-    void, and in padding; `image_classes` bool C, the classes labelled anywhere in the whole image. Void of dense masks,
-    from which labels are drawn, is unlabelled: an annotator would not have marked it. Points and scribbles go through
-    the transforms as coordinates and are drawn afterwards, so that none is lost to a resize; areas move as masks do.
-    Crops that look at the mask (`RandomCropLimitedClass`) see the sparse labels only.
+    A sample has, beside `image` and `name`, `mask` int64 HxW, the class where there is a label and
+    255 everywhere else; `unlabelled` bool HxW, true in the image where there is none, false on
+    labels, on what an annotator has marked as void, and in padding; `image_classes` bool C, the
+    classes labelled anywhere in the whole image. Void of dense masks, from which labels are drawn,
+    is unlabelled: an annotator would not have marked it. Points and scribbles go through the
+    transforms as coordinates and are drawn afterwards, so that none is lost to a resize; areas move
+    as masks do. Crops that look at the mask (`RandomCropLimitedClass`) see the sparse labels only.
 
     Args:
-        dataset: a data set with `read_pixels`, `read_mask_labels` and `sample_name`, such as `SegmentationDataset`.
+        dataset: a data set with `read_pixels`, `read_mask_labels` and `sample_name`, such as
+            `SegmentationDataset`.
         sparse: which of its pixels are labelled.
         transform: albumentations transforms.
         root: where files of labels are looked for that are not in the working folder.
 
     Raises:
-        ValueError: the data set has no such methods, a transform cannot move points, files of labels are wrong.
+        ValueError: the data set has no such methods, a transform cannot move points, files of
+            labels are wrong.
         FileNotFoundError: files of labels do not exist.
         MissingFiles: images without labels.
     """
@@ -47,14 +51,14 @@ class SparseDataset(Dataset[dict[str, Any]]):
     ) -> None:
         for method in ("read_pixels", "read_mask_labels", "sample_name"):
             if not hasattr(dataset, method):
-                raise ValueError(
-                    f"{type(dataset).__name__} has no {method}(index), which sparse labels need: derive it from "
-                    "SegmentationDataset, or add that method."
+                raise GenSegError(
+                    f"{type(dataset).__name__} has no {method}(index), which sparse labels need: "
+                    "derive it from SegmentationDataset, or add that method."
                 )
         if sparse.from_files and not hasattr(dataset, "samples"):
-            raise ValueError(
-                f"{type(sparse).__name__} finds labels by the names of image files, which {type(dataset).__name__} has not: "
-                "take Points, Scribbles or Blocks."
+            raise GenSegError(
+                f"{type(sparse).__name__} finds labels by the names of image files, which "
+                f"{type(dataset).__name__} has not: take Points, Scribbles or Blocks."
             )
         self.dataset = dataset
         self.sparse = sparse

@@ -17,20 +17,21 @@ from lightning_genseg.data.sparse.labels import (
     _classes,
     dense_labels,
 )
+from lightning_genseg.errors import GenSegError
 
 
 class Points(SparseLabels):
     """Points drawn at random from dense masks: a class uniformly, then a pixel of it uniformly.
 
-    Differs from clicks of people, who aim at the middle of objects and click each of them. The points of an image depend
-    on `seed` and its name only, not on epoch, worker or order.
+    Differs from clicks of people, who aim at the middle of objects and click each of them. The
+    points of an image depend on `seed` and its name only, not on epoch, worker or order.
 
     Args:
         count: number of points.
-        per: `class`: that many for each class in the image (all pixels of a smaller one); `image`: that many in all,
-            spread over its classes by chance.
-        size: diameter in pixels of the training image, after all transforms; above 1 points also label pixels of a
-            neighbour where they lie at a border.
+        per: `class`: that many for each class in the image (all pixels of a smaller one); `image`:
+            that many in all, spread over its classes by chance.
+        size: diameter in pixels of the training image, after all transforms; above 1 points also
+            label pixels of a neighbour where they lie at a border.
         seed: other seeds give other points; apart from the seed of the training.
     """
 
@@ -39,7 +40,7 @@ class Points(SparseLabels):
     ) -> None:
         super().__init__(size)
         if count < 1:
-            raise ValueError(f"count is {count} but must be at least 1 point.")
+            raise GenSegError(f"count is {count} but must be at least 1 point.")
         self.count = count
         self.per = per
         self.seed = _seed(seed)
@@ -66,9 +67,10 @@ class Points(SparseLabels):
 class Scribbles(SparseLabels):
     """Scribbles drawn at random inside the regions of dense masks, about as far as the region reaches.
 
-    Every connected region of `min_area` or more gets one, and the largest of each class. A scribble is a random walk that
-    prefers to go straight on and keeps half its width away from other labels where the region is wide enough; people draw
-    along the middle of objects. Depends on `seed` and the name of the image only.
+    Every connected region of `min_area` or more gets one, and the largest of each class. A scribble
+    is a random walk that prefers to go straight on and keeps half its width away from other labels
+    where the region is wide enough; people draw along the middle of objects. Depends on `seed` and
+    the name of the image only.
 
     Args:
         size: width in pixels of the training image, after all transforms.
@@ -79,7 +81,7 @@ class Scribbles(SparseLabels):
     def __init__(self, size: int = 3, min_area: float = 0.002, seed: int = 0) -> None:
         super().__init__(size)
         if not 0 <= min_area <= 1:
-            raise ValueError(f"min_area is {min_area} but must be a share of the image, 0 to 1.")
+            raise GenSegError(f"min_area is {min_area} but must be a share of the image, 0 to 1.")
         self.min_area = min_area
         self.seed = _seed(seed)
 
@@ -105,8 +107,8 @@ class Scribbles(SparseLabels):
 class Blocks(SparseLabels):
     """Whole blocks of dense masks: a share of the cells of a grid, drawn at random for each image.
 
-    The published block labels of Cityscapes and ADE20K (Tree Energy Loss, CVPR 2022) hold 10, 20 or 50 % of the blocks.
-    Depends on `seed` and the name of the image only.
+    The published block labels of Cityscapes and ADE20K (Tree Energy Loss, CVPR 2022) hold 10, 20 or
+    50 % of the blocks. Depends on `seed` and the name of the image only.
 
     Args:
         share: of the blocks that are labelled, at least one.
@@ -119,9 +121,9 @@ class Blocks(SparseLabels):
     def __init__(self, share: float = 0.1, grid: int = 10, seed: int = 0) -> None:
         super().__init__()
         if not 0 < share <= 1:
-            raise ValueError(f"share is {share} but must be above 0 and at most 1.")
+            raise GenSegError(f"share is {share} but must be above 0 and at most 1.")
         if grid < 1:
-            raise ValueError(f"grid is {grid} but must be at least 1 block along each side.")
+            raise GenSegError(f"grid is {grid} but must be at least 1 block along each side.")
         self.share = share
         self.grid = grid
         self.seed = _seed(seed)
@@ -184,5 +186,5 @@ def _generator(seed: int, name: str) -> np.random.Generator:
 
 def _seed(seed: int) -> int:
     if seed < 0:
-        raise ValueError(f"the seed of sparse labels is {seed} but must not be negative.")
+        raise GenSegError(f"the seed of sparse labels is {seed} but must not be negative.")
     return seed

@@ -13,16 +13,18 @@ from lightning_genseg.data.dataset import Sample, check_sizes, read_mask
 from lightning_genseg.data.labels import IGNORE, label_table, map_labels
 from lightning_genseg.data.layout import without_suffix
 from lightning_genseg.data.sparse.labels import Marks, Raster, Shape, SparseLabels
+from lightning_genseg.errors import GenSegError, MissingFileError
 
 
 class PointFiles(SparseLabels):
     """Points in JSON files: `{"image": [{"x": 10, "y": 20, "cls": 3}, ...], ...}`, x right, y down, from 0.
 
-    An image is named as its sample or its file; an image without points has an empty list. `cls` is a value of the masks
-    or the name of a class. Public files of this form:
-    What's the Point (Bearman et al., ECCV 2016) for VOC, `voc_whats_the_point.json` (cls 1 to 20, all objects of a class
-    in the order of `rank`) and, for the background, `voc_whats_the_point_bg_from_scribbles.json`; simulated clicks for
-    Cityscapes, `cityscapes_synthetic_clicks.json` (cls: labelIds). All three come with GatedCRFLoss
+    An image is named as its sample or its file; an image without points has an empty list. `cls` is
+    a value of the masks or the name of a class. Public files of this form:
+    What's the Point (Bearman et al., ECCV 2016) for VOC, `voc_whats_the_point.json` (cls 1 to 20,
+    all objects of a class in the order of `rank`) and, for the background,
+    `voc_whats_the_point_bg_from_scribbles.json`; simulated clicks for Cityscapes,
+    `cityscapes_synthetic_clicks.json` (cls: labelIds). All three come with GatedCRFLoss
     (github.com/LEONOB2014/GatedCRFLoss, folder datasets).
 
     Args:
@@ -40,7 +42,7 @@ class PointFiles(SparseLabels):
         super().__init__(size)
         self.files = list(files) if isinstance(files, list) else [files]
         if not self.files:
-            raise ValueError("files is empty: give at least one JSON file of points.")
+            raise GenSegError("files is empty: give at least one JSON file of points.")
         self.ids = ids
         self._found: list[Path] = []
         self._points: dict[str, list[dict[str, Any]]] = {}
@@ -59,13 +61,14 @@ class PointFiles(SparseLabels):
         lost = [s.name for s in dataset.samples if self._key(s) is None]
         if lost:
             return (
-                f"{len(lost)} of {len(dataset)} images are not in {self._listed()} ({_some(lost)}): add their points, an "
-                "empty list for an image without, or take them out of the data."
+                f"{len(lost)} of {len(dataset)} images are not in {self._listed()} "
+                f"({_some(lost)}): add their points, an empty list for an image without, or take "
+                "them out of the data."
             )
         if self.labelled_classes(dataset) == set():
-            raise ValueError(
-                f"{self._listed()} holds no point of a class for any of the {len(dataset)} images, nothing can be learned "
-                "from it: add points, or correct ids."
+            raise GenSegError(
+                f"{self._listed()} holds no point of a class for any of the {len(dataset)} images, "
+                "nothing can be learned from it: add points, or correct ids."
             )
         return None
 
@@ -85,7 +88,7 @@ class PointFiles(SparseLabels):
         sample = dataset.samples[index]
         key = self._key(sample)
         if key is None:
-            raise ValueError(f"image '{sample.image}' is not in {self._listed()}: add its points.")
+            raise GenSegError(f"image '{sample.image}' is not in {self._listed()}: add its points.")
         where = f"{self._listed()}, image '{key}'"
         strokes = []
         for point in self._points[key]:
@@ -98,7 +101,7 @@ class PointFiles(SparseLabels):
                 ):
                     raise ValueError
             except (TypeError, KeyError, ValueError):
-                raise ValueError(
+                raise GenSegError(
                     f'{where}: {point} is no point, write {{"x": 10, "y": 20, "cls": 3}}.'
                 ) from None
             strokes.append((_class(value, dataset, self.ids, where), _inside(place, shape, where)))
@@ -120,15 +123,19 @@ class PointFiles(SparseLabels):
 class ScribbleFiles(SparseLabels):
     """Scribbles in XML files, one for each image, as ScribbleSup publishes them for VOC (Lin et al., CVPR 2016).
 
-    Layout: `folder/<image>.xml` with `<annotation><size><width>, <height></size><polygon><tag>class</tag>
+    Layout: `folder/<image>.xml` with `<annotation><size><width>,
+        <height></size><polygon><tag>class</tag>
     <point><X>, <Y></point>...</polygon>...`; unpack `voc_scribbles.zip` of GatedCRFLoss
-    (github.com/LEONOB2014/GatedCRFLoss, folder datasets), 12 031 files, or the original `pascal_2012`.
+    (github.com/LEONOB2014/GatedCRFLoss, folder datasets), 12 031 files, or the original
+    `pascal_2012`.
 
     Args:
         folder: of the XML files.
-        names: tag -> name of a class, besides the classes themselves and ScribbleSup's plane, bike, table, plant and
-            monitor for VOC's aeroplane, bicycle, diningtable, pottedplant and tvmonitor.
-        size: width of the lines in pixels of the training image, after all transforms; 3 in Tree Energy Loss.
+        names: tag -> name of a class, besides the classes themselves and ScribbleSup's plane, bike,
+            table, plant and monitor for VOC's aeroplane, bicycle, diningtable, pottedplant and
+            tvmonitor.
+        size: width of the lines in pixels of the training image, after all transforms; 3 in Tree
+            Energy Loss.
     """
 
     needs_masks = False
@@ -153,9 +160,9 @@ class ScribbleFiles(SparseLabels):
         complaint = _without_file(self, dataset, "scribbles")
         # The first file with a line answers it.
         if complaint is None and not any(self._has_line(s.name) for s in dataset.samples):
-            raise ValueError(
-                f"none of the {len(dataset)} files in '{self._found}' holds a line, nothing can be learned from them: add "
-                "polygons with points."
+            raise GenSegError(
+                f"none of the {len(dataset)} files in '{self._found}' holds a line, nothing can be "
+                "learned from them: add polygons with points."
             )
         return complaint
 
@@ -165,9 +172,9 @@ class ScribbleFiles(SparseLabels):
         where = f"scribbles '{path}'"
         size, strokes = _read_scribbles(path)
         if size != shape:
-            raise ValueError(
-                f"{where} are for an image of {size[0]}x{size[1]} but it is {shape[0]}x{shape[1]} (height x width): "
-                "restore the image of that size."
+            raise GenSegError(
+                f"{where} are for an image of {size[0]}x{size[1]} but it is {shape[0]}x{shape[1]} "
+                "(height x width): restore the image of that size."
             )
         return Marks.of_strokes(
             (self._class(tag, dataset, where), _inside(points, shape, where))
@@ -194,15 +201,16 @@ class ScribbleFiles(SparseLabels):
 class SparseMasks(SparseLabels):
     """Masks in which most pixels hold a value that means `no label`: brush strokes of your own, published rasters.
 
-    No label and 255 (ignored: void, outside the image) are two things: what is not labelled takes part in learning, what
-    is ignored does not. Where files use 255 for both, as the rasters of Tree Energy Loss do, say `unlabelled: 255`. The
-    files of AGMM use the number of classes, 21 for VOC.
+    No label and 255 (ignored: void, outside the image) are two things: what is not labelled takes
+    part in learning, what is ignored does not. Where files use 255 for both, as the rasters of Tree
+    Energy Loss do, say `unlabelled: 255`. The files of AGMM use the number of classes, 21 for VOC.
 
     Args:
         unlabelled: value of the pixels without label.
         folder: of the files; default: the masks of the data set are such files.
         suffix: what follows the name of an image in that of its file.
-        ids: value in the files -> class (or 255: ignored); default: as in the masks of the data set.
+        ids: value in the files -> class (or 255: ignored); default: as in the masks of the data
+            set.
         max_labelled: largest share of labelled pixels, above which a file is refused as dense.
     """
 
@@ -219,13 +227,13 @@ class SparseMasks(SparseLabels):
     ) -> None:
         super().__init__()
         if unlabelled < 0:
-            raise ValueError(f"unlabelled is {unlabelled} but must be a value of the masks.")
+            raise GenSegError(f"unlabelled is {unlabelled} but must be a value of the masks.")
         if not 0 < max_labelled <= 1:
-            raise ValueError(f"max_labelled is {max_labelled} but must be above 0 and at most 1.")
+            raise GenSegError(f"max_labelled is {max_labelled} but must be above 0 and at most 1.")
         if ids is not None and ids.get(unlabelled, IGNORE) != IGNORE:
-            raise ValueError(
-                f"ids maps {unlabelled} to class {ids[unlabelled]} but unlabelled says that it is no label: correct one of "
-                "them."
+            raise GenSegError(
+                f"ids maps {unlabelled} to class {ids[unlabelled]} but unlabelled says that it is "
+                "no label: correct one of them."
             )
         self.needs_masks = folder is None
         self.unlabelled = unlabelled
@@ -239,9 +247,10 @@ class SparseMasks(SparseLabels):
         """Find the files; a sentence if some images have none."""
         ids = dataset.label_values() if self.ids is None else self.ids
         if ids.get(self.unlabelled, IGNORE) != IGNORE:
-            raise ValueError(
-                f"unlabelled is {self.unlabelled}, which is class '{dataset.class_names[ids[self.unlabelled]]}': give the "
-                "value that pixels without label hold, or ids for files with other numbers than the masks."
+            raise GenSegError(
+                f"unlabelled is {self.unlabelled}, which is class "
+                f"'{dataset.class_names[ids[self.unlabelled]]}': give the value that pixels "
+                "without label hold, or ids for files with other numbers than the masks."
             )
         if self.folder is None:
             return None
@@ -269,14 +278,15 @@ class SparseMasks(SparseLabels):
                 if ignored
                 else ""
             )
-            raise ValueError(
-                f"mask '{path}' holds no pixel of the value {self.unlabelled} (unlabelled){also}: set unlabelled to the "
-                "value that its pixels without label hold."
+            raise GenSegError(
+                f"mask '{path}' holds no pixel of the value {self.unlabelled} (unlabelled){also}: "
+                "set unlabelled to the value that its pixels without label hold."
             )
         if labelled > self.max_labelled:
-            raise ValueError(
-                f"mask '{path}' labels {labelled:.0%} of its pixels, more than max_labelled ({self.max_labelled:.0%}): set "
-                "unlabelled to the value that pixels without label hold, or raise max_labelled if so many are labelled."
+            raise GenSegError(
+                f"mask '{path}' labels {labelled:.0%} of its pixels, more than max_labelled "
+                f"({self.max_labelled:.0%}): set unlabelled to the value that pixels without label "
+                "hold, or raise max_labelled if so many are labelled."
             )
         return Raster(labels, blank)
 
@@ -291,7 +301,7 @@ def _class(value: Any, dataset: Any, ids: Mapping[int, int] | None, where: str) 
         if value in dataset.file_class_names:
             return int(dataset.class_of[dataset.file_class_names.index(value)])
         known = ", ".join(dataset.file_class_names[:30])
-        raise ValueError(
+        raise GenSegError(
             f"{where}: there is no class '{value}' (known: {known}), correct or translate the name."
         )
     if ids is not None and value in ids:
@@ -299,7 +309,7 @@ def _class(value: Any, dataset: Any, ids: Mapping[int, int] | None, where: str) 
     values = dataset.label_values()
     if ids is None and value in values:
         return int(values[value])
-    raise ValueError(
+    raise GenSegError(
         f"{where}: cls {value} is no class, correct it or list it in ids (cls: class, or 255)."
     )
 
@@ -310,9 +320,9 @@ def _inside(points: NDArray[np.float64], shape: Shape, where: str) -> NDArray[np
     far = ~((points >= -1) & (points <= last + 1)).all(1)  # also NaN
     if far.any():
         x, y = points[far][0].tolist()
-        raise ValueError(
-            f"{where}: the point x={x:g}, y={y:g} lies outside the image of {shape[0]}x{shape[1]} (height x width): use "
-            "pixels of the image as it is, x to the right, y down."
+        raise GenSegError(
+            f"{where}: the point x={x:g}, y={y:g} lies outside the image of {shape[0]}x{shape[1]} "
+            "(height x width): use pixels of the image as it is, x to the right, y down."
         )
     return np.clip(points, 0, last)
 
@@ -327,22 +337,22 @@ def _read_points(path: Path) -> dict[str, list[dict[str, Any]]]:
         return content
 
     if not path.is_file():
-        raise ValueError(f"'{path}' is no file: give the JSON file of the points.")
+        raise GenSegError(f"'{path}' is no file: give the JSON file of the points.")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except _TwiceError:
         raise
     except ValueError as error:  # JSON or encoding
-        raise ValueError(f"'{path}' is no JSON file ({error}): correct or restore it.") from error
+        raise GenSegError(f"'{path}' is no JSON file ({error}): correct or restore it.") from error
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
-        raise ValueError(
+        raise GenSegError(
             f"'{path}' must hold a list of points for each image name, "
             '{"image": [{"x": 10, "y": 20, "cls": 3}]}: correct it.'
         )
     return content
 
 
-class _TwiceError(ValueError): ...
+class _TwiceError(GenSegError): ...
 
 
 def _read_scribbles(path: Path) -> tuple[Shape, list[tuple[str, NDArray[np.float64]]]]:
@@ -356,8 +366,9 @@ def _read_scribbles(path: Path) -> tuple[Shape, list[tuple[str, NDArray[np.float
             points = [(p.findtext("X", ""), p.findtext("Y", "")) for p in polygon.findall("point")]
             strokes.append((tag, np.array(points, np.float64).reshape(-1, 2)))
     except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise ValueError(
-            f"scribbles '{path}' cannot be read ({error}): restore the file as published, or take its image out of the data set."
+        raise GenSegError(
+            f"scribbles '{path}' cannot be read ({error}): restore the file as published, or take "
+            "its image out of the data set."
         ) from error
     return size, strokes
 
@@ -381,4 +392,4 @@ def _find(path: Path, root: Path | None) -> Path:
     for place in places:
         if place.exists():
             return place
-    raise FileNotFoundError(f"the sparse labels {_some(places)} do not exist: check the path.")
+    raise MissingFileError(f"the sparse labels {_some(places)} do not exist: check the path.")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_genseg.data.dataset import check_sizes
 from lightning_genseg.data.labels import IGNORE
+from lightning_genseg.errors import GenSegError
 
 Shape = tuple[int, int]
 
@@ -44,7 +45,8 @@ class SparseLabels(ABC):
     """Which pixels of an image are labelled; `data.sparse` of every datamodule that trains.
 
     Args:
-        size: diameter of a point and width of a line in pixels of the training image, after all transforms.
+        size: diameter of a point and width of a line in pixels of the training image, after all
+            transforms.
 
     Raises:
         ValueError: a wrong argument.
@@ -56,7 +58,7 @@ class SparseLabels(ABC):
 
     def __init__(self, size: int = 3) -> None:
         if size < 1:
-            raise ValueError(f"the size of sparse labels is {size} but must be at least 1 pixel.")
+            raise GenSegError(f"the size of sparse labels is {size} but must be at least 1 pixel.")
         self.size = size
 
     @abstractmethod

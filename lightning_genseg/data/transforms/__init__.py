@@ -2,7 +2,8 @@
 
 import os
 
-# albumentations asks a server for its newest version whenever it is imported; training must not need a network.
+# albumentations asks a server for its newest version whenever it is imported; training must not
+# need a network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from lightning_genseg.data.transforms.crops import (

@@ -22,13 +22,15 @@ _Byte = Annotated[int, Field(ge=0, le=255)]
 class RandomCropLimitedClass(BaseCrop):  # type: ignore[misc]
     """Random crop in which no class covers more than a given share of the labelled pixels.
 
-    Draws up to `tries` positions and keeps the first that qualifies, otherwise the last: `cat_max_ratio` of
-    mmsegmentation's RandomCrop. A crop that holds one class only never qualifies.
+    Draws up to `tries` positions and keeps the first that qualifies, otherwise the last:
+    `cat_max_ratio` of mmsegmentation's RandomCrop. A crop that holds one class only never
+    qualifies.
 
     Args:
         height: crop height in pixels.
         width: crop width in pixels.
-        max_class_share: largest allowed share of one class among the pixels that are not ignored, in (0, 1].
+        max_class_share: largest allowed share of one class among the pixels that are not ignored,
+            in (0, 1].
         ignore_index: mask value that is not counted.
         tries: number of positions drawn at most.
         p: probability of cropping.
@@ -85,8 +87,9 @@ class RandomCropLimitedClass(BaseCrop):  # type: ignore[misc]
 class RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
     """Random zoom and a random crop of it: `RandomScale`, `PadIfNeeded` and `RandomCropLimitedClass` in one.
 
-    Only what the crop shows is interpolated (bilinear; masks: nearest), and, where `short_side` is given, only once:
-    mmsegmentation's RandomResize with the scale (2048, 512) is `short_side=512, long_side=2048`.
+    Only what the crop shows is interpolated (bilinear; masks: nearest), and, where `short_side` is
+    given, only once: mmsegmentation's RandomResize with the scale (2048, 512) is `short_side=512,
+    long_side=2048`.
 
     Args:
         height: crop height in pixels; a smaller image stands in the middle of `fill`.
@@ -211,8 +214,8 @@ class RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
 class RandomObjectCrop(A.DualTransform):  # type: ignore[misc]
     """Random crop that keeps most of the object, the pixels of 1 in a mask of 1, 0 and 255: BAM's `Crop`.
 
-    Draws up to `tries` positions and keeps the first that holds `min_share` of the object, otherwise the last. A
-    smaller image stands in the middle of `fill`.
+    Draws up to `tries` positions and keeps the first that holds `min_share` of the object,
+    otherwise the last. A smaller image stands in the middle of `fill`.
 
     Args:
         height: crop height in pixels.

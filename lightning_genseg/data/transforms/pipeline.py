@@ -1,6 +1,5 @@
 """From a list of transforms to tensors."""
 
-import os
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_genseg.data.transforms.crops import RandomObjectCrop, RandomScaledCrop, Transform
-from lightning_genseg.data.transforms.points import movers, moves
-
-# albumentations asks a server for its newest version whenever it is imported; training must not need a network.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+from lightning_genseg.data.transforms.points import exact_movers, is_moving
+from lightning_genseg.errors import GenSegError
 
 
 def default_train_transform(
@@ -30,10 +27,12 @@ def default_train_transform(
     """Random scale, crop, horizontal flip and colour jitter: the usual recipe for scenes.
 
     Args:
-        crop_size: (height, width) of the result in pixels; smaller images are padded, with 255 in the mask.
+        crop_size: (height, width) of the result in pixels; smaller images are padded, with 255 in
+            the mask.
         scale: range of the random zoom.
         max_class_share: see `RandomCropLimitedClass`.
-        color_jitter: largest relative change of brightness, contrast and saturation (hue: a fifth of it); 0 is off.
+        color_jitter: largest relative change of brightness, contrast and saturation (hue: a fifth
+            of it); 0 is off.
     """
     height, width = crop_size
     transforms: list[Transform] = [
@@ -57,7 +56,8 @@ def episode_train_transform(
     """Zoom, rotation by up to 10 degrees, blur, flip and a crop that keeps the object: the recipe of PFENet and BAM.
 
     Args:
-        size: side of the square crop in pixels; around a smaller image stands ImageNet's mean colour, with 255 in the mask.
+        size: side of the square crop in pixels; around a smaller image stands ImageNet's mean
+            colour, with 255 in the mask.
         scale: range of the random zoom.
         min_share: see `RandomObjectCrop`.
     """
@@ -84,18 +84,18 @@ def shorter_side(pixels: int) -> list[Transform]:
 def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.Compose:
     """Chain transforms, of points as well if asked to.
 
-    Warns about one that would pad masks with class 0 instead of 255 (ignore); ValueError about one that cannot move
-    points.
+    Warns about one that would pad masks with class 0 instead of 255 (ignore); ValueError about one
+    that cannot move points.
     """
     for transform in transforms or ():
         if _pads_with_a_class(transform):
             warnings.warn(
-                f"{type(transform).__name__} pads masks with {transform.fill_mask}, which is a class: "
-                "give it fill_mask=255 if the border is to be ignored.",
+                f"{type(transform).__name__} pads masks with {transform.fill_mask}, which is a "
+                "class: give it fill_mask=255 if the border is to be ignored.",
                 stacklevel=3,
             )
-    movers = movers(transforms or ()) if points else list(transforms or ())
-    moving = points and any(moves(transform) for transform in movers)
+    movers = exact_movers(transforms or ()) if points else list(transforms or ())
+    moving = points and any(is_moving(transform) for transform in movers)
     return A.Compose(
         movers,
         additional_targets={"anomaly": "mask", "unlabelled": "mask", "valid": "mask"},
@@ -139,40 +139,46 @@ def apply_all(
     Args:
         transform: what `compose` returned.
         image: HxWx3 uint8.
-        masks: `mask` HxW class numbers and 255, `anomaly` HxW 1, 0 and 255, `unlabelled` HxW 1 and 0, `valid` HxW, which
-            padding fills with 255; any of them. They move together.
+        masks: `mask` HxW class numbers and 255, `anomaly` HxW 1, 0 and 255, `unlabelled` HxW 1 and
+            0, `valid` HxW, which padding fills with 255; any of them. They move together.
         seed: of this sample's random numbers, not negative.
         name: of the sample, for error messages.
-        points: P x 2 or more, x and y in pixels (0 = middle of the first) and what goes with them; P may be 0.
+        points: P x 2 or more, x and y in pixels (0 = middle of the first) and what goes with them;
+            P may be 0.
 
     Returns:
-        `image` 3xHxW float32 in [0, 1], each of the masks HxW int64 (255 where the transforms have padded), and where
-        there were `points` these as float64, in their order, also those that have left the image.
+        `image` 3xHxW float32 in [0, 1], each of the masks HxW int64 (255 where the transforms have
+        padded), and where there were `points` these as float64, in their order, also those that
+        have left the image.
 
     Raises:
         ValueError: the pipeline crops more than the image has, or returns no numpy image.
     """
-    # One generator for the whole chain: `set_random_seed` would give every transform the same stream, so that
-    # the flip and the jitter of a sample were correlated, and costs several times as much.
+    # One generator for the whole chain: `set_random_seed` would give every transform the same
+    # stream, so that the flip and the jitter of a sample were correlated, and costs several times
+    # as much.
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-    # Without a transform that moves them albumentations would warn of points; without points it loses a column.
+    # Without a transform that moves them albumentations would warn of points; without points it
+    # loses a column.
     keypoints = {}
     if points is not None and len(points) and "keypoints" in transform.processors:
         keypoints = {"keypoints": points.astype(np.float64)}
     try:
         result = transform(image=image, **masks, **keypoints)
     except CropSizeError as error:
-        raise ValueError(
-            f"a crop of the transforms is larger than image '{name}' ({image.shape[0]}x{image.shape[1]} as read; {error}): "
-            "make the crop smaller or put PadIfNeeded(fill=0, fill_mask=255) of the crop's size before it."
+        raise GenSegError(
+            f"a crop of the transforms is larger than image '{name}' "
+            f"({image.shape[0]}x{image.shape[1]} as read; {error}): make the crop smaller or put "
+            "PadIfNeeded(fill=0, fill_mask=255) of the crop's size before it."
         ) from error
     array = result["image"]
     if not isinstance(array, np.ndarray):
-        raise ValueError(
+        raise GenSegError(
             f"the transforms turned image '{name}' into {type(array).__name__}: "
             "remove ToTensorV2, tensors are made after the transforms."
         )
-    # In numpy: torch would wake its threads for a millisecond's work, and they spin on the cores of the training.
+    # In numpy: torch would wake its threads for a millisecond's work, and they spin on the cores of
+    # the training.
     if array.dtype == np.uint8:
         chw = np.empty((array.shape[2], *array.shape[:2]), np.float32)
         for plane, target in zip(cv2.split(array), chw, strict=True):  # twice as fast as at once

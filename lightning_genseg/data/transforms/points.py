@@ -11,8 +11,10 @@ from albumentations.augmentations.geometric.distortion import BaseDistortion
 from numpy.typing import NDArray
 
 from lightning_genseg.data.transforms.crops import Transform
+from lightning_genseg.errors import GenSegError
 
-# They multiply x by the zoom, as if points were counted from the corner of the image and not the middle of its first pixel.
+# They multiply x by the zoom, as if points were counted from the corner of the image and not the
+# middle of its first pixel.
 _SCALERS = {
     kind.apply_to_keypoints
     for kind in (
@@ -36,20 +38,21 @@ def _about_corners(
     return move(points + half, **params) - half
 
 
-def movers(transforms: Sequence[Transform]) -> list[Transform]:
+def exact_movers(transforms: Sequence[Transform]) -> list[Transform]:
     """The transforms, with scalers that move points exactly; ValueError about one that cannot."""
     movers = []
     for transform in transforms:
         if isinstance(transform, A.BaseCompose):
             transform = copy.copy(transform)
-            transform.transforms = movers(transform.transforms)
-        elif moves(transform):
+            transform.transforms = exact_movers(transform.transforms)
+        elif is_moving(transform):
             kind = type(transform)
             cannot = kind.apply_to_keypoints is A.DualTransform.apply_to_keypoints
             if cannot or isinstance(transform, BaseDistortion):  # these are pixels off
-                raise ValueError(
-                    f"{kind.__name__} moves pixels but not points and scribbles{'' if cannot else ' exactly'}: leave it out "
-                    "of train_transform where the labels are sparse."
+                raise GenSegError(
+                    f"{kind.__name__} moves pixels but not points and "
+                    f"scribbles{'' if cannot else ' exactly'}: leave it out of train_transform "
+                    "where the labels are sparse."
                 )
             if kind.apply_to_keypoints in _SCALERS:
                 transform = copy.deepcopy(transform)  # the user's own stays as it is
@@ -59,7 +62,8 @@ def movers(transforms: Sequence[Transform]) -> list[Transform]:
     return movers
 
 
-def moves(transform: Transform) -> bool:
+def is_moving(transform: Transform) -> bool:
+    """Whether a transform moves pixels, not only changes their values."""
     if isinstance(transform, A.BaseCompose):
-        return any(map(moves, transform.transforms))
+        return any(map(is_moving, transform.transforms))
     return isinstance(transform, A.DualTransform)

@@ -7,7 +7,8 @@ from torch import Tensor
 from lightning_genseg.mixtures.gaussian import full_precision
 
 _EPS = 1e-6
-# On a GPU the gradient of `torch.cdist` holds the differences between all pixels and centres; this bounds that tensor.
+# On a GPU the gradient of `torch.cdist` holds the differences between all pixels and centres; this
+# bounds that tensor.
 _MAX_DIFFERENCES = 2**24
 
 
@@ -47,7 +48,8 @@ def centre_distance(features: Tensor, centres: Tensor, present: Tensor) -> Tenso
     """Mean absolute difference over the D channels between each pixel and each class centre.
 
     Not a squared Euclidean distance, so that `mixtures.gaussian` has no use here. One image and a
-    number of pixels at a time and only the classes it has: the tensor of all differences would take gigabytes.
+    number of pixels at a time and only the classes it has: the tensor of all differences would take
+    gigabytes.
 
     Args:
         features: B x D x h x w.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.agmm.gaussian_map import (
     centre_distance,
     centre_similarity,
@@ -31,26 +32,28 @@ ContrastCentre = Literal["mean", "sum"]
 class AGMM(SoftmaxSegmenter):
     """The softmax segmenter, trained on a few labelled pixels by itself and by Gaussians around them.
 
-    Sparsely Annotated Semantic Segmentation with Adaptive Gaussian Mixtures, Wu, Zhong, Fang, He, Liu,
-    Ma and Chen, CVPR 2023. In each training image a class has the mean feature of its labelled pixels
-    as its centre mu_i; with d_i, the mean absolute difference of a pixel's feature to it, the map
-    G_i = exp(-d_i^2 / 2 sigma_i^2) says how much like class i every pixel is. G and the prediction
-    learn from each other at all pixels that are not padding. It has no parameters and is not needed
-    after training: the checkpoint predicts like a `SoftmaxSegmenter`.
+    Sparsely Annotated Semantic Segmentation with Adaptive Gaussian Mixtures, Wu, Zhong, Fang, He,
+    Liu, Ma and Chen, CVPR 2023. In each training image a class has the mean feature of its labelled
+    pixels as its centre mu_i; with d_i, the mean absolute difference of a pixel's feature to it,
+    the map G_i = exp(-d_i^2 / 2 sigma_i^2) says how much like class i every pixel is. G and the
+    prediction learn from each other at all pixels that are not padding. It has no parameters and is
+    not needed after training: the checkpoint predicts like a `SoftmaxSegmenter`.
 
-    We know the paper by its poster. Where poster and published code differ, `preset` says whom to follow:
+    We know the paper by its poster. Where poster and published code differ, `preset` says whom to
+    follow:
 
-    - `code`: 2 sigma_i^2 = 1 (`variance` fixed); the contrast is taken between the sums of the centres
-      over the images of a batch (`contrast_centre` sum), and weakens as the batch grows.
+    - `code`: 2 sigma_i^2 = 1 (`variance` fixed); the contrast is taken between the sums of the
+      centres over the images of a batch (`contrast_centre` sum), and weakens as the batch grows.
     - `paper`: sigma_i^2 is the mean of d_i^2, weighted by the predicted probability of class i
       (`variance` predicted), over all pixels of the image, as in the lines that the code has
       commented out (poster: the unlabelled ones); the contrast is between mean centres.
 
-    Both have the terms of the code that are not on the poster: `gaussian_weight`, `image_class_weight`,
-    the form of the contrast. As in neither: an image whose crop shows no label takes no part in the
-    self-supervision, one without any label none in the image-class term (the code would push it towards
-    no class); the border of the padding does not bleed into d; an empty batch has a loss of 0, not NaN.
-    In distributed training every process has its own means, as in the code.
+    Both have the terms of the code that are not on the poster: `gaussian_weight`,
+    `image_class_weight`, the form of the contrast. As in neither: an image whose crop shows no
+    label takes no part in the self-supervision, one without any label none in the image-class term
+    (the code would push it towards no class); the border of the padding does not bleed into d; an
+    empty batch has a loss of 0, not NaN. In distributed training every process has its own means,
+    as in the code.
 
     Args:
         num_classes: C.
@@ -61,14 +64,14 @@ class AGMM(SoftmaxSegmenter):
         features: your own network instead: B x 3 x H x W to B x F x h x w.
         dropout: of whole channels before the classifier; G sees all of them.
         preset: what the next two are when left out.
-        variance: 2 sigma_i^2 = 1 (`fixed`), or the image's mean of d_i^2, weighted by the `predicted`
-            probabilities or `uniform`ly; without gradient.
+        variance: 2 sigma_i^2 = 1 (`fixed`), or the image's mean of d_i^2, weighted by the
+            `predicted` probabilities or `uniform`ly; without gradient.
         contrast_centre: `mean` or `sum` over the images of a batch that have the class.
         self_weight: of the agreement of prediction and G, over labelled and unlabelled pixels.
         gaussian_weight: of the agreement of G with the labels.
         contrast_weight: of the similarity between the centres of different classes.
-        image_class_weight: of -log(1 - p_i) for the classes i without a label anywhere in the image.
-            It takes them for absent: 0 where annotators do not mark every class they see.
+        image_class_weight: of -log(1 - p_i) for the classes i without a label anywhere in the
+            image. It takes them for absent: 0 where annotators do not mark every class they see.
         detach_gaussian: let G teach the prediction only, as a fixed target, and not learn from it.
         ignore_index: see `SegmentationModule`, also for the arguments that follow.
         class_names: see there.
@@ -127,7 +130,7 @@ class AGMM(SoftmaxSegmenter):
         }
         for name, weight in weights.items():
             if weight < 0:
-                raise ValueError(
+                raise GenSegError(
                     f"{name}_weight is {weight}; it must be 0 (without the term) or more."
                 )
         super().__init__(
@@ -159,13 +162,15 @@ class AGMM(SoftmaxSegmenter):
         """`loss`, and `loss_<term>` for the cross-entropy and every term whose weight is not 0.
 
         Args:
-            batch: `image` B x 3 x H x W in [0, 1]; `mask` B x H x W int64, a class at labelled pixels and
-                `ignore_index` elsewhere; `unlabelled` B x H x W bool, True at the pixels of the image that
-                have no label and False at labelled ones and padding; `image_classes` B x C bool, the classes
-                labelled anywhere in the image, also outside the crop.
+            batch: `image` B x 3 x H x W in [0, 1]; `mask` B x H x W int64, a class at labelled
+                pixels and `ignore_index` elsewhere; `unlabelled` B x H x W bool, True at the pixels
+                of the image that have no label and False at labelled ones and padding;
+                `image_classes` B x C bool, the classes labelled anywhere in the image, also outside
+                the crop.
 
         Raises:
-            ValueError: the batch has no `unlabelled` or `image_classes`, or they are not of this type and shape.
+            ValueError: the batch has no `unlabelled` or `image_classes`, or they are not of this
+                type and shape.
         """
         _check_sparse(batch, self.num_classes, self.weights["image_class"] > 0)
         features, auxiliary = self.extract(batch["image"])
@@ -249,16 +254,17 @@ def _check_sparse(batch: Mapping[str, Any], num_classes: int, needs_classes: boo
         wanted["image_classes"] = (len(batch["mask"]), num_classes)
     missing = wanted.keys() - batch.keys()
     if missing:
-        raise ValueError(
-            f"AGMM learns from sparse labels and the batch has no {' and no '.join(sorted(missing))}: "
-            "set data.sparse, for instance --data.sparse Points --data.sparse.count 3."
+        raise GenSegError(
+            "AGMM learns from sparse labels and the batch has no "
+            f"{' and no '.join(sorted(missing))}: set data.sparse, for instance --data.sparse "
+            "Points --data.sparse.count 3."
         )
     for name, shape in wanted.items():
         value = batch[name]
         if value.dtype != torch.bool or tuple(value.shape) != tuple(shape):
-            raise ValueError(
-                f"{name} of the batch is {value.dtype} of shape {tuple(value.shape)} but AGMM needs torch.bool of shape "
-                f"{tuple(shape)}: make it as datasets.SparseDataset does."
+            raise GenSegError(
+                f"{name} of the batch is {value.dtype} of shape {tuple(value.shape)} but AGMM "
+                f"needs torch.bool of shape {tuple(shape)}: make it as datasets.SparseDataset does."
             )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -27,7 +28,7 @@ from lightning_genseg.methods.fewshot.networks import EncoderStages, OutputStrid
 from lightning_genseg.metrics.few_shot import few_shot_metrics
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.ops.letterbox import letterbox, letterbox_size
-from lightning_genseg.ops.resize import resize, resize_labels
+from lightning_genseg.ops.resize import resize_aligned, resize_labels
 
 Scoring = Literal["compat", "exact"]
 
@@ -46,18 +47,20 @@ class Support(NamedTuple):
 class FewShotModule(SegmentationModule):
     """Base of the methods that segment an object after a few examples; a subclass writes `episode_outputs`.
 
-    Trained and tested on episodes (see `datasets.TrainEpisodes`); on plain images after `set_support`, or with
-    batches that carry supports. Its encoder is frozen, and in evaluation mode also in training.
-    Two classes: background and foreground. Logged are `mIoU` over the classes of the episodes, `FB_IoU`,
-    `IoU_<class>` and, where a method has it, `GmIoU`, the mIoU of its guidance alone (CGMGM, Table 1).
+    Trained and tested on episodes (see `datasets.TrainEpisodes`); on plain images after
+    `set_support`, or with batches that carry supports. Its encoder is frozen, and in evaluation
+    mode also in training. Two classes: background and foreground. Logged are `mIoU` over the
+    classes of the episodes, `FB_IoU`, `IoU_<class>` and, where a method has it, `GmIoU`, the mIoU
+    of its guidance alone (CGMGM, Table 1).
 
     Args:
         base: trained `BaseLearner`, whose encoder is used.
         encoder: instead of it; any encoder of segmentation_models_pytorch, or `tu-<name>`.
         encoder_weights: of `encoder`: `imagenet` (downloads), the path of a state dict, or `None`.
         output_stride: of `encoder`, see `EncoderStages`.
-        scoring: how scores of the square image become those of the query at its own size: `compat` as BAM's code,
-            which is off by a few pixels where sides are no multiples of 8; `exact` cuts off the padding first.
+        scoring: how scores of the square image become those of the query at its own size: `compat`
+            as BAM's code, which is off by a few pixels where sides are no multiples of 8; `exact`
+            cuts off the padding first.
         num_classes: 2.
         ignore_index: see `SegmentationModule`, also for the arguments that follow.
         class_names: see there.
@@ -91,14 +94,14 @@ class FewShotModule(SegmentationModule):
         decay_norms: bool = True,
     ) -> None:
         if num_classes != 2:
-            raise ValueError(
-                f"num_classes is {num_classes}, but a few-shot method knows only background and foreground: give it "
-                "data in episodes, such as EpisodesDataModule."
+            raise GenSegError(
+                f"num_classes is {num_classes}, but a few-shot method knows only background and "
+                "foreground: give it data in episodes, such as EpisodesDataModule."
             )
         if (base is None) == (encoder is None):
-            raise ValueError(
-                "a few-shot method needs an encoder: give base_learner, the checkpoint of a BaseLearner run, or the "
-                "name of an encoder, not both."
+            raise GenSegError(
+                "a few-shot method needs an encoder: give base_learner, the checkpoint of a "
+                "BaseLearner run, or the name of an encoder, not both."
             )
         super().__init__(
             num_classes,
@@ -134,8 +137,8 @@ class FewShotModule(SegmentationModule):
         """What the network says of the queries of episodes, at the resolution of its features.
 
         Returns:
-            `logits` B x 2 x h x w and, where the method has them, `guidance` B x 1 x h x w in [0, 1] and maps for
-            pictures, of its shape: `initial`, `coarse`, `refined`, `posterior`.
+            `logits` B x 2 x h x w and, where the method has them, `guidance` B x 1 x h x w in [0,
+            1] and maps for pictures, of its shape: `initial`, `coarse`, `refined`, `posterior`.
         """
 
     # --- episodes and plain images -----------------------------------------------------------
@@ -149,41 +152,42 @@ class FewShotModule(SegmentationModule):
         """Say what is to be found from now on in plain images (`forward`, `predict_image`).
 
         Args:
-            images: K images of any sizes: tensors 3 x H x W in [0, 1], or, as for `predict_image`, NumPy arrays
-                H x W x 3 of uint8.
-            masks: K masks H x W, tensors or NumPy arrays: 1 on the object, 0 elsewhere, 255 where nothing is said.
+            images: K images of any sizes: tensors 3 x H x W in [0, 1], or, as for `predict_image`,
+                NumPy arrays H x W x 3 of uint8.
+            masks: K masks H x W, tensors or NumPy arrays: 1 on the object, 0 elsewhere, 255 where
+                nothing is said.
             size: side in pixels of the square in which the network sees supports and queries.
 
         Raises:
-            ValueError: no image, another number of masks, other sizes or values, or no object, or none that is left
-                at this size.
+            ValueError: no image, another number of masks, other sizes or values, or no object, or
+                none that is left at this size.
         """
         if not len(images) or len(images) != len(masks):
-            raise ValueError(
-                f"set_support got {len(images)} images and {len(masks)} masks: give one mask for each image, and at "
-                "least one."
+            raise GenSegError(
+                f"set_support got {len(images)} images and {len(masks)} masks: give one mask for "
+                "each image, and at least one."
             )
         squares = []
         for number, (given, given_mask) in enumerate(zip(images, masks, strict=True), 1):
             image, mask = _unit_image(given, number), _tensor(given_mask)
             if image.ndim != 3 or image.shape[1:] != mask.shape:
-                raise ValueError(
-                    f"a support image is {tuple(image.shape)} and its mask {tuple(mask.shape)}: give 3 x H x W "
-                    "(a NumPy array: H x W x 3) and H x W."
+                raise GenSegError(
+                    f"a support image is {tuple(image.shape)} and its mask {tuple(mask.shape)}: "
+                    "give 3 x H x W (a NumPy array: H x W x 3) and H x W."
                 )
             odd = set(mask.unique().tolist()) - {0, 1, 255}
             if odd or not (mask == 1).any():
-                raise ValueError(
-                    f"a support mask holds {f'the values {sorted(odd)}' if odd else 'no object'}: mark the object "
-                    "with 1, everything else with 0, and what is neither with 255."
+                raise GenSegError(
+                    f"a support mask holds {f'the values {sorted(odd)}' if odd else 'no object'}: "
+                    "mark the object with 1, everything else with 0, and what is neither with 255."
                 )
             square, valid = letterbox(image[None], size)
             rows, columns = letterbox_size(mask.shape[0], mask.shape[1], size)
             label = resize_labels(mask[None], (rows, columns))[0]
             if not (label == 1).any():
-                raise ValueError(
-                    f"the object of support {number} is too small to be left at size {size}: give set_support a larger "
-                    "size, or cut image and mask around the object."
+                raise GenSegError(
+                    f"the object of support {number} is too small to be left at size {size}: give "
+                    "set_support a larger size, or cut image and mask around the object."
                 )
             label = F.pad(label, (0, size - columns, 0, size - rows), value=self.ignore_index)
             squares.append((square[0], label, valid[0]))
@@ -196,9 +200,9 @@ class FewShotModule(SegmentationModule):
             ValueError: there is no support.
         """
         if self.support is None:
-            raise ValueError(
-                "nothing says what to look for: call set_support, or predict with data that carry supports, such as "
-                "FewShotFolderDataModule."
+            raise GenSegError(
+                "nothing says what to look for: call set_support, or predict with data that carry "
+                "supports, such as FewShotFolderDataModule."
             )
         support = Support(*(part.to(image.device) for part in self.support))
         square, valid = letterbox(image, support.images.shape[-1])
@@ -220,16 +224,16 @@ class FewShotModule(SegmentationModule):
 
     def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
         """Upsample bilinearly with aligned corners, as BAM."""
-        return resize(scores.float(), image.shape[-2:])
+        return resize_aligned(scores.float(), image.shape[-2:])
 
     def _to_query(self, maps: Tensor, size: Sequence[int], scoring: Scoring) -> Tensor:
         """Maps of a square B x C x S x S to the query's own size H x W."""
         height, width = size
         if scoring == "compat":  # the square becomes one of the longer side
             longer = max(height, width)
-            return resize(maps, (longer, longer))[..., :height, :width]
+            return resize_aligned(maps, (longer, longer))[..., :height, :width]
         rows, columns = letterbox_size(height, width, maps.shape[-1])
-        return resize(maps[..., :rows, :columns], size, align_corners=False)
+        return resize_aligned(maps[..., :rows, :columns], size, align_corners=False)
 
     # --- steps -------------------------------------------------------------------------------
 
@@ -316,8 +320,9 @@ class FewShotModule(SegmentationModule):
     def setup(self, stage: str) -> None:
         """Refuse to fit where there is nothing to train."""
         if stage == "fit" and not self.needs_training:
-            raise ValueError(
-                f"this {type(self).__name__} has nothing to train: run `genseg test` or `genseg predict` at once."
+            raise GenSegError(
+                f"this {type(self).__name__} has nothing to train: run `genseg test` or `genseg "
+                "predict` at once."
             )
 
     # --- the fold ----------------------------------------------------------------------------
@@ -338,9 +343,9 @@ class FewShotModule(SegmentationModule):
         novel = getattr(data, "novel_classes", ())
         known = [name for name in novel if name in (self.base_classes or ())]
         if known:
-            raise ValueError(
-                f"the base learner was trained on {', '.join(known)}, which the data take for novel: use the base "
-                "learner of the same fold."
+            raise GenSegError(
+                f"the base learner was trained on {', '.join(known)}, which the data take for "
+                "novel: use the base learner of the same fold."
             )
 
     def _check_fold(self) -> None:
@@ -349,9 +354,10 @@ class FewShotModule(SegmentationModule):
         if theirs is None or not self.base_classes:
             return
         if list(theirs) != list(self.base_classes):
-            raise ValueError(
-                f"the base learner was trained on {', '.join(self.base_classes)}, and the base classes of the data are "
-                f"{', '.join(theirs)}: use the base learner of the same fold."
+            raise GenSegError(
+                f"the base learner was trained on {', '.join(self.base_classes)}, and the base "
+                f"classes of the data are {', '.join(theirs)}: use the base learner of the same "
+                "fold."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -380,7 +386,7 @@ def support_shares(batch: Mapping[str, Any], size: Sequence[int]) -> Tensor:
     """
     masks, valid = batch["support_mask"], batch["support_valid"]
     both = torch.stack([(masks == label) & valid for label in (1, 0)], 2).float()
-    shares: Tensor = resize(both.flatten(0, 1), size).unflatten(0, masks.shape[:2])
+    shares: Tensor = resize_aligned(both.flatten(0, 1), size).unflatten(0, masks.shape[:2])
     return shares
 
 
@@ -394,16 +400,16 @@ def _unit_image(given: Tensor | NDArray[Any], number: int) -> Tensor:
     image = _tensor(given).float()
     if not isinstance(given, Tensor):
         if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
-            raise ValueError(
-                f"support image {number} is a NumPy array {given.shape} of {given.dtype}: give H x W x 3 of uint8, or "
-                "a tensor 3 x H x W in [0, 1]."
+            raise GenSegError(
+                f"support image {number} is a NumPy array {given.shape} of {given.dtype}: give H x "
+                "W x 3 of uint8, or a tensor 3 x H x W in [0, 1]."
             )
         image = image.permute(2, 0, 1)
     if given.dtype in (np.uint8, torch.uint8):
         return image / 255
     if not ((image >= 0) & (image <= 1)).all():
-        raise ValueError(
-            f"support image {number} has values from {float(image.min()):g} to {float(image.max()):g}: divide it by its "
-            "white, so that they lie in [0, 1]."
+        raise GenSegError(
+            f"support image {number} has values from {float(image.min()):g} to "
+            f"{float(image.max()):g}: divide it by its white, so that they lie in [0, 1]."
         )
     return image

@@ -14,7 +14,7 @@ from lightning_genseg.methods.checkpoints import read_checkpoint
 from lightning_genseg.methods.fewshot.networks import EncoderStages, OutputStride, PyramidPooling
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.weights import load_weights
-from lightning_genseg.ops.resize import resize
+from lightning_genseg.ops.resize import resize_aligned
 from lightning_genseg.ops.views import InferenceOptions
 from lightning_genseg.uncertainty.scores import AnomalyName
 
@@ -22,9 +22,10 @@ from lightning_genseg.uncertainty.scores import AnomalyName
 class BaseLearner(SegmentationModule):
     """PSPNet on the base classes of a fold: stage one of CGMGM and BAM, which freeze it.
 
-    Learning What Not to Segment (BAM), Lang et al., CVPR 2022, in the sizes of its code; cross-entropy without
-    auxiliary head. Class 0 is the background, to which the novel classes belong here. Beside the scores of
-    `SegmentationModule` it logs `val_mIoU_base`, the mean without background by which BAM chooses.
+    Learning What Not to Segment (BAM), Lang et al., CVPR 2022, in the sizes of its code;
+    cross-entropy without auxiliary head. Class 0 is the background, to which the novel classes
+    belong here. Beside the scores of `SegmentationModule` it logs `val_mIoU_base`, the mean without
+    background by which BAM chooses.
 
     Args:
         num_classes: C, the base classes and the background.
@@ -102,7 +103,7 @@ class BaseLearner(SegmentationModule):
 
     def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
         """Upsample bilinearly with aligned corners, which is exact for sides of 8 n + 1 pixels."""
-        return resize(scores.float(), image.shape[-2:])
+        return resize_aligned(scores.float(), image.shape[-2:])
 
     def _log_scores(self, prefix: str, metrics: Any) -> None:
         base = metrics.compute()["IoU"][1:].nanmean()

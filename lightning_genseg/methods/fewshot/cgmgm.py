@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_genseg.methods.fewshot.base import FewShotModule, Scoring, support_shares
 from lightning_genseg.methods.fewshot.base_learner import load_base_learner
@@ -37,75 +38,85 @@ from lightning_genseg.methods.fewshot.networks import (
 from lightning_genseg.mixtures.episodic import fit_episodes
 from lightning_genseg.mixtures.gaussian import Covariance
 from lightning_genseg.networks.losses import pixel_cross_entropy
-from lightning_genseg.ops.resize import resize
+from lightning_genseg.ops.resize import resize_aligned
 
 Guidance = Literal["posterior", "mask", "prior"]
 Posterior = Literal["bayes", "tempered", "literal"]
 QueryBackground = Literal["complement", "without_dropped", "unlike"]
 
-# With fewer foreground pixels, the background's mixture wins nearly everywhere: the similarity guides instead.
+# With fewer foreground pixels, the background's mixture wins nearly everywhere: the similarity
+# guides instead.
 _FEWEST_PIXELS = 5
 
 
 class CGMGM(FewShotModule):
     """Segments a new object from a few examples, guided by a mixture of its pixels and one of the background's.
 
-    CGMGM: A Cross-Gaussian Mixture Generative Model for Few-Shot Semantic Segmentation, Shen et al., AAAI 2024.
-    Of the query, a first mask is found by similarity to the supports (IMGR: `networks.matching`); mixtures are fitted to
-    the pixels of supports and query (CDGMG: `mixtures.fit_episodes`); the posterior of the query's pixels (QCPE) guides
-    a decoder, whose scores are merged with those of a base learner, as in Learning What Not to Segment (BAM), Lang et
-    al., CVPR 2022. Encoder and base learner are frozen.
+    CGMGM: A Cross-Gaussian Mixture Generative Model for Few-Shot Semantic Segmentation, Shen et
+        al., AAAI 2024.
+    Of the query, a first mask is found by similarity to the supports (IMGR: `networks.matching`);
+    mixtures are fitted to the pixels of supports and query (CDGMG: `mixtures.fit_episodes`); the
+    posterior of the query's pixels (QCPE) guides a decoder, whose scores are merged with those of a
+    base learner, as in Learning What Not to Segment (BAM), Lang et al., CVPR 2022. Encoder and base
+    learner are frozen.
 
-    No code was published, and two printed equations cannot be what was run; `refinement="literal"` and
-    `posterior="literal"` are these. With `guidance="prior"`, `extra_inputs=["prototype"]`, `shared_reduction=False` and
-    `mask_before_last_stage=True` this is BAM.
+    No code was published, and two printed equations cannot be what was run; `refinement="literal"`
+    and `posterior="literal"` are these. With `guidance="prior"`, `extra_inputs=["prototype"]`,
+    `shared_reduction=False` and `mask_before_last_stage=True` this is BAM.
 
     Args:
-        base_learner: checkpoint of a `BaseLearner` of the same fold. Without one, give `encoder` and set `ensemble` to
-            false.
+        base_learner: checkpoint of a `BaseLearner` of the same fold. Without one, give `encoder`
+            and set `ensemble` to false.
         shots: K of training, see `ShotWeights`.
-        guidance: what the decoder is given beside the query's features: the `posterior`, the `mask` M_q (Table 5
-            without C&Q), or the `prior`, the similarity of BAM and PFENet.
+        guidance: what the decoder is given beside the query's features: the `posterior`, the `mask`
+            M_q (Table 5 without C&Q), or the `prior`, the similarity of BAM and PFENet.
         answer: who decides: the `decoder`, or the `guidance` itself, which needs no training: then
             `mixture_features` has to be `raw`, and no base learner takes part.
-        guidance_residual: whether the decoder's scores are added to those of the guidance, see `GuidanceResidual`; not
-            in the papers, for short schedules. Without effect where the guidance itself answers.
-        extra_inputs: what else the decoder is given: the supports' mean foreground feature (`prototype`), the `mask`.
+        guidance_residual: whether the decoder's scores are added to those of the guidance, see
+            `GuidanceResidual`; not in the papers, for short schedules. Without effect where the
+            guidance itself answers.
+        extra_inputs: what else the decoder is given: the supports' mean foreground feature
+            (`prototype`), the `mask`.
         components: M; the paper takes 3 on PASCAL, 6 on COCO.
         covariance: `diagonal`, or `full` (Fig. 6).
         em_iterations: see `fit_episodes`, like the next two.
         prior_strength: see there.
         variance_floor: see there.
-        mixture_features: what is modelled: the `reduced` features of the decoder, before dropout, or the `raw` ones of
-            the encoder, without any learned parameter.
+        mixture_features: what is modelled: the `reduced` features of the decoder, before dropout,
+            or the `raw` ones of the encoder, without any learned parameter.
         query_statistics: whether the query's own pixels take part (the "cross" of the title).
-        query_background: which of them are background: the `complement` of M_q (the paper); without the pixels that the
-            refinement dropped; or only those `unlike` the object, of similarity below half the threshold.
-        mq_source: `imgr`, or `gt`: the query's own labels, the oracle of Table 1, whose mixtures are of the query alone
-            where ours are of the supports as well.
-        matching_level: features by which supports and query are compared: `high`, the encoder's last stage (the paper),
-            or `middle`, the two before, which suits encoders whose last stage knows nothing but ImageNet's classes.
+        query_background: which of them are background: the `complement` of M_q (the paper); without
+            the pixels that the refinement dropped; or only those `unlike` the object, of similarity
+            below half the threshold.
+        mq_source: `imgr`, or `gt`: the query's own labels, the oracle of Table 1, whose mixtures
+            are of the query alone where ours are of the supports as well.
+        matching_level: features by which supports and query are compared: `high`, the encoder's
+            last stage (the paper), or `middle`, the two before, which suits encoders whose last
+            stage knows nothing but ImageNet's classes.
         patch_similarity: see `local_similarity`.
         threshold: see `binarize`.
         binarization: see there.
         refinement: see `refine`; `none` is Table 5 without IMR.
-        posterior: `bayes`, p = sigmoid(log p(x|fg) - log p(x|bg)); `tempered`, the same logit over `temperature`; or
-            `literal`, the ratio of log-densities that Eqs. 12-13 print, which depends on the features' unit.
+        posterior: `bayes`, p = sigmoid(log p(x|fg) - log p(x|bg)); `tempered`, the same logit over
+            `temperature`; or `literal`, the ratio of log-densities that Eqs. 12-13 print, which
+            depends on the features' unit.
         temperature: of `tempered`; the number of dimensions when left out.
-        posterior_gradient: whether the loss reaches the features through the posterior; only if `tempered`.
-        shared_reduction: one 1x1 convolution for supports and query; BAM has two, which no joint mixture can have.
-        mask_before_last_stage: whether the similarity of `prior` masks the supports before the last stage as well as
-            after (BAM), or only after.
+        posterior_gradient: whether the loss reaches the features through the posterior; only if
+            `tempered`.
+        shared_reduction: one 1x1 convolution for supports and query; BAM has two, which no joint
+            mixture can have.
+        mask_before_last_stage: whether the similarity of `prior` masks the supports before the last
+            stage as well as after (BAM), or only after.
         ensemble: whether the base learner takes part in the prediction.
         meta_loss_weight: of the cross-entropy of the decoder's own scores.
-        width: channels of the reduced features, which are what is modelled, and of the decoder. Less than the papers' 256
-            is for small data and slow machines.
+        width: channels of the reduced features, which are what is modelled, and of the decoder.
+            Less than the papers' 256 is for small data and slow machines.
         dropout: of whole channels of the reduced features, for the decoder only.
         encoder: see `FewShotModule`, also for the arguments that follow.
         encoder_weights: see there.
         output_stride: see there.
-        num_base_classes: of a base learner without checkpoint, background not counted; what a checkpoint of this
-            module sets.
+        num_base_classes: of a base learner without checkpoint, background not counted; what a
+            checkpoint of this module sets.
         scoring: see `FewShotModule`, also for the arguments that follow.
         num_classes: see there.
         ignore_index: see there.
@@ -181,39 +192,42 @@ class CGMGM(FewShotModule):
             ("width", width, 1),
         ):
             if number < least:
-                raise ValueError(f"{name} is {number}; it must be at least {least}.")
+                raise GenSegError(f"{name} is {number}; it must be at least {least}.")
         for name, value in (("prior_strength", prior_strength), ("variance_floor", variance_floor)):
             if not value > 0:
-                raise ValueError(f"{name} is {value}; it must be positive.")
+                raise GenSegError(f"{name} is {value}; it must be positive.")
         if not 0 < threshold < 1:
-            raise ValueError(f"threshold is {threshold}; it must be between 0 and 1.")
+            raise GenSegError(f"threshold is {threshold}; it must be between 0 and 1.")
         if temperature is not None and (posterior != "tempered" or not temperature > 0):
-            raise ValueError(
-                f"temperature is {temperature}; it must be positive, and posterior must be tempered."
+            raise GenSegError(
+                f"temperature is {temperature}; it must be positive, and posterior must be "
+                "tempered."
             )
         if posterior_gradient and posterior != "tempered":
-            raise ValueError(
-                "posterior_gradient needs posterior tempered: the gradients of the others are too large to train with."
+            raise GenSegError(
+                "posterior_gradient needs posterior tempered: the gradients of the others are too "
+                "large to train with."
             )
         if guidance == "posterior" and mixture_features == "reduced" and not shared_reduction:
-            raise ValueError(
-                "guidance posterior models supports and query in one space: set shared_reduction to true, or "
-                "mixture_features to raw."
+            raise GenSegError(
+                "guidance posterior models supports and query in one space: set shared_reduction "
+                "to true, or mixture_features to raw."
             )
         if answer == "guidance":
             ensemble = False
             if guidance == "posterior" and mixture_features == "reduced":
-                raise ValueError(
-                    "answer guidance trains no reduction of the features: set mixture_features to raw."
+                raise GenSegError(
+                    "answer guidance trains no reduction of the features: set mixture_features to "
+                    "raw."
                 )
         if mask_before_last_stage and matching_level == "middle":
-            raise ValueError(
+            raise GenSegError(
                 "mask_before_last_stage concerns the last stage: set matching_level to high."
             )
         if ensemble and base_learner is None and num_base_classes is None:
-            raise ValueError(
-                "the ensemble needs base_learner, the checkpoint of a BaseLearner run on the same fold: give it, or "
-                "set ensemble to false."
+            raise GenSegError(
+                "the ensemble needs base_learner, the checkpoint of a BaseLearner run on the same "
+                "fold: give it, or set ensemble to false."
             )
         base = None if base_learner is None else load_base_learner(base_learner)
         super().__init__(
@@ -287,8 +301,9 @@ class CGMGM(FewShotModule):
         theirs = getattr(getattr(self.trainer, "datamodule", None), "shots", mine)
         if theirs != mine:
             rank_zero_warn(
-                f"the data have shots={theirs} and the model shots={mine}, so that all supports count alike and nothing "
-                "is learned about them: set --model.shots to that of the data."
+                f"the data have shots={theirs} and the model shots={mine}, so that all supports "
+                "count alike and nothing is learned about them: set --model.shots to that of the "
+                "data."
             )
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -314,11 +329,12 @@ class CGMGM(FewShotModule):
         support = self.extract_stages(batch["support_image"].flatten(0, 1))
         size = query.mid.shape[-2:]
         shares = support_shares(batch, support.mid.shape[-2:])  # B x K x 2 x h x w
-        valid = resize(batch["valid"][:, None].float(), size) > 0.5
+        valid = resize_aligned(batch["valid"][:, None].float(), size) > 0.5
 
         with torch.no_grad():
             style = gram_distance(
-                resize(query.low, size).repeat_interleave(shots, 0), resize(support.low, size)
+                resize_aligned(query.low, size).repeat_interleave(shots, 0),
+                resize_aligned(support.low, size),
             ).view(episodes, shots)
         weights = self.shot_weights(style)  # B x K
 
@@ -413,7 +429,8 @@ class CGMGM(FewShotModule):
         masks = shares[:, :, :1]
         pixels, keys = self._compared(query), self._compared(support).unflatten(0, weights.shape)
         similarity = torch.zeros_like(valid, dtype=torch.float32)
-        # A cosine does not see how much of a pixel is foreground: those at the edge would count in full.
+        # A cosine does not see how much of a pixel is foreground: those at the edge would count in
+        # full.
         foreground = masks > 0.5
         foreground |= (masks > 0) & ~foreground.flatten(2).any(2)[..., None, None, None]
         for shot in range(weights.shape[1]):
@@ -426,13 +443,13 @@ class CGMGM(FewShotModule):
         coarse = binarize(similarity, valid, self.threshold, self.binarization)
         if self.mq_source == "gt":
             if "mask" not in batch:
-                raise ValueError(
-                    "mq_source gt takes the query's own labels, and plain images have none: test it on episodes, or set "
-                    "mq_source to imgr."
+                raise GenSegError(
+                    "mq_source gt takes the query's own labels, and plain images have none: test "
+                    "it on episodes, or set mq_source to imgr."
                 )
-            refined = resize((batch["mask"] == 1)[:, None].float(), valid.shape[-2:]) > 0.5
+            refined = resize_aligned((batch["mask"] == 1)[:, None].float(), valid.shape[-2:]) > 0.5
         else:
-            support_valid = resize(
+            support_valid = resize_aligned(
                 batch["support_valid"].flatten(0, 1)[:, None].float(), masks.shape[-2:]
             ).unflatten(0, weights.shape)
             refined = refine(

@@ -38,9 +38,9 @@ def local_similarity(
 ) -> Tensor:
     """As `global_similarity`, between patches of 2 x 2 pixels: CGMGM, Eqs. 3-4.
 
-    `offsets` compares pixels of equal position in two patches and takes the mean of the four cosines;
-    `mean` compares the patches' mean features. Then the best support patch counts, enlarged bilinearly.
-    A row or column too few is repeated and counts as masked out.
+    `offsets` compares pixels of equal position in two patches and takes the mean of the four
+    cosines; `mean` compares the patches' mean features. Then the best support patch counts,
+    enlarged bilinearly. A row or column too few is repeated and counts as masked out.
     """
     height, width = query.shape[-2:]
     parts = [
@@ -70,7 +70,8 @@ def binarize(
     Args:
         maps: B x 1 x h x w.
         valid: likewise, bool.
-        threshold: of `fixed`; share of the valid pixels below it of `quantile`; `otsu` finds its own.
+        threshold: of `fixed`; share of the valid pixels below it of `quantile`; `otsu` finds its
+            own.
         method: how.
 
     Returns:
@@ -108,10 +109,11 @@ def refine(
 ) -> Tensor:
     """Drop foreground pixels whose best match in the supports leads back to the background: CGMGM, Eqs. 5-7.
 
-    `literal` hides the query's background before matching, as printed, and changes nothing: what is hidden is
-    similar to nothing, so that every way back ends in the mask. `cycle` matches all pixels and is otherwise as
-    printed. `cycle_support` also requires that the best match in the supports is labelled foreground, as
-    CyCTR (Zhang et al., NeurIPS 2021) does. A mask that would become empty stays as it was.
+    `literal` hides the query's background before matching, as printed, and changes nothing: what is
+    hidden is similar to nothing, so that every way back ends in the mask. `cycle` matches all
+    pixels and is otherwise as printed. `cycle_support` also requires that the best match in the
+    supports is labelled foreground, as CyCTR (Zhang et al., NeurIPS 2021) does. A mask that would
+    become empty stays as it was.
 
     Args:
         mask: M0, B x 1 x h x w bool; no padding in it.
@@ -159,8 +161,8 @@ def _patches(features: Tensor, patches: PatchSimilarity, repeat: bool) -> Tensor
 def _max_cosine(query: Tensor, support: Tensor) -> Tensor:
     """B x O x C x h x w each: over O the mean cosine, over support positions the largest; B x 1 x h x w.
 
-    Positions of the support that are all zero are masked out; 0 where all are. One image at a time: the affinity of two
-    maps of 60 x 60 takes 52 MB.
+    Positions of the support that are all zero are masked out; 0 where all are. One image at a time:
+    the affinity of two maps of 60 x 60 takes 52 MB.
     """
     best = []
     for pixels, keys in zip(query, support, strict=True):

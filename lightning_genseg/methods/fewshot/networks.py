@@ -13,10 +13,11 @@ from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
 from segmentation_models_pytorch.encoders.vgg import VGGEncoder
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.networks.fcn import conv_bn_relu
 from lightning_genseg.networks.features import check_encoder_name, load_encoder
 from lightning_genseg.networks.weights import first_line
-from lightning_genseg.ops.resize import resize
+from lightning_genseg.ops.resize import resize_aligned
 
 OutputStride = Literal[8, 16, 32]
 
@@ -25,7 +26,8 @@ class StageFeatures(NamedTuple):
     """What the last three stages of an encoder say of images.
 
     Attributes:
-        low: B x C x h x w of the third stage from the end (ResNet: layer2), of whatever size it has.
+        low: B x C x h x w of the third stage from the end (ResNet: layer2), of whatever size it
+            has.
         mid: the second from the end (layer3); its size h x w is that of the others.
         high: the last (layer4), resized to h x w where it has another.
     """
@@ -36,14 +38,15 @@ class StageFeatures(NamedTuple):
 
     def middle(self) -> Tensor:
         """`mid` and `low` together, B x C x h x w: what CGMGM and BAM call mid-level features."""
-        return torch.cat([self.mid, resize(self.low, self.mid.shape[-2:])], 1)
+        return torch.cat([self.mid, resize_aligned(self.low, self.mid.shape[-2:])], 1)
 
 
 class EncoderStages(nn.Module):
     """The last three stages of an image encoder, dilated to one resolution.
 
-    BAM's and PFENet's backbone: ResNet's layer3 and layer4 keep the resolution of layer2 (stride 8). VGG
-    (whose pooling cannot be dilated) loses its last pooling and rounds sizes up, stride 16. Images are not
+    BAM's and PFENet's backbone: ResNet's layer3 and layer4 keep the resolution of layer2 (stride
+    8). VGG (whose pooling cannot be dilated) loses its last pooling and rounds sizes up, stride 16.
+    Images are not
     padded: 473 x 473 pixels give 60 x 60.
 
     Args:
@@ -75,9 +78,10 @@ class EncoderStages(nn.Module):
         try:
             self.encoder = get_encoder(encoder, weights=None, depth=5, output_stride=stride)
         except Exception as error:  # smp's and timm's models raise various types
-            raise ValueError(
+            raise GenSegError(
                 f"encoder {encoder!r} cannot be built with output_stride {stride} "
-                f"({first_line(error)}): set output_stride to 32, or choose a ResNet, MobileNet or VGG."
+                f"({first_line(error)}): set output_stride to 32, or choose a ResNet, MobileNet or "
+                "VGG."
             ) from error
         if encoder_weights is not None:
             load_encoder(self.encoder, encoder, encoder_weights, {})
@@ -97,9 +101,9 @@ class EncoderStages(nn.Module):
         got = 64 // self.encoder(torch.zeros(1, 3, 64, 64))[-1].shape[-1]
         self.encoder.train()
         if got != stride:
-            raise ValueError(
-                f"encoder {encoder!r} has an output stride of {got} where {stride} was asked for: set "
-                f"output_stride to {got}, or choose a ResNet, MobileNet or VGG."
+            raise GenSegError(
+                f"encoder {encoder!r} has an output stride of {got} where {stride} was asked for: "
+                f"set output_stride to {got}, or choose a ResNet, MobileNet or VGG."
             )
 
     def forward(self, image: Tensor) -> StageFeatures:
@@ -108,7 +112,7 @@ class EncoderStages(nn.Module):
             low, mid, high = _vgg_stages(self.encoder, image)
         else:
             low, mid, high = self.encoder(image)[-3:]
-        return StageFeatures(low, mid, resize(high, mid.shape[-2:]))
+        return StageFeatures(low, mid, resize_aligned(high, mid.shape[-2:]))
 
     def last(self, mid: Tensor) -> Tensor:
         """`high` from `mid`, for features that were masked in between.
@@ -124,11 +128,11 @@ class EncoderStages(nn.Module):
         elif isinstance(encoder, VGGEncoder):
             stage = encoder.features[_vgg_cuts(encoder)[3] : -1]
         else:
-            raise ValueError(
+            raise GenSegError(
                 f"the last stage of {type(encoder).__name__} cannot be run apart: choose a ResNet, "
                 "MobileNetV2 or VGG encoder, or set mask_before_last_stage to false."
             )
-        return resize(stage(mid), mid.shape[-2:])
+        return resize_aligned(stage(mid), mid.shape[-2:])
 
 
 def _vgg_cuts(encoder: VGGEncoder) -> list[int]:
@@ -148,7 +152,8 @@ def _vgg_stages(encoder: VGGEncoder, image: Tensor) -> list[Tensor]:
 class PyramidPooling(nn.Module):
     """PSPNet's head without its classifier: context of four grids, then a 3x3 convolution.
 
-    Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, in BAM's sizes: bins 1, 2, 3, 6 of C/4 channels.
+    Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, in BAM's sizes: bins 1, 2, 3, 6 of C/4
+    channels.
 
     Args:
         in_channels: C of the encoder's last stage.
@@ -175,11 +180,11 @@ class PyramidPooling(nn.Module):
             ValueError: one image in training: its pooled pixel has no batch statistics.
         """
         if self.training and len(high) == 1:
-            raise ValueError(
+            raise GenSegError(
                 "the base learner batch-normalises a globally pooled pixel and cannot train on one "
                 "image: use a batch size of at least 2."
             )
-        levels = [resize(level(high), high.shape[-2:]) for level in self.levels]
+        levels = [resize_aligned(level(high), high.shape[-2:]) for level in self.levels]
         features: Tensor = self.fuse(torch.cat([high, *levels], 1))
         return features
 
@@ -187,8 +192,8 @@ class PyramidPooling(nn.Module):
 class GuidedDecoder(nn.Module):
     """Query features and guidance to scores of background and foreground: the meta learner's decoder.
 
-    BAM's (after PFENet and CANet): 1x1 merge, atrous spatial pyramid pooling, one residual block, classifier;
-    no batch normalisation.
+    BAM's (after PFENet and CANet): 1x1 merge, atrous spatial pyramid pooling, one residual block,
+    classifier; no batch normalisation.
 
     Args:
         in_channels: of features and guidance together.
@@ -232,8 +237,9 @@ class GuidedDecoder(nn.Module):
 class GuidanceResidual(nn.Module):
     """Scores that a decoder adds to: the guidance itself, scaled and shifted by two learned numbers.
 
-    Not in the papers. Their decoder has to find out which of its inputs the guidance is, which takes longer than short
-    schedules last; with this one it starts where the guidance alone would end.
+    Not in the papers. Their decoder has to find out which of its inputs the guidance is, which
+    takes longer than short schedules last; with this one it starts where the guidance alone would
+    end.
     """
 
     def __init__(self) -> None:
@@ -267,7 +273,8 @@ class ShotWeights(nn.Module):
     """How much each support image counts, from how unlike the query its style is: BAM's, Sec. 3.5.
 
     Args:
-        shots: K of training. With another number of supports all count alike: nothing was learned for it.
+        shots: K of training. With another number of supports all count alike: nothing was learned
+            for it.
         hidden: channels in between.
     """
 

@@ -22,13 +22,14 @@ from lightning_genseg.methods.fewshot.networks import OutputStride
 class CosinePrototypes(FewShotModule):
     """A pixel is foreground if it is more like the object's mean feature than like the background's: no training.
 
-    PANet (Wang et al., ICCV 2019) on frozen features: cosine with the mean of the supports' foreground pixels and
-    with the mean of their background pixels.
+    PANet (Wang et al., ICCV 2019) on frozen features: cosine with the mean of the supports'
+    foreground pixels and with the mean of their background pixels.
 
     Args:
-        level: `high`, the encoder's last stage, or `middle`, the two before, which CGMGM models and which tell more
-            with an encoder that has only seen ImageNet.
-        scale: by which the cosines are multiplied to be scores (PANet: 20); it changes no prediction.
+        level: `high`, the encoder's last stage, or `middle`, the two before, which CGMGM models and
+            which tell more with an encoder that has only seen ImageNet.
+        scale: by which the cosines are multiplied to be scores (PANet: 20); it changes no
+            prediction.
         base_learner: checkpoint of a `BaseLearner`, whose encoder is used; or give `encoder`.
         encoder: see `FewShotModule`, also for the arguments that follow.
         encoder_weights: see there.

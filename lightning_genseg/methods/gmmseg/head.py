@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.em import Assignment, e_step, m_step
 from lightning_genseg.mixtures.gaussian import Covariance, GaussianMixture, Mixture, own_class
 from lightning_genseg.mixtures.memory import (
@@ -35,7 +36,8 @@ LabelReduction = Literal["nearest", "labelled"]
 class GMMHead(nn.Module):
     """Projection and class mixtures in place of a softmax classifier.
 
-    GMMSeg: Gaussian Mixture based Generative Semantic Segmentation Models, Liang et al., NeurIPS 2022.
+    GMMSeg: Gaussian Mixture based Generative Semantic Segmentation Models, Liang et al., NeurIPS
+        2022.
     The extractor and the projection learn by cross-entropy on the class log-densities; the mixture
     learns by (Sinkhorn) EM, in `update_mixture`, never by gradient. Where paper and authors' code
     differ both can be chosen; the defaults follow the code unless said otherwise.
@@ -50,10 +52,10 @@ class GMMHead(nn.Module):
         mixture: class density as the largest component (`max`, winner-take-all) or `logsumexp`.
         logit_norm: `layernorm` over the C log-densities before the cross-entropy (code), or `none`
             (paper). Anomaly scores never pass through it.
-        logit_scale: initial gain of that LayerNorm (code 1, learned from there). Between C standardised
-            numbers the largest gap is C / sqrt(C - 1): 12 for 150 classes, where a gain of 1 will do,
-            but 3.5 for 11, where no probability can pass 0.77 until the gain has grown; short runs on
-            few classes need more.
+        logit_scale: initial gain of that LayerNorm (code 1, learned from there). Between C
+            standardised numbers the largest gap is C / sqrt(C - 1): 12 for 150 classes, where a
+            gain of 1 will do, but 3.5 for 11, where no probability can pass 0.77 until the gain has
+            grown; short runs on few classes need more.
         component_loss_weight: of the cross-entropy over all C x M components, towards the pixel's
             assigned one; in the code, not in the paper; 0 switches it off.
         assignment: E-step by `sinkhorn` (Eq. 9) or plain `em` (Eq. 8).
@@ -63,17 +65,19 @@ class GMMHead(nn.Module):
         mean_momentum: share of the old means that stays in an update.
         variance_momentum: likewise of the covariances (code 0, paper 0.999).
         variance_floor: added to every variance.
-        memory: `ring` (last features, exact) or `decay` (decayed moments; megabytes, not gigabytes).
+        memory: `ring` (last features, exact) or `decay` (decayed moments; megabytes, not
+            gigabytes).
         memory_size: K, features per component.
         memory_dtype: of the features in the ring.
-        memory_filter: which pixels may enter: all `labelled` ones (paper) or those that are classified
-            `correct`ly (code; starves rare classes in short runs).
+        memory_filter: which pixels may enter: all `labelled` ones (paper) or those that are
+            classified `correct`ly (code; starves rare classes in short runs).
         samples_per_component: at most so many enter per component and update.
-        train_mixture: `em`; `gradient` makes the mixture's parameters learn by gradient (the paper's
-            discriminative GMM); `posthoc` is `em` for an extractor that does not learn (see `GMMSeg`).
-        label_reduction: label of a feature for EM, which is smaller than the labels: the `nearest`, that
-            at the middle of its cell; or, for sparse labels, which would mostly fall between the middles,
-            the most frequent one of the `labelled` pixels in its cell.
+        train_mixture: `em`; `gradient` makes the mixture's parameters learn by gradient (the
+            paper's discriminative GMM); `posthoc` is `em` for an extractor that does not learn (see
+            `GMMSeg`).
+        label_reduction: label of a feature for EM, which is smaller than the labels: the `nearest`,
+            that at the middle of its cell; or, for sparse labels, which would mostly fall between
+            the middles, the most frequent one of the `labelled` pixels in its cell.
         ignore_index: label that does not count.
 
     Example:
@@ -122,7 +126,7 @@ class GMMHead(nn.Module):
         _check_range("samples_per_component", samples_per_component, 1, None)
         dim = in_channels if embedding_dim is None else embedding_dim
         if covariance == "full" and dim > 64:
-            raise ValueError(
+            raise GenSegError(
                 f"covariance='full' is for at most 64 dimensions and the embedding has {dim}; "
                 "set embedding_dim to 64 or less, or covariance to 'diagonal'."
             )
@@ -261,7 +265,7 @@ class GMMHead(nn.Module):
             remember_only: leave out the M-step, which the authors' code takes every fifth step.
         """
         if self.memory is None:
-            raise ValueError("train_mixture='gradient' learns by gradient; there is no EM to run.")
+            raise GenSegError("train_mixture='gradient' learns by gradient; there is no EM to run.")
         x = rearrange(embedding, "b d h w -> (b h w) d").float()
         x = x.nan_to_num(0, 0, 0)  # their labels are ignored, but 0 * NaN would still be NaN
         labels = self.labels(mask, embedding)
@@ -372,4 +376,4 @@ def _to_map(rows: Tensor, like: Tensor) -> Tensor:
 def _check_range(name: str, value: float, low: float, high: float | None) -> None:
     if value < low or (high is not None and value > high):
         limits = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} is {value}; it must be {limits}.")
+        raise GenSegError(f"{name} is {value}; it must be {limits}.")

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationModule
 from lightning_genseg.methods.gmmseg.head import (
     GMMHead,
@@ -32,9 +33,9 @@ class GMMSeg(SegmentationModule):
     """Any segmentation network with one Gaussian mixture per class instead of softmax.
 
     GMMSeg: Gaussian Mixture based Generative Semantic Segmentation Models, Liang, Wang, Miao and
-    Yang, NeurIPS 2022. The network learns by cross-entropy, the mixtures by Sinkhorn EM at the end of
-    each training batch. `maps` also gives the anomaly score -max_c log p(x|c): what the model has
-    never seen is improbable under every class.
+    Yang, NeurIPS 2022. The network learns by cross-entropy, the mixtures by Sinkhorn EM at the end
+    of each training batch. `maps` also gives the anomaly score -max_c log p(x|c): what the model
+    has never seen is improbable under every class.
 
     Differs from the authors' code in what enters the memory (`memory_filter`) and in not needing
     several processes.
@@ -67,11 +68,12 @@ class GMMSeg(SegmentationModule):
         memory_dtype: see there.
         memory_filter: see there.
         samples_per_component: see there.
-        train_mixture: `em` (the method); `gradient` (Table 4's discriminative GMM); `posthoc` (Table
-            5's mixture fitted after softmax training): the network is frozen and only EM runs. Then
-            `embedding_dim` is `None`, and the network comes from `extractor` or `features`.
-        extractor: checkpoint of a `SoftmaxSegmenter` or `GMMSeg` with the same network, whose features
-            training starts from.
+        train_mixture: `em` (the method); `gradient` (Table 4's discriminative GMM); `posthoc`
+            (Table 5's mixture fitted after softmax training): the network is frozen and only EM
+            runs. Then `embedding_dim` is `None`, and the network comes from `extractor` or
+            `features`.
+        extractor: checkpoint of a `SoftmaxSegmenter` or `GMMSeg` with the same network, whose
+            features training starts from.
         label_reduction: see `GMMHead`; `labelled` for points and scribbles.
         ignore_index: see `SegmentationModule`, also for the arguments that follow.
         class_names: see there.
@@ -149,9 +151,9 @@ class GMMSeg(SegmentationModule):
             anomaly_score,
         )
         if em_interval < 1:
-            raise ValueError(f"em_interval is {em_interval}; it must be at least 1.")
+            raise GenSegError(f"em_interval is {em_interval}; it must be at least 1.")
         if train_mixture == "posthoc" and embedding_dim is not None:
-            raise ValueError(
+            raise GenSegError(
                 "train_mixture='posthoc' fits the features as they are, and nothing would train a "
                 f"projection to {embedding_dim} dimensions; set embedding_dim to null."
             )
@@ -193,7 +195,8 @@ class GMMSeg(SegmentationModule):
         if train_mixture == "posthoc":
             self.requires_grad_(False)
             self.features.eval()
-            # Lightning counts steps by an optimiser, and DDP and the gradient scaler want a gradient.
+            # Lightning counts steps by an optimiser, and DDP and the gradient scaler want a
+            # gradient.
             self.nothing = nn.Parameter(torch.zeros(()))
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
@@ -230,7 +233,7 @@ class GMMSeg(SegmentationModule):
         if self.train_mixture == "posthoc" and not (
             self.has_trained_features or self.trainer.ckpt_path
         ):
-            raise ValueError(
+            raise GenSegError(
                 "train_mixture='posthoc' needs a trained network; give the checkpoint of a softmax "
                 "run as model.extractor."
             )

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 
 from lightning_genseg.data.sets.cityscapes import Cityscapes
+from lightning_genseg.errors import GenSegError, MissingFileError
 from lightning_genseg.methods.gss.maskige import Color
 
 ColorTable = Literal[
@@ -39,19 +40,21 @@ def is_lasting(kind: Colors) -> bool:
 def class_colors(kind: Colors, num_classes: int, seed: int = 0) -> list[Color]:
     """Colours of K classes and, last, of unlabelled pixels.
 
-    GSS, Chen et al., CVPR 2023, supplement B. The steps of its Table 9 are `arithmetic` (Eqs. 16-18: equal steps from 0
-    in red, green and blue, blue running fastest), `misaligned` (+ starts 0, 1, 2, Eq. 19), `jittered` (+ up to 15 at
-    random in each channel, Eq. 20) and, by hand for 150 classes, `ade20k`. The paper's steps are chosen per data set; here
-    they fill 0..255 for any K.
+    GSS, Chen et al., CVPR 2023, supplement B. The steps of its Table 9 are `arithmetic` (Eqs.
+    16-18: equal steps from 0 in red, green and blue, blue running fastest), `misaligned` (+ starts
+    0, 1, 2, Eq. 19), `jittered` (+ up to 15 at random in each channel, Eq. 20) and, by hand for 150
+    classes, `ade20k`. The paper's steps are chosen per data set; here they fill 0..255 for any K.
 
-    - `lattice`: the full range of all channels, without the points nearest to grey that are too many; the greyest of
-      the others is for unlabelled pixels. Its smallest distance is larger than that of the steps above.
+    - `lattice`: the full range of all channels, without the points nearest to grey that are too
+      many; the greyest of the others is for unlabelled pixels. Its smallest distance is larger than
+      that of the steps above.
     - `repulsion`: points of the cube that push each other away, from a random start.
     - `random`: uniform (GSS-FF-R; the paper does not say how).
     - `cityscapes` (19 classes), `ade20k` (150), `mseg` (194): the tables of the published code.
 
     Args:
-        kind: one of these names, a .json file with a list of K + 1 colours, as `LearnedColors` leaves it, or the list.
+        kind: one of these names, a .json file with a list of K + 1 colours, as `LearnedColors`
+            leaves it, or the list.
         num_classes: K.
         seed: of `jittered`, `repulsion` and `random`.
 
@@ -113,14 +116,16 @@ def _published(kind: str) -> list[Sequence[int]]:
 
 def _read(path: Path) -> object:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"colors '{path}' is no file: give a .json file of colours, or one of {', '.join(get_args(ColorTable))}."
+        raise MissingFileError(
+            f"colors '{path}' is no file: give a .json file of colours, or one of "
+            f"{', '.join(get_args(ColorTable))}."
         )
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(
-            f"colors '{path}' is no JSON: give a list of [red, green, blue], as LearnedColors writes it."
+        raise GenSegError(
+            f"colors '{path}' is no JSON: give a list of [red, green, blue], as LearnedColors "
+            "writes it."
         ) from error
 
 
@@ -130,14 +135,15 @@ def _check(table: object, num_classes: int, name: str) -> list[Color]:
         or not all(isinstance(color, list | tuple) and len(color) == 3 for color in table)
         or not all(isinstance(v, int) and 0 <= v <= 255 for color in table for v in color)
     ):
-        raise ValueError(
-            f"{name} must be a list of [red, green, blue], integers from 0 to 255: one for each class and, last, that of "
-            "unlabelled pixels."
+        raise GenSegError(
+            f"{name} must be a list of [red, green, blue], integers from 0 to 255: one for each "
+            "class and, last, that of unlabelled pixels."
         )
     if len(table) != num_classes + 1:
-        raise ValueError(
-            f"{name} is for {len(table) - 1} classes (and unlabelled pixels) but there are {num_classes}: give one more "
-            "colour than classes, or the name of a table for any number, such as lattice."
+        raise GenSegError(
+            f"{name} is for {len(table) - 1} classes (and unlabelled pixels) but there are "
+            f"{num_classes}: give one more colour than classes, or the name of a table for any "
+            "number, such as lattice."
         )
     return [(red, green, blue) for red, green, blue in table]
 

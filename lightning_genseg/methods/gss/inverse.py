@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.checkpoints import read_checkpoint
 from lightning_genseg.methods.gss.inverse_networks import ConvInverse, SwinInverse
 from lightning_genseg.methods.gss.module import GSS, Decoding, check_fingerprints
@@ -42,29 +43,32 @@ _OF_PRIOR = (
 class GSSInverse(GSS):
     """A trained `GSS` whose predicted pictures a small network reads: only that network is trained.
 
-    Generative Semantic Segmentation, Chen et al., CVPR 2023: GSS-FT with three convolutions (`conv`), GSS-FT-W with
-    shifted-window attention (`swin`), by pixel cross-entropy on what the frozen prior predicts for training images.
-    The paper suggests a prior from the middle of its training, whose pictures are noisier: give its checkpoint, train,
-    and put the inverse on the last one by `inverse_weights`; colours and tokenizer have to be the same.
+    Generative Semantic Segmentation, Chen et al., CVPR 2023: GSS-FT with three convolutions
+    (`conv`), GSS-FT-W with shifted-window attention (`swin`), by pixel cross-entropy on what the
+    frozen prior predicts for training images. The paper suggests a prior from the middle of its
+    training, whose pictures are noisier: give its checkpoint, train, and put the inverse on the
+    last one by `inverse_weights`; colours and tokenizer have to be the same.
 
-    The published code leaves the prior in training mode, so that its batch norms go on learning; here it is in
-    evaluation mode, but for the dropout before its token classifier, the code's only noise.
+    The published code leaves the prior in training mode, so that its batch norms go on learning;
+    here it is in evaluation mode, but for the dropout before its token classifier, the code's only
+    noise.
 
     What the prior says of `avg_non_ignore` holds for the inverse's cross-entropy as well.
 
     Args:
         num_classes: K.
-        prior: checkpoint of a `GSS` run; one from its middle is kept by ModelCheckpoint's `every_n_train_steps` and
-            `save_top_k: -1`.
+        prior: checkpoint of a `GSS` run; one from its middle is kept by ModelCheckpoint's
+            `every_n_train_steps` and `save_top_k: -1`.
         inverse: `conv` (FT) or `swin` (FT-W).
         width: channels of the inverse; of `swin` a multiple of 32.
         inverse_depth: Swin blocks of `swin`; the code has 2 on ADE20K and MSeg, 1 on Cityscapes.
-        inverse_weights: checkpoint of a `GSSInverse` run whose inverse is taken over: then `genseg test` and
-            `predict` need no other.
+        inverse_weights: checkpoint of a `GSSInverse` run whose inverse is taken over: then `genseg
+            test` and `predict` need no other.
         noise: dropout of the prior while the inverse is trained.
         decoding: see `GSS`.
         logits_at_once: see `TokenHead`.
-        prior_arguments: what to build the prior from without its file: what a checkpoint of this module sets.
+        prior_arguments: what to build the prior from without its file: what a checkpoint of this
+            module sets.
         ignore_index: see `SegmentationModule`, also for the arguments that follow.
         class_names: see there.
         inference: see there.
@@ -75,8 +79,8 @@ class GSSInverse(GSS):
 
     Raises:
         FileNotFoundError: the checkpoint of the prior or of the inverse does not exist.
-        ValueError: neither or both of `prior` and `prior_arguments`, a checkpoint of another kind or of other classes,
-            or an inverse for other colours or another tokenizer.
+        ValueError: neither or both of `prior` and `prior_arguments`, a checkpoint of another kind
+            or of other classes, or an inverse for other colours or another tokenizer.
     """
 
     def __init__(
@@ -100,9 +104,9 @@ class GSSInverse(GSS):
         anomaly_score: AnomalyName | None = None,
     ) -> None:
         if (prior is None) == (prior_arguments is None):
-            raise ValueError(
-                "GSSInverse needs a trained GSS: give prior, the checkpoint of a GSS run (prior_arguments are what a "
-                "checkpoint of GSSInverse itself sets)."
+            raise GenSegError(
+                "GSSInverse needs a trained GSS: give prior, the checkpoint of a GSS run "
+                "(prior_arguments are what a checkpoint of GSSInverse itself sets)."
             )
         if prior is not None:
             prior_arguments = _read_prior(prior, num_classes, class_names)
@@ -192,16 +196,16 @@ def _read_prior(path: Path, num_classes: int, class_names: Sequence[str] | None)
     """Arguments of the GSS that a checkpoint holds."""
     checkpoint = _read(path, "prior", "GSS")
     if checkpoint["num_classes"] != num_classes:
-        raise ValueError(
-            f"prior '{path}' was trained on {checkpoint['num_classes']} classes and the data have {num_classes}: give the "
-            "checkpoint of a GSS run on the same classes."
+        raise GenSegError(
+            f"prior '{path}' was trained on {checkpoint['num_classes']} classes and the data have "
+            f"{num_classes}: give the checkpoint of a GSS run on the same classes."
         )
     saved = checkpoint["hyper_parameters"]
     names = saved["class_names"]
     if names and class_names and list(names) != list(class_names):
         other = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
-        raise ValueError(
-            f"prior '{path}' was trained on other classes than the data have ('{other[0]}' where these have '{other[1]}'): give "
-            "the checkpoint of a GSS run on the same classes."
+        raise GenSegError(
+            f"prior '{path}' was trained on other classes than the data have ('{other[0]}' where "
+            f"these have '{other[1]}'): give the checkpoint of a GSS run on the same classes."
         )
     return {key: saved[key] for key in _OF_PRIOR}

@@ -11,7 +11,8 @@ from lightning_genseg.networks.swin import SwinBlocks
 class ConvInverse(nn.Sequential):
     """Class scores of a maskige by three convolutions, 1x1, 3x3 and 1x1: X^-1 of GSS-FT.
 
-    Generative Semantic Segmentation, Chen et al., CVPR 2023, Sec. 3.2; the width is that of the authors' early code.
+    Generative Semantic Segmentation, Chen et al., CVPR 2023, Sec. 3.2; the width is that of the
+    authors' early code.
 
     Args:
         num_classes: K.

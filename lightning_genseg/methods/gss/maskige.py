@@ -9,18 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
+
 Color = tuple[int, int, int]
 
 
 class Maskige(nn.Module):
     """Draw masks in the colours of their classes: X of GSS, Eq. 3, frozen.
 
-    Generative Semantic Segmentation, Chen et al., CVPR 2023. Unlike a picture for people, its colours are chosen so
-    that a tokenizer keeps them apart: see `class_colors`.
+    Generative Semantic Segmentation, Chen et al., CVPR 2023. Unlike a picture for people, its
+    colours are chosen so that a tokenizer keeps them apart: see `class_colors`.
 
     Args:
-        colors: K + 1 colours, (red, green, blue) from 0 to 255; the last is that of unlabelled pixels, which is never
-            predicted.
+        colors: K + 1 colours, (red, green, blue) from 0 to 255; the last is that of unlabelled
+            pixels, which is never predicted.
         ignore_index: label of unlabelled pixels.
 
     Attributes:
@@ -41,14 +43,14 @@ class Maskige(nn.Module):
         super().__init__()
         table = torch.as_tensor(colors, dtype=torch.float32)
         if table.ndim != 2 or table.shape[1] != 3 or len(table) < 3:
-            raise ValueError(
-                f"colors is {tuple(table.shape)}: give (red, green, blue) of at least two classes and, last, of "
-                "unlabelled pixels."
+            raise GenSegError(
+                f"colors is {tuple(table.shape)}: give (red, green, blue) of at least two classes "
+                "and, last, of unlabelled pixels."
             )
         if not bool(((table >= 0) & (table <= 255)).all()):
-            raise ValueError("colors has values outside 0..255: give 8-bit colours.")
+            raise GenSegError("colors has values outside 0..255: give 8-bit colours.")
         if len(table[:-1].unique(dim=0)) < len(table) - 1:
-            raise ValueError(
+            raise GenSegError(
                 "colors gives one colour to two classes, which no inverse can tell apart."
             )
         self.register_buffer("colors", table / 255)
@@ -64,8 +66,9 @@ class Maskige(nn.Module):
         ignored = mask == self.ignore_index
         largest = int(mask.masked_fill(ignored, 0).max()) if mask.numel() else 0
         if largest >= self.num_classes:
-            raise ValueError(
-                f"the mask has label {largest} and there are colours for {self.num_classes} classes: give colours for all."
+            raise GenSegError(
+                f"the mask has label {largest} and there are colours for {self.num_classes} "
+                "classes: give colours for all."
             )
         rows = mask.masked_fill(ignored, self.num_classes)
         return F.embedding(rows, self.colors).movedim(-1, 1)
@@ -79,8 +82,8 @@ class Maskige(nn.Module):
 class NearestColor(nn.Module):
     """Class scores of a maskige by the distance to each colour: the inverse of GSS-FF, frozen.
 
-    argmin_k |x - b_k|^2 = argmax_k x.b_k - |b_k|^2 / 2, a 1x1 convolution. The paper prints a linear least squares
-    instead (`LeastSquares`); its code takes the nearest colour, as here.
+    argmin_k |x - b_k|^2 = argmax_k x.b_k - |b_k|^2 / 2, a 1x1 convolution. The paper prints a
+    linear least squares instead (`LeastSquares`); its code takes the nearest colour, as here.
 
     Args:
         colors: K x 3 in [0, 1], those of the classes alone.
@@ -110,8 +113,10 @@ class NearestColor(nn.Module):
 class LeastSquares(nn.Module):
     """Class scores by the linear inverse that the paper prints, (b^T b)^-1 b^T (supplement A), frozen; an ablation.
 
-    The greatest score of a linear map belongs to a corner of the colours' convex hull, wherever the picture's colour
-    lies: even of the exact colours it recovers 14 of 150 classes of ADE20K's table, 5 of 19 of Cityscapes' and 9 of 194
+    The greatest score of a linear map belongs to a corner of the colours' convex hull, wherever the
+    picture's colour
+    lies: even of the exact colours it recovers 14 of 150 classes of ADE20K's table, 5 of 19 of
+        Cityscapes' and 9 of 194
     of MSeg's. The published code takes the nearest colour.
 
     Args:
@@ -134,6 +139,7 @@ class LeastSquares(nn.Module):
 def class_votes(scores: Tensor) -> Tensor:
     """1 for the highest of the class scores B x K x H x W of each pixel, 0 for the others.
 
-    To be averaged when maskiges are resized, in place of scores: between two colours there may be that of a third class.
+    To be averaged when maskiges are resized, in place of scores: between two colours there may be
+    that of a third class.
     """
     return torch.zeros_like(scores).scatter_(1, scores.argmax(1, keepdim=True), 1.0)

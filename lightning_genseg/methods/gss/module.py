@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -37,42 +38,50 @@ _LEAST_VOTE = 1e-6  # log 0 is no score
 class GSS(SegmentationModule):
     """Predicts from an image the tokens of its maskige, its mask drawn as a picture, and reads the classes off that.
 
-    Generative Semantic Segmentation, Chen et al., CVPR 2023: stage two, with colours and tokenizer frozen: GSS-FF and,
-    with `colors="random"`, FF-R; with those of a `LearnedColors` run TF. `GSSInverse` makes FT and FT-W of it.
+    Generative Semantic Segmentation, Chen et al., CVPR 2023: stage two, with colours and tokenizer
+    frozen: GSS-FF and, with `colors="random"`, FF-R; with those of a `LearnedColors` run TF.
+        `GSSInverse` makes FT and FT-W of it.
 
-    Per cell of s x s pixels, a classifier over V tokens: no sampling, one pass (`networks.mla`). The mask is enlarged
-    by f/s, so that a cell of the tokenizer (f x f pixels) is a cell of the network. A cell counts as soon as one of its
-    pixels is labelled; the unlabelled ones in it are drawn as the auxiliary head predicts them. As in the published
-    code, and not as in Eq. 7, cells without any label are not learned.
+    Per cell of s x s pixels, a classifier over V tokens: no sampling, one pass (`networks.mla`).
+    The mask is enlarged by f/s, so that a cell of the tokenizer (f x f pixels) is a cell of the
+    network. A cell counts as soon as one of its pixels is labelled; the unlabelled ones in it are
+    drawn as the auxiliary head predicts them. As in the published code, and not as in Eq. 7, cells
+    without any label are not learned.
 
-    From the picture, classes are read by the nearest colour, in the code as here; the paper prints a least-squares
-    inverse (`lstsq`), which finds only colours at the corners of the cube: 14 of 150 on ADE20K. Each pixel of the
-    picture votes for one class, and scores are the logarithm of the share of votes, so that their softmax is that share,
-    but where sliding windows overlap or `inference` resizes: there the code averages shares, and this their logarithms,
-    which makes the same class win, and more surely.
+    From the picture, classes are read by the nearest colour, in the code as here; the paper prints
+    a least-squares inverse (`lstsq`), which finds only colours at the corners of the cube: 14 of
+    150 on ADE20K. Each pixel of the picture votes for one class, and scores are the logarithm of
+    the share of votes, so that their softmax is that share, but where sliding windows overlap or
+    `inference` resizes: there the code averages shares, and this their logarithms, which makes the
+    same class win, and more surely.
 
     Args:
         num_classes: K.
-        encoder: any encoder of segmentation_models_pytorch with four stages; `tu-<name>` for one of timm.
+        encoder: any encoder of segmentation_models_pytorch with four stages; `tu-<name>` for one of
+            timm.
         encoder_weights: `imagenet` (downloads), the path of a state dict, or `None`.
-        network_options: further arguments of the encoder, such as `img_size` or `encoder_output_stride`.
+        network_options: further arguments of the encoder, such as `img_size` or
+            `encoder_output_stride`.
         colors: of the classes and of unlabelled pixels: see `class_colors`.
         color_seed: see there.
-        tokenizer: `majority-4` or `majority-8`; the .ckpt of a `MaskigeTokenizer` run; the file of a DALL-E dVAE; or,
-            in a checkpoint of this module, kind and sizes: see `make_tokenizer`.
+        tokenizer: `majority-4` or `majority-8`; the .ckpt of a `MaskigeTokenizer` run; the file of
+            a DALL-E dVAE; or, in a checkpoint of this module, kind and sizes: see `make_tokenizer`.
         token_stride: s, 4 or 8 (d = 1/4 or 1/8 in the paper).
-        depth: of Swin blocks; the code has 2 on Swin-L, 6 on ResNet-101 and HRNet-W48; 0 is Table 3 without MLA.
+        depth: of Swin blocks; the code has 2 on Swin-L, 6 on ResNet-101 and HRNet-W48; 0 is Table 3
+            without MLA.
         level_channels: see `MLADecoder`.
         fused_channels: of the map that the Swin blocks see; a multiple of 32.
         head_channels: before the classifier of tokens.
-        auxiliary: head that predicts classes pixel by pixel while training: with a branch of its own (`separate`),
-            from the fused map (`shared`; MSeg), or `none` (Table 3): unlabelled pixels are then drawn in their own colour, and
-            cells without any label are learned as well.
+        auxiliary: head that predicts classes pixel by pixel while training: with a branch of its
+            own (`separate`), from the fused map (`shared`; MSeg), or `none` (Table 3): unlabelled
+            pixels are then drawn in their own colour, and cells without any label are learned as
+            well.
         token_loss_weight: of the cross-entropy of tokens.
         auxiliary_loss_weight: of the cross-entropy of the auxiliary head.
-        avg_non_ignore: mean over what is labelled; the code takes it over everything, and images with little labels
-            have a small loss.
-        decoding: the likeliest token of each cell (`hard`), or the mixture of all by their probability (`soft`; ours).
+        avg_non_ignore: mean over what is labelled; the code takes it over everything, and images
+            with little labels have a small loss.
+        decoding: the likeliest token of each cell (`hard`), or the mixture of all by their
+            probability (`soft`; ours).
         inverse: `nearest` or `lstsq`.
         dropout: of whole channels before the classifier.
         logits_at_once: see `TokenHead`.
@@ -138,7 +147,7 @@ class GSS(SegmentationModule):
             ("auxiliary_loss_weight", auxiliary_loss_weight),
         ):
             if weight < 0:
-                raise ValueError(f"{name} is {weight}; it must be 0 (without the term) or more.")
+                raise GenSegError(f"{name} is {weight}; it must be 0 (without the term) or more.")
         super().__init__(
             num_classes,
             ignore_index,
@@ -189,14 +198,15 @@ class GSS(SegmentationModule):
         )
         stride, downsample = self.features.stride, self.tokenizer.downsample
         if stride != token_stride:
-            raise ValueError(
-                f"token_stride is {token_stride} and the stages of {encoder} lead to {stride}: set token_stride to that, or "
-                "leave encoder_depth and encoder_output_stride of network_options as they are."
+            raise GenSegError(
+                f"token_stride is {token_stride} and the stages of {encoder} lead to {stride}: set "
+                "token_stride to that, or leave encoder_depth and encoder_output_stride of "
+                "network_options as they are."
             )
         if downsample < stride and stride % downsample:
-            raise ValueError(
-                f"the tokens of {tokenizer} are {downsample} pixels wide, no whole part of token_stride {stride}: choose "
-                "another tokenizer."
+            raise GenSegError(
+                f"the tokens of {tokenizer} are {downsample} pixels wide, no whole part of "
+                f"token_stride {stride}: choose another tokenizer."
             )
         self.head = TokenHead(
             fused_channels, self.tokenizer.codebook_size, head_channels, dropout, logits_at_once
@@ -289,9 +299,9 @@ class GSS(SegmentationModule):
         """Refuse a tokenizer that was never trained: its weights come with a file or a checkpoint."""
         super().on_train_start()
         if not self._tokenizer_has_weights:
-            raise ValueError(
-                "tokenizer is a mere description, without weights: give the .ckpt of a MaskigeTokenizer run, the file "
-                "of a DALL-E dVAE, or majority-4."
+            raise GenSegError(
+                "tokenizer is a mere description, without weights: give the .ckpt of a "
+                "MaskigeTokenizer run, the file of a DALL-E dVAE, or majority-4."
             )
 
     # --- checkpoints -------------------------------------------------------------------------
@@ -322,7 +332,8 @@ def check_fingerprints(what: str, theirs: Mapping[str, str], ours: Mapping[str, 
     """ValueError if `what` was trained with other colours or another tokenizer; what has no fingerprint passes."""
     for name, remedy in (("colors", "these colors"), ("tokenizer", "this tokenizer")):
         if name in ours and theirs.get(name, ours[name]) != ours[name]:
-            raise ValueError(
-                f"{what} was trained with {'other colors' if name == 'colors' else 'another tokenizer'} "
-                f"({theirs[name]}, not {ours[name]}): use the same, or train with {remedy}."
+            raise GenSegError(
+                f"{what} was trained with "
+                f"{'other colors' if name == 'colors' else 'another tokenizer'} ({theirs[name]}, "
+                f"not {ours[name]}): use the same, or train with {remedy}."
             )

@@ -94,7 +94,8 @@ def pixels(*scores):
 
 
 def test_soft_adds_up_probabilities(write):
-    # road and grass are 0.3 each: together more than the sky's 0.4. The rest of the last pixel is boat.
+    # road and grass are 0.3 each: together more than the sky's 0.4. The rest of the last pixel is
+    # boat.
     given = pixels([0.4, 0.3, 0.3, 0.0], [0.5, 0.2, 0.2, 0.1], [0.04, 0.03, 0.03, 0.9])
     soft = target_of(write, "soft").probabilities(given.clamp_min(1e-30).log())
     expected = pixels([0.4, 0.6], [0.5 / 0.9, 0.4 / 0.9], [0.4, 0.6])

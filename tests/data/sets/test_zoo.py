@@ -99,7 +99,8 @@ def test_a_few_of_many_absent_classes_are_named(tmp_path):
         data.train_dataloader()
     (warning,) = record
     assert str(warning.message) == (
-        f"{len(absent)} classes occur in no training image and are never drawn: {', '.join(absent[:5])} ..."
+        f"{len(absent)} classes occur in no training image and are never drawn: "
+        f"{', '.join(absent[:5])} ..."
     )
 
 

@@ -254,7 +254,8 @@ def test_points_move_as_the_pixels_under_them(transforms):
                     assert np.abs(off).max() <= 1, (value, seed, off)
                     offs.append(off)
     assert seen >= 20
-    # Masks are cut down to the nearest pixel, which shifts areas by up to half of one; points would shift all alike.
+    # Masks are cut down to the nearest pixel, which shifts areas by up to half of one; points would
+    # shift all alike.
     assert np.abs(np.mean(offs, 0)).max() <= 0.6
 
 

@@ -623,7 +623,8 @@ def test_no_tensor_of_pixels_by_components_by_dimensions(options):
     assert seen.largest == pixels * classes * components
 
 
-# With D = 4: few classes take the E-step from the matrix product, many from their own components only.
+# With D = 4: few classes take the E-step from the matrix product, many from their own components
+# only.
 @pytest.mark.parametrize("sizes", [((2, 2), (4, 7)), ((5, 2), (20, 7))], ids=["few", "many"])
 @pytest.mark.parametrize(
     "options", [{}, {"assignment": "em", "memory_filter": "correct"}, {"memory": "decay"}]

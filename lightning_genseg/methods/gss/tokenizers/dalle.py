@@ -10,16 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer, TokenizerConfig
 
 
 class DalleDVAE(Tokenizer):
     """The discrete VAE of DALL-E, which GSS uses frozen: 97.6 million weights, 8192 tokens, f = 8.
 
-    Zero-Shot Text-to-Image Generation, Ramesh et al., ICML 2021; layers and names of parameters as in the published
-    code, so that its weights fit: `encoder.blocks...` and `decoder.blocks...`. There is no download and no pickle here:
-    `python -m lightning_genseg.convert_dalle` makes a file of plain tensors. The published convolutions run in half
-    precision on a GPU, so that near-ties can become other tokens there.
+    Zero-Shot Text-to-Image Generation, Ramesh et al., ICML 2021; layers and names of parameters as
+    in the published code, so that its weights fit: `encoder.blocks...` and `decoder.blocks...`.
+    There is no download and no pickle here: `python -m lightning_genseg.convert_dalle` makes a file
+    of plain tensors. The published convolutions run in half precision on a GPU, so that near-ties
+    can become other tokens there.
 
     Args:
         vocabulary: V.
@@ -31,8 +33,9 @@ class DalleDVAE(Tokenizer):
     def __init__(self, vocabulary: int = 8192, hidden: int = 256) -> None:
         super().__init__()
         if hidden < 4 or hidden % 4 or vocabulary < 2:
-            raise ValueError(
-                f"hidden is {hidden} and vocabulary {vocabulary}: give a multiple of 4 and at least 2."
+            raise GenSegError(
+                f"hidden is {hidden} and vocabulary {vocabulary}: give a multiple of 4 and at "
+                "least 2."
             )
         self.codebook_size, self.hidden = vocabulary, hidden
         widths = [hidden, 2 * hidden, 4 * hidden, 8 * hidden]

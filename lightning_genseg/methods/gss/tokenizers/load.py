@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_genseg.errors import GenSegError, MissingFileError
 from lightning_genseg.methods.gss.tokenizers.dalle import DalleDVAE, _dalle_key
 from lightning_genseg.methods.gss.tokenizers.majority import CellMajority
 from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer, TokenizerConfig
@@ -23,9 +24,10 @@ def make_tokenizer(source: str | Path | TokenizerConfig, colors: Tensor) -> Toke
     """A frozen tokenizer in evaluation mode.
 
     Args:
-        source: `majority-4` (`CellMajority` with cells of so many pixels); the path of the checkpoint of a
-            `MaskigeTokenizer`, or of anything trained on top of one; the path of a state dict (.safetensors or
-            torch.save) of DALL-E's dVAE; or a `TokenizerConfig`, for one without weights yet.
+        source: `majority-4` (`CellMajority` with cells of so many pixels); the path of the
+            checkpoint of a `MaskigeTokenizer`, or of anything trained on top of one; the path of a
+            state dict (.safetensors or torch.save) of DALL-E's dVAE; or a `TokenizerConfig`, for
+            one without weights yet.
         colors: K x 3 in [0, 1], those of the classes.
 
     Raises:
@@ -51,16 +53,17 @@ def _build(config: TokenizerConfig, colors: Tensor) -> Tokenizer:
     try:
         return kinds[config.get("kind")](**sizes)
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"tokenizer is {dict(config)}: give kind (majority, vq, dalle) and its sizes, as `config()` returns them."
+        raise GenSegError(
+            f"tokenizer is {dict(config)}: give kind (majority, vq, dalle) and its sizes, as "
+            "`config()` returns them."
         ) from error
 
 
 def _read(path: Path, colors: Tensor) -> Tokenizer:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"tokenizer '{path}' is no file: give majority-4, the checkpoint of a MaskigeTokenizer run, or the converted "
-            "weights of DALL-E's dVAE."
+        raise MissingFileError(
+            f"tokenizer '{path}' is no file: give majority-4, the checkpoint of a MaskigeTokenizer "
+            "run, or the converted weights of DALL-E's dVAE."
         )
     state = read_state_dict(path)
     config = None if path.suffix == ".safetensors" else _saved_config(path)
@@ -71,9 +74,9 @@ def _read(path: Path, colors: Tensor) -> Tokenizer:
         unknown = [row for row in colors.tolist() if not _is_among(row, trained)]
         if unknown:
             shown = ", ".join(str(round(255 * value)) for value in unknown[0])
-            raise ValueError(
-                f"tokenizer '{path}' has learned other colours, without ({shown}): set colors as in its run, or train a "
-                "tokenizer on these."
+            raise GenSegError(
+                f"tokenizer '{path}' has learned other colours, without ({shown}): set colors as "
+                "in its run, or train a tokenizer on these."
             )
         tokenizer = _build(config, colors)
         tokenizer.load_state_dict(_below(state, "tokenizer."))
@@ -83,9 +86,10 @@ def _read(path: Path, colors: Tensor) -> Tokenizer:
         for name in ("encoder", "decoder")
     }
     if not all("input.w" in part for part in parts.values()):
-        raise ValueError(
-            f"tokenizer '{path}' holds none: give the checkpoint of a MaskigeTokenizer run, or the encoder and decoder of "
-            "DALL-E's dVAE in one file, as `python -m lightning_genseg.convert_dalle` writes it."
+        raise GenSegError(
+            f"tokenizer '{path}' holds none: give the checkpoint of a MaskigeTokenizer run, or the "
+            "encoder and decoder of DALL-E's dVAE in one file, as `python -m "
+            "lightning_genseg.convert_dalle` writes it."
         )
     hidden = len(parts["encoder"]["input.w"])
     vocabulary = parts["decoder"]["input.w"].shape[1]
@@ -95,8 +99,9 @@ def _read(path: Path, colors: Tensor) -> Tokenizer:
         merged = {f"{n}.blocks.{key}": x for n, part in parts.items() for key, x in part.items()}
         dalle.load_state_dict({k: x.float() for k, x in merged.items()}, assign=True)
     except RuntimeError as error:
-        raise ValueError(
-            f"tokenizer '{path}' does not fit DALL-E's dVAE: give the complete weights of encoder and decoder."
+        raise GenSegError(
+            f"tokenizer '{path}' does not fit DALL-E's dVAE: give the complete weights of encoder "
+            "and decoder."
         ) from error
     return dalle
 

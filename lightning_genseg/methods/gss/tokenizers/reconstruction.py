@@ -29,9 +29,10 @@ def reconstruct(
         maskige: draws it.
         tokenizer: encodes and decodes it.
         inverse: picture in [0, 1] to class scores.
-        scale: size H' x W' at which the mask is drawn, relative to its own. Stage two predicts a token for every s x s
-            pixels of the image, so that its masks are drawn at f / s. Another than 1 makes votes of the scores, so that
-            mixtures of two colours are not taken for a third.
+        scale: size H' x W' at which the mask is drawn, relative to its own. Stage two predicts a
+            token for every s x s pixels of the image, so that its masks are drawn at f / s. Another
+            than 1 makes votes of the scores, so that mixtures of two colours are not taken for a
+            third.
     """
     size = mask.shape[-2:]
     drawn = mask

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
+
 
 class TokenizerConfig(TypedDict, total=False):
     """Kind and sizes of a tokenizer: what `Tokenizer.config` returns and `make_tokenizer` builds again.
@@ -36,9 +38,9 @@ class TokenizerConfig(TypedDict, total=False):
 class Tokenizer(nn.Module, ABC):
     """Base of the tokenizers: a subclass writes `_encode`, `_decode` and `config`.
 
-    Pictures are in [0, 1]; what a network makes of that range is its own affair. Computed in float32 under autocast
-    too, since near-ties would otherwise become other tokens; on GPUs with TF32 they still may, unless PyTorch is told
-    not to use it (`torch.backends.cudnn.allow_tf32`).
+    Pictures are in [0, 1]; what a network makes of that range is its own affair. Computed in
+    float32 under autocast too, since near-ties would otherwise become other tokens; on GPUs with
+    TF32 they still may, unless PyTorch is told not to use it (`torch.backends.cudnn.allow_tf32`).
 
     Attributes:
         codebook_size: V, how many tokens there are.
@@ -104,6 +106,6 @@ def pad_to_cells(picture: Tensor, downsample: int) -> Tensor:
 
 def _check_downsample(downsample: int) -> None:
     if downsample < 1:
-        raise ValueError(
+        raise GenSegError(
             f"downsample is {downsample} but must be at least 1, the side of a cell in pixels."
         )

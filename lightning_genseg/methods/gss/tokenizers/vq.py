@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gss.tokenizers.tokenizer import (
     Tokenizer,
     TokenizerConfig,
@@ -19,10 +20,11 @@ from lightning_genseg.methods.gss.tokenizers.tokenizer import (
 class MaskigeVQ(Tokenizer):
     """A small network with finite scalar quantisation, to be trained on maskiges (`modules.MaskigeTokenizer`).
 
-    Finite Scalar Quantization, Mentzer et al., ICLR 2024, Sec. 3: each of d numbers is squashed and rounded to one of
-    its levels, and the token is their combination; no codebook is learned, so none of it can die. The network is ours:
-    a cell's pixels become channels at once, residual blocks look at the neighbouring cells only, so that tokens stay
-    local and can be predicted from an image, and the way back is the mirror image with a 3x3 convolution at the end.
+    Finite Scalar Quantization, Mentzer et al., ICLR 2024, Sec. 3: each of d numbers is squashed and
+    rounded to one of its levels, and the token is their combination; no codebook is learned, so
+    none of it can die. The network is ours: a cell's pixels become channels at once, residual
+    blocks look at the neighbouring cells only, so that tokens stay local and can be predicted from
+    an image, and the way back is the mirror image with a 3x3 convolution at the end.
 
     Args:
         downsample: f, side of a cell in pixels.
@@ -54,11 +56,11 @@ class MaskigeVQ(Tokenizer):
         super().__init__()
         _check_downsample(downsample)
         if not levels or min(levels) < 2:
-            raise ValueError(
+            raise GenSegError(
                 f"levels is {list(levels)} but must be numbers from 2, such as 8, 5, 5, 5."
             )
         if channels < 1 or blocks < 0:
-            raise ValueError(
+            raise GenSegError(
                 f"channels is {channels} and blocks {blocks}: give at least 1 and at least 0."
             )
         self.downsample, self.levels, self.channels, self.blocks = (

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.base import expect_frozen_parts
 from lightning_genseg.methods.gss.colors import Colors, class_colors, is_lasting
@@ -26,19 +27,22 @@ from lightning_genseg.networks.losses import pixel_cross_entropy
 class LearnedColors(MaskModule):
     """Learns the colours of a maskige through a frozen tokenizer; photographs are not looked at.
 
-    GSS, Chen et al., CVPR 2023, Sec. 3.2 and supplement A. `tf`: the inverse is in closed form, that of the present
-    colours, which take one step of descent at a time; `tt`: a small convolutional network is learned along with the
-    colours. There tokenizer and classes have nothing that holds them: the paper's collapses to 36.11 mIoU (84.37 for
-    TF and 84.31 for colours by hand), which is why it is here. Tokens pass gradients on as the tokenizer can: DALL-E's
-    by Gumbel noise and straight through, as in the paper, `MaskigeVQ`'s straight through.
+    GSS, Chen et al., CVPR 2023, Sec. 3.2 and supplement A. `tf`: the inverse is in closed form,
+    that of the present colours, which take one step of descent at a time; `tt`: a small
+    convolutional network is learned along with the colours. There tokenizer and classes have
+    nothing that holds them: the paper's collapses to 36.11 mIoU (84.37 for TF and 84.31 for colours
+    by hand), which is why it is here. Tokens pass gradients on as the tokenizer can: DALL-E's by
+    Gumbel noise and straight through, as in the paper, `MaskigeVQ`'s straight through.
 
-    There is no code of the authors for this, and the paper gives neither learning rate nor temperature. The inverse of
-    `tf` is the nearest colour instead of the printed least squares, which cannot tell most classes apart
-    (`LeastSquares`); the loss is the cross-entropy of its class scores and the distance of the reconstruction, in place
-    of the squared sum of norms. Colours stay in 0..255 by a sigmoid.
+    There is no code of the authors for this, and the paper gives neither learning rate nor
+    temperature. The inverse of `tf` is the nearest colour instead of the printed least squares,
+    which cannot tell most classes apart (`LeastSquares`); the loss is the cross-entropy of its
+    class scores and the distance of the reconstruction, in place of the squared sum of norms.
+    Colours stay in 0..255 by a sigmoid.
 
-    Training leaves `colors.json` in the run's folder, for the argument `colors` of GSS; the checkpoint also serves as
-    its `tokenizer`, which a `MaskigeTokenizer` of other colours would not.
+    Training leaves `colors.json` in the run's folder, for the argument `colors` of GSS; the
+    checkpoint also serves as its `tokenizer`, which a `MaskigeTokenizer` of other colours would
+    not.
 
     Args:
         num_classes: K.
@@ -47,7 +51,8 @@ class LearnedColors(MaskModule):
         colors: to begin with; see `networks.colors.class_colors`.
         color_seed: likewise.
         gumbel_temperature: of the noise.
-        temperature: of the class scores of `tf`, in units of squared distance between colours in [0, 1].
+        temperature: of the class scores of `tf`, in units of squared distance between colours in
+            [0, 1].
         distance_weight: of the mean absolute difference between maskige and reconstruction.
         width: of the network of `tt`.
         scale: at which masks are drawn for validation and test, relative to their size.
@@ -58,7 +63,8 @@ class LearnedColors(MaskModule):
         decay_norms: see there.
 
     Raises:
-        ValueError: a wrong argument, a tokenizer without gradient, or, when training begins, one without weights.
+        ValueError: a wrong argument, a tokenizer without gradient, or, when training begins, one
+            without weights.
         FileNotFoundError: there is no such tokenizer.
     """
 
@@ -94,7 +100,7 @@ class LearnedColors(MaskModule):
             ("scale", scale),
         ):
             if value <= 0:
-                raise ValueError(f"{name} is {value} but must be positive.")
+                raise GenSegError(f"{name} is {value} but must be positive.")
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         self.variant, self.scale = variant, scale
         self.gumbel_temperature, self.temperature = gumbel_temperature, temperature
@@ -104,8 +110,9 @@ class LearnedColors(MaskModule):
         start = self.maskige.colors[:-1]
         self.tokenizer = make_tokenizer(tokenizer, start)
         if self.tokenizer.config()["kind"] == "majority":
-            raise ValueError(
-                f"tokenizer is {tokenizer}, which lets no gradient through: give one that was trained."
+            raise GenSegError(
+                f"tokenizer is {tokenizer}, which lets no gradient through: give one that was "
+                "trained."
             )
         self._described = isinstance(tokenizer, Mapping)
         # Corners of the cube are within reach but not where the sigmoid is flat.
@@ -168,9 +175,9 @@ class LearnedColors(MaskModule):
         """Refuse a tokenizer without weights: they come with a file or a checkpoint."""
         super().on_train_start()
         if self._described:
-            raise ValueError(
-                "tokenizer is a mere description, without weights: give the .ckpt of a MaskigeTokenizer run, or the "
-                "converted file of DALL-E's dVAE."
+            raise GenSegError(
+                "tokenizer is a mere description, without weights: give the .ckpt of a "
+                "MaskigeTokenizer run, or the converted file of DALL-E's dVAE."
             )
 
     def on_train_end(self) -> None:

@@ -67,8 +67,8 @@ def permute_classes(mask: Tensor, num_classes: int, ignore_index: int = 255) -> 
 def corrupt(mask: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """Masks B x H x W such as an imperfect network predicts: frayed boundaries, patches of a wrong class.
 
-    Boundaries move by up to 3 pixels; up to 4 rectangles, at most a quarter of the sides, have another class. Ignored
-    pixels move with the rest and no rectangle labels them.
+    Boundaries move by up to 3 pixels; up to 4 rectangles, at most a quarter of the sides, have
+    another class. Ignored pixels move with the rest and no rectangle labels them.
     """
     count, height, width = mask.shape
     coarse = torch.randn(count, 2, -(-height // 4), -(-width // 4), device=mask.device)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule, need_single_precision
 from lightning_genseg.methods.gss.colors import Colors, class_colors, is_lasting
 from lightning_genseg.methods.gss.maskige import Maskige, NearestColor
@@ -33,9 +34,9 @@ class MaskModule(SegmentationModule):
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """ValueError: there is nothing to say about images."""
-        raise ValueError(
-            f"a {type(self).__name__} knows masks only and predicts no images: give what it has learned to GSS, or run "
-            "genseg validate or test."
+        raise GenSegError(
+            f"a {type(self).__name__} knows masks only and predicts no images: give what it has "
+            "learned to GSS, or run genseg validate or test."
         )
 
     def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -50,19 +51,21 @@ class MaskModule(SegmentationModule):
         if stage == "predict":
             self.outputs(self.mean)
         if self.target_classes is not None:
-            raise ValueError(
-                f"a {type(self).__name__} draws masks in the colours of its own classes and the test data have others "
-                f"({', '.join(self.target_classes.class_names[:3])}, ...): test it on MixedDataModule."
+            raise GenSegError(
+                f"a {type(self).__name__} draws masks in the colours of its own classes and the "
+                f"test data have others ({', '.join(self.target_classes.class_names[:3])}, ...): "
+                "test it on MixedDataModule."
             )
 
 
 class MaskigeTokenizer(MaskModule):
     """Trains a `MaskigeVQ` to reproduce maskiges; photographs are not looked at.
 
-    Ours, in place of the DALL-E dVAE that GSS (Chen et al., CVPR 2023) downloads. What stage two sees is a mask that
-    a network has predicted: a share of the masks is corrupted, and one is drawn at random. Ignored pixels are drawn in
-    their colour and do not count. `val_mIoU` compares each mask with its reconstruction, by the nearest colour: what
-    GSS with this tokenizer can reach at best. `genseg reconstruct` tells more, and what `majority-4` reaches.
+    Ours, in place of the DALL-E dVAE that GSS (Chen et al., CVPR 2023) downloads. What stage two
+    sees is a mask that a network has predicted: a share of the masks is corrupted, and one is drawn
+    at random. Ignored pixels are drawn in their colour and do not count. `val_mIoU` compares each
+    mask with its reconstruction, by the nearest colour: what GSS with this tokenizer can reach at
+    best. `genseg reconstruct` tells more, and what `majority-4` reaches.
 
     Args:
         num_classes: K.
@@ -72,9 +75,11 @@ class MaskigeTokenizer(MaskModule):
         levels: see there.
         channels: see there.
         blocks: see there.
-        objective: `l1` between the colours, `cross_entropy` of the classes by distance to their colours, or `both`.
+        objective: `l1` between the colours, `cross_entropy` of the classes by distance to their
+            colours, or `both`.
         temperature: of these class scores, in units of squared distance between colours in [0, 1].
-        permute_classes: exchange the classes of every training mask at random: all colours become equally frequent.
+        permute_classes: exchange the classes of every training mask at random: all colours become
+            equally frequent.
         corrupted_share: probability that a training mask is corrupted.
         procedural_share: probability that it is drawn at random instead; 1 needs no masks at all.
         scale: at which masks are drawn for validation and test, relative to their size.
@@ -127,10 +132,10 @@ class MaskigeTokenizer(MaskModule):
             ("procedural_share", procedural_share),
         ):
             if not 0 <= share <= 1:
-                raise ValueError(f"{name} is {share} but must be a probability, 0 to 1.")
+                raise GenSegError(f"{name} is {share} but must be a probability, 0 to 1.")
         for name, value in (("temperature", temperature), ("scale", scale)):
             if value <= 0:
-                raise ValueError(f"{name} is {value} but must be positive.")
+                raise GenSegError(f"{name} is {value} but must be positive.")
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         self.objective, self.temperature, self.scale = objective, temperature, scale
         self.permute_classes = permute_classes
@@ -191,6 +196,7 @@ class MaskigeTokenizer(MaskModule):
         if not torch.equal(
             checkpoint["state_dict"]["maskige.colors"].cpu(), self.maskige.colors.cpu()
         ):
-            raise ValueError(
-                "the checkpoint was trained with other colors: use the same, or train a tokenizer on these."
+            raise GenSegError(
+                "the checkpoint was trained with other colors: use the same, or train a tokenizer "
+                "on these."
             )

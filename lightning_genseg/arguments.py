@@ -1,0 +1,93 @@
+"""Checks of arguments: unknown choices, wrong types, NaN and numbers out of range."""
+
+import math
+import types
+from collections.abc import Callable, Mapping
+from functools import cache
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from lightning_genseg.errors import GenSegError
+
+
+def check_arguments(owner: Callable[..., Any], values: Mapping[str, Any], **ranges: str) -> None:
+    """Refuse arguments that their annotations or ranges forbid, in Python as on the command line.
+
+    Checked are choices (`Literal`, also optional or in a list), `int` and `float`.
+
+    Args:
+        owner: function or dataclass whose annotations are read.
+        values: arguments by name; others are left alone, so that `locals()` will do.
+        ranges: intervals by name: `"[1, inf)"`, `"(0, 1]"`; a tuple's numbers are checked each.
+
+    Raises:
+        GenSegError: naming the argument, what it is and what it may be.
+
+    Example:
+        >>> def fit(components: int = 5, assignment: Literal["sinkhorn", "em"] = "em") -> None:
+        ...     check_arguments(fit, locals(), components="[1, inf)")
+        >>> fit(components=0)
+        Traceback (most recent call last):
+        lightning_genseg.errors.GenSegError: components is 0; it must be at least 1.
+    """
+    for name, hint in _hints(owner).items():
+        if name in values:
+            _check_type(name, values[name], hint)
+    for name, interval in ranges.items():
+        value = values[name]
+        if value is not None:
+            for number in value if isinstance(value, tuple | list) else (value,):
+                _check_range(name, number, interval)
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Refuse a value that is none of a `Literal`'s, naming the argument and the choices."""
+    _check_type(name, value, choices)
+
+
+@cache
+def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(owner).items() if name != "return"}
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in parts:
+            return
+        parts = tuple(part for part in parts if part is not type(None))
+        if len(parts) == 1:
+            _check_type(name, value, parts[0])
+    elif origin is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in parts):
+            choices = ", ".join(map(str, parts))
+            raise GenSegError(f"{name} is {value!r}; it must be one of {choices}.")
+    elif origin in (list, tuple) and isinstance(value, list | tuple):
+        inner = [part for part in parts if part is not Ellipsis]
+        hints = inner * len(value) if len(inner) == 1 else inner
+        for item, part in zip(value, hints, strict=False):
+            _check_type(name, item, part)
+    elif hint is int and (isinstance(value, bool) or not isinstance(value, Integral)):
+        raise GenSegError(f"{name} is {value!r}; it must be a whole number.")
+    elif hint is float and (
+        isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value)
+    ):
+        raise GenSegError(f"{name} is {value!r}; it must be a number.")
+
+
+def _check_range(name: str, value: Any, interval: str) -> None:
+    low, high = map(float, interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    if not (above and below):  # NaN is neither
+        raise GenSegError(f"{name} is {value}; it must be {_in_words(interval, low, high)}.")
+
+
+def _in_words(interval: str, low: float, high: float) -> str:
+    least = "positive" if interval[0] == "(" and low == 0 else f"more than {low:g}"
+    least = f"at least {low:g}" if interval[0] == "[" else least
+    if math.isinf(high):
+        return least
+    if interval[0] + interval[-1] == "[]":
+        return f"between {low:g} and {high:g}"
+    return f"{least} and {'at most' if interval[-1] == ']' else 'less than'} {high:g}"
