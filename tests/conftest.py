@@ -1,7 +1,9 @@
 """Fixtures and settings that every test shares."""
 
 import os
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Read when the libraries are imported, therefore set before: no test talks to the network.
@@ -45,3 +47,13 @@ def _empty_hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _seed() -> None:
     """Every test starts from the same random state, whatever ran before it."""
     seed_everything(0, workers=True, verbose=False)
+
+
+@pytest.fixture
+def genseg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """The command line as a user types it, run in `tmp_path`: `genseg("check --data ...")`."""
+    from lightning_genseg.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["genseg"])
+    return lambda line: main(shlex.split(line))
