@@ -14,9 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lightning_genseg.data.class_index import Cache, count_labels
 from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.data.dataset import MissingFiles, Sample, check_sizes
-from lightning_genseg.data.episodes.datamodule import BaseClassesDataModule, EpisodesDataModule
 from lightning_genseg.data.labels import IGNORE
-from lightning_genseg.data.mixed.datamodule import CrossDomainDataModule
 from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.sparse.labels import Raster
 from lightning_genseg.data.transforms.pipeline import single_thread
@@ -69,8 +67,7 @@ def check_data(
     if num_pictures < 0:
         raise GenSegError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
     make_folder(output_dir, "output_dir")
-    if isinstance(data, EpisodesDataModule | BaseClassesDataModule | CrossDomainDataModule):
-        data = data.data
+    data = data.source
     data.prepare_data()
     report: dict[str, Any] = {
         "data": type(data).__name__,

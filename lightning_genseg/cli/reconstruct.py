@@ -15,8 +15,6 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
-from lightning_genseg.data.episodes.datamodule import BaseClassesDataModule, EpisodesDataModule
-from lightning_genseg.data.mixed.datamodule import CrossDomainDataModule
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import make_folder, replace_file
 from lightning_genseg.methods.gss.colors import Colors, class_colors
@@ -79,14 +77,13 @@ def reconstruct_data(
     """
     if num_pictures < 0:
         raise GenSegError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
-    if isinstance(data, EpisodesDataModule | BaseClassesDataModule):
-        data = data.data
-    if isinstance(data, CrossDomainDataModule):
+    if hasattr(data, "target_classes"):
         raise GenSegError(
             "reconstruct draws masks in the colours of the universal classes and those of "
             "CrossDomainDataModule have others: give MixedDataModule, or the datamodule of the "
             "test set itself."
         )
+    data = data.source
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     table = class_colors(colors, data.num_classes, color_seed)
     maskige = Maskige(table).to(device)

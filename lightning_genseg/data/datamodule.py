@@ -81,6 +81,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
     """
 
     splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")  # those that there are
+    dense: ClassVar[bool] = True  # images with masks, not episodes or images with supports
 
     def __init__(
         self,
@@ -135,6 +136,11 @@ class SegmentationDataModule(LightningDataModule, ABC):
         self.test_dataset: Dataset[Batch] | None = None
         self.predict_dataset: ImageFolder | None = None
         self._images_of: list[NDArray[np.intp]] | None = None
+
+    @property
+    def source(self) -> "SegmentationDataModule":
+        """The dense datamodule that these data are made of; the datamodule itself if it reads files."""
+        return self
 
     @abstractmethod
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:

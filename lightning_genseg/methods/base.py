@@ -260,7 +260,7 @@ class SegmentationModule(LightningModule, ABC):
                 "out of fit, run `genseg calibrate`, and give it to test and predict."
             )
         data = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "support_root"):
+        if not getattr(data, "dense", True):
             raise GenSegError(
                 f"{type(self).__name__} makes no use of supports, with which the images of "
                 f"{type(data).__name__} come: take a few-shot method such as CGMGM, or other data "

@@ -103,6 +103,8 @@ class EpisodesDataModule(SegmentationDataModule):
         FileNotFoundError: the file of folds does not exist.
     """
 
+    dense = False
+
     def __init__(
         self,
         data: SegmentationDataModule,
@@ -182,6 +184,11 @@ class EpisodesDataModule(SegmentationDataModule):
         self.support_root = support_root
         self.support_ids = support_ids
         self._counts: dict[Split, NDArray[np.int64]] = {}
+
+    @property
+    def source(self) -> SegmentationDataModule:
+        """The dense datamodule whose images these are."""
+        return self.data
 
     def prepare_data(self) -> None:
         """What the dense datamodule has to do."""
@@ -327,6 +334,11 @@ class BaseClassesDataModule(SegmentationDataModule):
         self.data = data
         self.splits = data.splits  # type: ignore[misc]
         self.classes = classes
+
+    @property
+    def source(self) -> SegmentationDataModule:
+        """The dense datamodule whose images these are."""
+        return self.data
 
     def prepare_data(self) -> None:
         """What the dense datamodule has to do."""

@@ -37,6 +37,7 @@ class FewShotFolderDataModule(SegmentationDataModule):
     """
 
     splits: ClassVar[tuple[Split, ...]] = ()
+    dense = False
 
     def __init__(
         self,

@@ -191,6 +191,11 @@ class CrossDomainDataModule(SegmentationDataModule):
             dataset, data.class_names, data.palette, decision, without_universal
         )
 
+    @property
+    def source(self) -> SegmentationDataModule:
+        """The dense datamodule of the test set, in its own classes."""
+        return self.data
+
     def prepare_data(self) -> None:
         """What the datamodule has to do."""
         self.data.prepare_data()
