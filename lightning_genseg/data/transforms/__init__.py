@@ -12,5 +12,12 @@ from lightning_genseg.data.transforms.crops import (
     RandomObjectCrop,
     RandomScaledCrop,
 )
+from lightning_genseg.data.transforms.photometric import PhotometricDistortion
 
-__all__ = ["Letterbox", "RandomCropLimitedClass", "RandomObjectCrop", "RandomScaledCrop"]
+__all__ = [
+    "Letterbox",
+    "PhotometricDistortion",
+    "RandomCropLimitedClass",
+    "RandomObjectCrop",
+    "RandomScaledCrop",
+]

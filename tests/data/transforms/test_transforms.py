@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_genseg.data.transforms import (
     Letterbox,
+    PhotometricDistortion,
     RandomCropLimitedClass,
     RandomObjectCrop,
     RandomScaledCrop,
@@ -321,6 +322,38 @@ def test_yaml_with_short_names():
     again = parser().instantiate(parser().parse_string(parser().dump(config))).transforms
     assert repr(again) == repr(transforms)
     assert apply(compose(transforms), *scene(), 0)[0].shape == (3, 32, 32)
+
+
+PHOTOMETRIC = """
+transforms:
+- class_path: RandomBrightnessContrast
+  init_args: {brightness_limit: [-0.125, 0.125], contrast_limit: [0.0, 0.0], p: 0.5}
+- class_path: RandomBrightnessContrast
+  init_args: {brightness_limit: [0.0, 0.0], contrast_limit: [-0.5, 0.5], p: 0.5}
+- class_path: ColorJitter
+  init_args: {brightness: [1.0, 1.0], contrast: [1.0, 1.0], saturation: [0.5, 1.5], hue: [0.0, 0.0], p: 0.5}
+- class_path: ColorJitter
+  init_args: {brightness: [1.0, 1.0], contrast: [1.0, 1.0], saturation: [1.0, 1.0], hue: [-0.1, 0.1], p: 0.5}
+"""
+
+
+def test_photometric_distortion_is_four_transforms():
+    """To the last bit and with the same draws, so that recipes keep their results."""
+    pipelines = []
+    for text in (PHOTOMETRIC, "transforms: [{class_path: PhotometricDistortion}]"):
+        transforms = parser().instantiate(parser().parse_string(text)).transforms
+        pipelines.append(compose([A.HorizontalFlip(), *transforms, A.RandomCrop(30, 30)]))
+    assert isinstance(transforms[0], PhotometricDistortion)
+    image, mask = scene()
+    unlike = set()
+    for seed in range(50):
+        (first, labels), (second, same) = (apply(p, image, mask, seed) for p in pipelines)
+        assert torch.equal(first, second)
+        assert torch.equal(labels, same)
+        unlike.add(first.sum().item())
+    assert len(unlike) == 50
+    points = compose(transforms, points=True)
+    assert apply_all(points, image, {}, 0, points=np.ones((1, 2)))["points"].tolist() == [[1, 1]]
 
 
 def test_yaml_null():
