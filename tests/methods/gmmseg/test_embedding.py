@@ -1,8 +1,5 @@
 """The head in other people's training loops."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -36,24 +33,6 @@ def test_a_plain_loop():
     labels = batch["mask"][:, 2::4, 2::4]
     right = (logits.argmax(1) == labels)[labels != 255].float().mean()
     assert right > 0.6  # the largest class covers 0.41 of the pixels
-
-
-def test_the_snippet_in_the_readme_runs():
-    readme = Path(__file__).resolve().parents[1] / "README.md"
-    snippets = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
-    (snippet,) = [snippet for snippet in snippets if "GMMHead(" in snippet]
-    network = nn.Conv2d(3, 256, 4, stride=4)
-    names = {
-        "features": network(torch.rand(2, 3, 32, 48)),
-        "mask": torch.randint(19, (2, 32, 48)),
-        "optimizer": torch.optim.SGD(network.parameters(), lr=0.1),
-    }
-    before = network.weight.detach().clone()
-    exec(snippet, names)
-    assert names["logits"].shape == (2, 19, 8, 12)
-    assert names["anomaly"].shape == (2, 1, 8, 12)
-    assert not torch.equal(network.weight, before)
-    assert names["head"].memory.moments().counts.sum() > 0
 
 
 def test_somebody_elses_labels():

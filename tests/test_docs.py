@@ -1,0 +1,112 @@
+"""The documentation: links lead somewhere, Python runs, commands and YAML have options that exist."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from lightning.pytorch import Trainer
+
+from lightning_genseg import GMMSeg
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "experiments").rglob("*.md"))]
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def pages_with(language):
+    return [pytest.param(page, id=name(page)) for page in PAGES if blocks(page, language)]
+
+
+def anchors(page):
+    """The names that a forge gives to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name)
+def test_links(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{link} leads nowhere"
+        assert not anchor or anchor in anchors(target), f"{link}: there is no such heading"
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python(page, tmp_path, monkeypatch):
+    """All blocks of a page, one after the other, as somebody pastes them into one session."""
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer.strategy.connect(GMMSeg(3, encoder="tu-test_resnet", decoder="fpn"))
+    trainer.save_checkpoint("last.ckpt")
+    names = {"array": np.zeros((64, 96, 3), np.uint8), "__name__": "docs"}
+    for block in blocks(page, "python"):
+        exec(compile(block, name(page), "exec"), names)
+
+
+def recipes():
+    """The YAML that a run's folder comes from, by the folder."""
+    found = {}
+    for path in (ROOT / "experiments").rglob("*.yaml"):
+        logger = (yaml.safe_load(path.read_text()).get("trainer") or {}).get("logger") or {}
+        folder = logger.get("init_args", {})
+        if "name" in folder:
+            found["{save_dir}/{name}".format(**folder)] = str(path)
+    return found
+
+
+def commands(block):
+    """The words of every `genseg` in a block, with variables and line ends read by a real shell."""
+    block = re.sub(r".*\.venv/bin/genseg", "genseg", block)
+    stub = "genseg() { printf '%q ' \"$@\"; echo; }\n"
+    result = subprocess.run(["bash", "-eu"], input=stub + block, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return [shlex.split(line) for line in result.stdout.splitlines()]
+
+
+def recipe_of(word, known):
+    """A run's configuration is the recipe it came from; other files of a run are made by none."""
+    if not word.startswith("runs/"):
+        return word
+    folder = re.sub(r"/[^/]+/(config\.yaml|checkpoints/[\w-]+\.ckpt)$", "", word)
+    assert folder in known, f"no recipe writes {word}"
+    return known[folder] if word.endswith(".yaml") else word
+
+
+@pytest.mark.parametrize("page", pages_with("bash"))
+def test_commands(page, genseg, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    known = recipes()
+    for block in blocks(page, "bash"):
+        if "genseg" not in block:
+            continue
+        for words in commands(block):
+            assert_parses(genseg, [recipe_of(word, known) for word in words])
+
+
+@pytest.mark.parametrize("page", pages_with("yaml"))
+def test_yaml(page, genseg, tmp_path):
+    for block in blocks(page, "yaml"):
+        (tmp_path / "mine.yaml").write_text(block)
+        assert_parses(genseg, ["fit", "--config", "mine.yaml"])
+
+
+def assert_parses(genseg, words):
+    with pytest.raises(SystemExit) as end:
+        genseg(shlex.join(words if words[1].endswith("help") else [*words, "--print_config"]))
+    assert not end.value.code, f"genseg {shlex.join(words)}: see the captured stderr"
