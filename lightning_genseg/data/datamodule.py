@@ -32,7 +32,6 @@ from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.data.transforms.pipeline import (
-    default_eval_transform,
     default_train_transform,
     single_thread,
 )
@@ -125,9 +124,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         self.train_transform = (
             default_train_transform(crop_size) if train_transform is None else list(train_transform)
         )
-        self.eval_transform = (
-            default_eval_transform() if eval_transform is None else list(eval_transform)
-        )
+        self.eval_transform = list(eval_transform or ())
         self.seed = seed
         self.predict_root = predict_root
         self.cache_dir = cache_dir

@@ -1,22 +1,23 @@
 """Crops and zooms that albumentations does not have."""
 
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import albumentations as A
 import cv2
 import numpy as np
 from albumentations.augmentations.crops.transforms import BaseCrop, CropSizeError
-from albumentations.core.transforms_interface import BaseTransformInitSchema
 from albumentations.core.type_definitions import Targets
 from numpy.typing import NDArray
-from pydantic import Field
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.ops.letterbox import letterbox_size
 
 Transform: TypeAlias = A.BasicTransform | A.BaseCompose
-"""One albumentations transform; in YAML a `class_path` (the short name is enough) and its `init_args`."""
+"""An albumentations transform; in YAML a `class_path` (the short name is enough) and `init_args`."""
 
-_Byte = Annotated[int, Field(ge=0, le=255)]
+Window: TypeAlias = tuple[slice, slice]
+"""Rows and columns."""
 
 
 class RandomCropLimitedClass(BaseCrop):  # type: ignore[misc]
@@ -36,15 +37,6 @@ class RandomCropLimitedClass(BaseCrop):  # type: ignore[misc]
         p: probability of cropping.
     """
 
-    class InitSchema(BaseTransformInitSchema):  # type: ignore[misc]
-        """Ranges of the arguments, checked by albumentations."""
-
-        height: int = Field(ge=1)
-        width: int = Field(ge=1)
-        max_class_share: float = Field(gt=0, le=1)
-        ignore_index: int
-        tries: int = Field(ge=1)
-
     def __init__(
         self,
         height: int,
@@ -54,6 +46,15 @@ class RandomCropLimitedClass(BaseCrop):  # type: ignore[misc]
         tries: int = 10,
         p: float = 1.0,
     ) -> None:
+        least = "[1, inf)"
+        check_arguments(
+            RandomCropLimitedClass.__init__,
+            locals(),
+            height=least,
+            width=least,
+            max_class_share="(0, 1]",
+            tries=least,
+        )
         super().__init__(p=p)
         self.height = height
         self.width = width
@@ -65,59 +66,99 @@ class RandomCropLimitedClass(BaseCrop):  # type: ignore[misc]
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
         """Choose the crop from the mask; without a mask the first position is taken."""
-        rows, columns = params["shape"][0] - self.height, params["shape"][1] - self.width
-        if rows < 0 or columns < 0:
-            raise CropSizeError(
-                f"crop {self.height}x{self.width} exceeds {params['shape'][0]}x{params['shape'][1]}"
-            )
+        height, width = params["shape"][:2]
+        if height < self.height or width < self.width:
+            raise CropSizeError(f"crop {self.height}x{self.width} exceeds {height}x{width}")
         mask = data.get("mask")
-        top = left = 0
-        for _ in range(self.tries):
-            top, left = self.py_random.randint(0, rows), self.py_random.randint(0, columns)
-            if mask is None or self._is_mixed(
-                mask[top : top + self.height, left : left + self.width]
-            ):
-                break
-        return {"crop_coords": (left, top, left + self.width, top + self.height)}
+        rows, columns = draw_window(
+            self,
+            (height, width),
+            (self.height, self.width),
+            lambda window: mask is None or self._is_mixed(mask[window]),
+        )
+        return {"crop_coords": (columns.start, rows.start, columns.stop, rows.stop)}
 
     def _is_mixed(self, mask: NDArray[np.integer[Any]]) -> bool:
         return is_mixed(mask, self.max_class_share, self.ignore_index)
 
 
-class RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
-    """Random zoom and a random crop of it: `RandomScale`, `PadIfNeeded` and `RandomCropLimitedClass` in one.
+class PaddedPart(A.DualTransform):  # type: ignore[misc]
+    """A part of the image, padded to `height` x `width`: the one place that pads masks with 255.
+
+    Args:
+        height: of the result in pixels.
+        width: of the result in pixels.
+        fill: image value around a smaller part, or red, green, blue.
+        ignore_index: mask value around it.
+        p: probability of doing it.
+    """
+
+    _targets: tuple[Targets, ...] = (Targets.IMAGE, Targets.MASK)
+    centred = True
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        fill: int | tuple[int, int, int] = 0,
+        ignore_index: int = 255,
+        p: float = 1.0,
+    ) -> None:
+        check_arguments(
+            PaddedPart.__init__, locals(), height="[1, inf)", width="[1, inf)", fill="[0, 255]"
+        )
+        super().__init__(p=p)
+        self.height = height
+        self.width = width
+        self.fill = fill
+        self.ignore_index = ignore_index
+
+    def part(self, array: NDArray[Any], nearest: bool, **params: Any) -> NDArray[Any]:
+        """The part of an image or (`nearest`) a mask, not larger than the result."""
+        raise NotImplementedError
+
+    def apply(self, img: NDArray[Any], **params: Any) -> NDArray[Any]:
+        """Cut and pad the image."""
+        return self._pad(self.part(img, nearest=False, **params), self.fill)
+
+    def apply_to_mask(self, mask: NDArray[Any], **params: Any) -> NDArray[Any]:
+        """Cut and pad the mask."""
+        return self._pad(self.part(mask, nearest=True, **params), self.ignore_index)
+
+    def _pad(self, part: NDArray[Any], value: int | tuple[int, int, int]) -> NDArray[Any]:
+        height, width = part.shape[:2]
+        if (height, width) == (self.height, self.width):
+            return np.ascontiguousarray(part)
+        padded = np.full((self.height, self.width, *part.shape[2:]), value, part.dtype)
+        top, left = self.margins(height, width)
+        padded[top : top + height, left : left + width] = part
+        return padded
+
+    def margins(self, height: int, width: int) -> tuple[int, int]:
+        """Rows above and columns left of a part of this size."""
+        return ((self.height - height) // 2, (self.width - width) // 2) if self.centred else (0, 0)
+
+
+class RandomScaledCrop(PaddedPart):
+    """Random zoom and crop: `RandomScale`, `PadIfNeeded` and `RandomCropLimitedClass` in one.
 
     Only what the crop shows is interpolated (bilinear; masks: nearest), and, where `short_side` is
     given, only once: mmsegmentation's RandomResize with the scale (2048, 512) is `short_side=512,
-    long_side=2048`.
+    long_side=2048`. A smaller image stands in the middle of `fill`.
 
     Args:
-        height: crop height in pixels; a smaller image stands in the middle of `fill`.
+        height: crop height in pixels.
         width: crop width in pixels.
         scale: range of the zoom.
         short_side: pixels of the shorter side at a zoom of 1; None: as in the file.
         long_side: most pixels of the longer side at a zoom of 1.
-        max_class_share: see `RandomCropLimitedClass`, as the next.
-        tries: number of positions drawn at most.
-        fill: image value around a smaller image, or red, green, blue.
-        ignore_index: mask value around it, and one that is not counted.
-        p: probability of doing it.
+        max_class_share: largest share of one class among the pixels that are not ignored, in
+            (0, 1]; a crop with one class only never qualifies.
+        tries: number of positions drawn at most; the first that qualifies is taken, otherwise the
+            last.
     """
 
     _targets = (Targets.IMAGE, Targets.MASK, Targets.KEYPOINTS)
-
-    class InitSchema(BaseTransformInitSchema):  # type: ignore[misc]
-        """Ranges of the arguments, checked by albumentations."""
-
-        height: int = Field(ge=1)
-        width: int = Field(ge=1)
-        scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-        short_side: int | None = Field(ge=1)
-        long_side: int | None = Field(ge=1)
-        max_class_share: float = Field(gt=0, le=1)
-        tries: int = Field(ge=1)
-        fill: _Byte | tuple[_Byte, _Byte, _Byte]
-        ignore_index: int
 
     def __init__(
         self,
@@ -128,226 +169,146 @@ class RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
         long_side: int | None = None,
         max_class_share: float = 0.75,
         tries: int = 10,
-        fill: int | tuple[int, int, int] = 0,
-        ignore_index: int = 255,
-        p: float = 1.0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(p=p)
-        self.height = height
-        self.width = width
+        check_arguments(
+            RandomScaledCrop.__init__,
+            locals(),
+            scale="(0, inf)",
+            short_side="[1, inf)",
+            long_side="[1, inf)",
+            max_class_share="(0, 1]",
+            tries="[1, inf)",
+        )
+        super().__init__(height, width, **kwargs)
         self.scale = scale
         self.short_side = short_side
         self.long_side = long_side
         self.max_class_share = max_class_share
         self.tries = tries
-        self.fill = fill
-        self.ignore_index = ignore_index
 
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
-        """Draw the zoom, then a position by the mask; `window` is top, left, height, width in the zoomed image."""
+        """Draw the `size` of the zoomed image, then the `window` in it by the mask."""
         rows, columns = params["shape"][:2]
         zoom = self.py_random.uniform(*self.scale)
-        limits = [
-            wanted / side
-            for wanted, side in (
-                (self.short_side, min(rows, columns)),
-                (self.long_side, max(rows, columns)),
-            )
-            if wanted is not None
-        ]
-        zoom *= min(limits, default=1.0)
+        sides = (self.short_side, min(rows, columns)), (self.long_side, max(rows, columns))
+        zoom *= min((wanted / side for wanted, side in sides if wanted is not None), default=1.0)
         size = max(1, int(rows * zoom)), max(1, int(columns * zoom))
-        height, width = min(self.height, size[0]), min(self.width, size[1])
         mask = data.get("mask")
-        window = (0, 0, height, width)
-        for _ in range(self.tries):
-            top = self.py_random.randint(0, size[0] - height)
-            left = self.py_random.randint(0, size[1] - width)
-            window = (top, left, height, width)
-            if mask is None or is_mixed(
+
+        def qualifies(window: Window) -> bool:
+            return mask is None or is_mixed(
                 _zoom_mask(mask, size, window), self.max_class_share, self.ignore_index
-            ):
-                break
-        return {"size": size, "window": window}
+            )
 
-    def apply(
-        self,
-        img: NDArray[Any],
-        size: tuple[int, int],
-        window: tuple[int, int, int, int],
-        **params: Any,
-    ) -> NDArray[Any]:
-        """Cut the image."""
-        return pad_around(_zoom_image(img, size, window), self.height, self.width, self.fill)
+        crop = min(self.height, size[0]), min(self.width, size[1])
+        return {"size": size, "window": draw_window(self, size, crop, qualifies)}
 
-    def apply_to_mask(
-        self,
-        mask: NDArray[Any],
-        size: tuple[int, int],
-        window: tuple[int, int, int, int],
-        **params: Any,
-    ) -> NDArray[Any]:
-        """Cut the mask."""
-        part = _zoom_mask(mask, size, window)
-        return pad_around(part, self.height, self.width, self.ignore_index)
+    def part(self, array: NDArray[Any], nearest: bool, **params: Any) -> NDArray[Any]:
+        """What the window shows."""
+        return (_zoom_mask if nearest else _zoom_image)(array, params["size"], params["window"])
 
-    def apply_to_keypoints(
-        self,
-        keypoints: NDArray[Any],
-        size: tuple[int, int],
-        window: tuple[int, int, int, int],
-        **params: Any,
-    ) -> NDArray[Any]:
+    def apply_to_keypoints(self, keypoints: NDArray[Any], **params: Any) -> NDArray[Any]:
         """Move points (x, y and what follows) as the pixels under them move."""
-        rows, columns = params["shape"][:2]
-        top, left, height, width = window
         moved = keypoints.astype(np.float64)
-        moved[:, 0] = (moved[:, 0] + 0.5) * (size[1] / columns) - 0.5
-        moved[:, 1] = (moved[:, 1] + 0.5) * (size[0] / rows) - 0.5
-        moved[:, 0] += (self.width - width) // 2 - left
-        moved[:, 1] += (self.height - height) // 2 - top
+        shown = [axis.stop - axis.start for axis in params["window"]]
+        margins = self.margins(*shown)
+        for column, axis in ((0, 1), (1, 0)):  # x and y
+            ratio = params["size"][axis] / params["shape"][axis]
+            moved[:, column] = (moved[:, column] + 0.5) * ratio - 0.5
+            moved[:, column] += margins[axis] - params["window"][axis].start
         return moved
 
 
-class RandomObjectCrop(A.DualTransform):  # type: ignore[misc]
-    """Random crop that keeps most of the object, the pixels of 1 in a mask of 1, 0 and 255: BAM's `Crop`.
+class RandomObjectCrop(PaddedPart):
+    """Random crop that keeps most of the object, the pixels of 1 in a mask of 1, 0 and 255.
 
     Draws up to `tries` positions and keeps the first that holds `min_share` of the object,
-    otherwise the last. A smaller image stands in the middle of `fill`.
+    otherwise the last; without a mask the first. A smaller image stands in the middle of `fill`.
+
+    Source: `Crop` in the code of Lang et al.: Learning what not to segment (BAM), CVPR 2022.
 
     Args:
         height: crop height in pixels.
         width: crop width in pixels.
         min_share: of the object's pixels, in [0, 1]; 0: any position.
         tries: number of positions drawn at most.
-        fill: image value around a smaller image, or red, green, blue.
-        ignore_index: mask value around it.
-        p: probability of cropping.
     """
 
-    _targets = (Targets.IMAGE, Targets.MASK)
-
-    class InitSchema(BaseTransformInitSchema):  # type: ignore[misc]
-        """Ranges of the arguments, checked by albumentations."""
-
-        height: int = Field(ge=1)
-        width: int = Field(ge=1)
-        min_share: float = Field(ge=0, le=1)
-        tries: int = Field(ge=1)
-        fill: _Byte | tuple[_Byte, _Byte, _Byte]
-        ignore_index: int
-
     def __init__(
-        self,
-        height: int,
-        width: int,
-        min_share: float = 0.85,
-        tries: int = 32,
-        fill: int | tuple[int, int, int] = 0,
-        ignore_index: int = 255,
-        p: float = 1.0,
+        self, height: int, width: int, min_share: float = 0.85, tries: int = 32, **kwargs: Any
     ) -> None:
-        super().__init__(p=p)
-        self.height = height
-        self.width = width
+        check_arguments(RandomObjectCrop.__init__, locals(), min_share="[0, 1]", tries="[1, inf)")
+        super().__init__(height, width, **kwargs)
         self.min_share = min_share
         self.tries = tries
-        self.fill = fill
-        self.ignore_index = ignore_index
 
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
-        """Choose the crop from the mask, `window` as slices; without a mask the first position is taken."""
+        """Choose the `window` from the mask."""
         rows, columns = params["shape"][:2]
-        height, width = min(self.height, rows), min(self.width, columns)
         mask = data.get("mask")
         needed = 0.0 if mask is None else self.min_share * np.count_nonzero(mask == 1)
-        window = slice(0), slice(0)
-        for _ in range(self.tries):
-            top = self.py_random.randint(0, rows - height)
-            left = self.py_random.randint(0, columns - width)
-            window = slice(top, top + height), slice(left, left + width)
-            if mask is None or np.count_nonzero(mask[window] == 1) >= needed:
-                break
+        window = draw_window(
+            self,
+            (rows, columns),
+            (min(self.height, rows), min(self.width, columns)),
+            lambda window: mask is None or bool(np.count_nonzero(mask[window] == 1) >= needed),
+        )
         return {"window": window}
 
-    def apply(self, img: NDArray[Any], window: tuple[slice, slice], **params: Any) -> NDArray[Any]:
-        """Cut the image."""
-        return pad_around(img[window], self.height, self.width, self.fill)
-
-    def apply_to_mask(
-        self, mask: NDArray[Any], window: tuple[slice, slice], **params: Any
-    ) -> NDArray[Any]:
-        """Cut the mask."""
-        return pad_around(mask[window], self.height, self.width, self.ignore_index)
+    def part(self, array: NDArray[Any], nearest: bool, **params: Any) -> NDArray[Any]:
+        """What the window shows."""
+        part: NDArray[Any] = array[params["window"]]
+        return part
 
 
-class Letterbox(A.DualTransform):  # type: ignore[misc]
-    """Resize to `letterbox_size` and put it into the upper left corner of a square (image: bilinear; mask: nearest).
+class Letterbox(PaddedPart):
+    """Resize to `letterbox_size` and put it into the upper left corner of a square.
+
+    Images are interpolated bilinearly, of masks the nearest pixel is taken.
 
     Args:
         size: side of the square in pixels, at least 8.
-        fill: image value of the rest, or red, green, blue.
-        ignore_index: mask value of the rest.
-        p: probability of doing it.
     """
 
-    _targets = (Targets.IMAGE, Targets.MASK)
+    centred = False
 
-    class InitSchema(BaseTransformInitSchema):  # type: ignore[misc]
-        """Ranges of the arguments, checked by albumentations."""
-
-        size: int = Field(ge=8)
-        fill: _Byte | tuple[_Byte, _Byte, _Byte]
-        ignore_index: int
-
-    def __init__(
-        self,
-        size: int,
-        fill: int | tuple[int, int, int] = 0,
-        ignore_index: int = 255,
-        p: float = 1.0,
-    ) -> None:
-        super().__init__(p=p)
+    def __init__(self, size: int, **kwargs: Any) -> None:
+        check_arguments(Letterbox.__init__, locals(), size="[8, inf)")
+        super().__init__(size, size, **kwargs)
         self.size = size
-        self.fill = fill
-        self.ignore_index = ignore_index
 
-    def apply(self, img: NDArray[Any], **params: Any) -> NDArray[Any]:
-        """Resize and pad the image."""
-        return self._place(img, self.fill, cv2.INTER_LINEAR)
-
-    def apply_to_mask(self, mask: NDArray[Any], **params: Any) -> NDArray[Any]:
-        """Resize and pad the mask."""
-        return self._place(mask, self.ignore_index, cv2.INTER_NEAREST)
-
-    def _place(
-        self, array: NDArray[Any], value: int | tuple[int, int, int], interpolation: int
-    ) -> NDArray[Any]:
+    def part(self, array: NDArray[Any], nearest: bool, **params: Any) -> NDArray[Any]:
+        """The whole, resized."""
         height, width = letterbox_size(array.shape[0], array.shape[1], self.size)
-        placed = np.full((self.size, self.size, *array.shape[2:]), value, array.dtype)
-        placed[:height, :width] = cv2.resize(array, (width, height), interpolation=interpolation)
-        return placed
+        how = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+        resized: NDArray[Any] = cv2.resize(array, (width, height), interpolation=how)
+        return resized
 
 
-def pad_around(
-    array: NDArray[Any], height: int, width: int, value: int | tuple[int, int, int]
-) -> NDArray[Any]:
-    """Put an array that is not larger than height x width into the middle of `value`."""
-    rows, columns = height - array.shape[0], width - array.shape[1]
-    if not rows and not columns:
-        return np.ascontiguousarray(array)
-    padded = np.full((height, width, *array.shape[2:]), value, array.dtype)
-    top, left = rows // 2, columns // 2
-    padded[top : top + array.shape[0], left : left + array.shape[1]] = array
-    return padded
+def draw_window(
+    transform: Any,
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    qualifies: Callable[[Window], bool],
+) -> Window:
+    """Draw up to `transform.tries` positions of a crop; the first that qualifies, or the last."""
+    window = slice(0), slice(0)
+    for _ in range(transform.tries):
+        top = transform.py_random.randint(0, size[0] - crop[0])
+        left = transform.py_random.randint(0, size[1] - crop[1])
+        window = slice(top, top + crop[0]), slice(left, left + crop[1])
+        if qualifies(window):
+            break
+    return window
 
 
 def is_mixed(mask: NDArray[np.integer[Any]], max_class_share: float, ignore_index: int) -> bool:
-    """Whether HxW labels hold two classes or more, none with more than the given share of the pixels not ignored."""
+    """Whether labels hold two classes or more, none with more than a share of what is labelled."""
     if mask.dtype == np.uint8:  # ten times as fast
         counts = cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel()
         counts[ignore_index : ignore_index + 1] = 0
@@ -356,29 +317,26 @@ def is_mixed(mask: NDArray[np.integer[Any]], max_class_share: float, ignore_inde
     return bool((counts > 0).sum() > 1 and counts.max() <= max_class_share * counts.sum())
 
 
-def _zoom_image(
-    image: NDArray[Any], size: tuple[int, int], window: tuple[int, int, int, int]
-) -> NDArray[Any]:
+def _zoom_image(image: NDArray[Any], size: tuple[int, int], window: Window) -> NDArray[Any]:
     """Return `cv2.resize(image, size)[window]`, by the quicker of two ways."""
-    top, left, height, width = window
+    part: NDArray[Any]
     if size == image.shape[:2]:
-        return image[top : top + height, left : left + width]
+        part = image[window]
+        return part
+    height, width = (axis.stop - axis.start for axis in window)
     if size[0] * size[1] <= 4 * height * width:
-        zoomed = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-        return zoomed[top : top + height, left : left + width]
+        part = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)[window]
+        return part
     # Centres of pixels: x in the zoomed image lies at (x + 0.5) / zoom - 0.5 in the image.
     axes = []
-    for start, count, zoomed_side, side in (
-        (left, width, size[1], image.shape[1]),
-        (top, height, size[0], image.shape[0]),
-    ):
+    for shown, zoomed_side, side in zip(window, size, image.shape, strict=False):
         step = side / zoomed_side
-        first = (start + 0.5) * step - 0.5
+        first = (shown.start + 0.5) * step - 0.5
         low = max(0, int(np.floor(first)))
-        high = min(side, int(np.ceil(first + (count - 1) * step)) + 2)
+        high = min(side, int(np.ceil(first + (shown.stop - shown.start - 1) * step)) + 2)
         axes.append((step, first - low, slice(low, high)))
-    (step_x, x, columns), (step_y, y, rows) = axes
-    part: NDArray[Any] = cv2.warpAffine(
+    (step_y, y, rows), (step_x, x, columns) = axes
+    part = cv2.warpAffine(
         image[rows, columns],
         np.array([[step_x, 0, x], [0, step_y, y]]),
         (width, height),
@@ -388,20 +346,14 @@ def _zoom_image(
     return part
 
 
-def _zoom_mask(
-    mask: NDArray[Any], size: tuple[int, int], window: tuple[int, int, int, int]
-) -> NDArray[Any]:
+def _zoom_mask(mask: NDArray[Any], size: tuple[int, int], window: Window) -> NDArray[Any]:
     """Return `cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)[window]`."""
-    top, left, height, width = window
     rows, columns = (
         # The same rounding as OpenCV's, down to the last bit.
         np.minimum(
-            (np.arange(start, start + count) * (1 / (zoomed / side))).astype(np.intp), side - 1
+            (np.arange(shown.start, shown.stop) * (1 / (zoomed / side))).astype(np.intp), side - 1
         )
-        for start, count, zoomed, side in (
-            (top, height, size[0], mask.shape[0]),
-            (left, width, size[1], mask.shape[1]),
-        )
+        for shown, zoomed, side in zip(window, size, mask.shape, strict=False)
     )
     part: NDArray[Any] = np.take(np.take(mask, rows, 0), columns, 1)
     return part

@@ -13,8 +13,9 @@ from albumentations.augmentations.crops.transforms import CropSizeError
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.transforms.crops import RandomObjectCrop, RandomScaledCrop, Transform
-from lightning_genseg.data.transforms.points import exact_movers, is_moving
+from lightning_genseg.data.transforms.points import exact_movers, leaves
 from lightning_genseg.errors import GenSegError
 
 
@@ -30,37 +31,35 @@ def default_train_transform(
         crop_size: (height, width) of the result in pixels; smaller images are padded, with 255 in
             the mask.
         scale: range of the random zoom.
-        max_class_share: see `RandomCropLimitedClass`.
+        max_class_share: largest share of one class in the labelled pixels of a crop, if possible.
         color_jitter: largest relative change of brightness, contrast and saturation (hue: a fifth
             of it); 0 is off.
     """
-    height, width = crop_size
+    check_arguments(default_train_transform, locals(), color_jitter="[0, inf)")
     transforms: list[Transform] = [
-        RandomScaledCrop(height, width, scale=scale, max_class_share=max_class_share),
+        RandomScaledCrop(*crop_size, scale=scale, max_class_share=max_class_share),
         A.HorizontalFlip(p=0.5),
     ]
     if color_jitter > 0:
-        limits = (max(0.0, 1 - color_jitter), 1 + color_jitter)
-        hue = min(0.5, color_jitter / 5)
-        transforms.append(
-            A.ColorJitter(
-                brightness=limits, contrast=limits, saturation=limits, hue=(-hue, hue), p=0.8
-            )
-        )
+        limits, hue = (max(0.0, 1 - color_jitter), 1 + color_jitter), min(0.5, color_jitter / 5)
+        transforms.append(A.ColorJitter(limits, limits, limits, (-hue, hue), p=0.8))
     return transforms
 
 
 def episode_train_transform(
     size: int, scale: tuple[float, float] = (0.9, 1.1), min_share: float = 0.85
 ) -> list[Transform]:
-    """Zoom, rotation by up to 10 degrees, blur, flip and a crop that keeps the object: the recipe of PFENet and BAM.
+    """Zoom, rotation by up to 10 degrees, blur, flip and a crop that keeps the object.
+
+    Sources: PFENet (TPAMI 2020) and BAM (CVPR 2022).
 
     Args:
         size: side of the square crop in pixels; around a smaller image stands ImageNet's mean
             colour, with 255 in the mask.
         scale: range of the random zoom.
-        min_share: see `RandomObjectCrop`.
+        min_share: of the object's pixels that a crop must hold, if possible.
     """
+    check_arguments(episode_train_transform, locals(), scale="(0, inf)")
     mean = (124, 116, 104)
     return [
         A.RandomScale((scale[0] - 1, scale[1] - 1), p=1.0),
@@ -71,11 +70,6 @@ def episode_train_transform(
     ]
 
 
-def default_eval_transform(resize: tuple[int, int] | None = None) -> list[Transform]:
-    """Return no transforms at all: images are scored at their own size, unless `resize` (height, width) is given."""
-    return [] if resize is None else [A.Resize(height=resize[0], width=resize[1])]
-
-
 def shorter_side(pixels: int) -> list[Transform]:
     """Resize images to a shorter side of so many pixels."""
     return [A.SmallestMaxSize(pixels)]
@@ -84,20 +78,22 @@ def shorter_side(pixels: int) -> list[Transform]:
 def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.Compose:
     """Chain transforms, of points as well if asked to.
 
-    Warns about one that would pad masks with class 0 instead of 255 (ignore); ValueError about one
-    that cannot move points.
+    Warns about one that would pad masks with class 0 instead of 255 (ignore).
+
+    Raises:
+        GenSegError: a transform cannot move points.
     """
-    for transform in transforms or ():
+    chain = list(transforms or ())
+    for transform in leaves(chain):
         if _pads_with_a_class(transform):
             warnings.warn(
                 f"{type(transform).__name__} pads masks with {transform.fill_mask}, which is a "
                 "class: give it fill_mask=255 if the border is to be ignored.",
                 stacklevel=3,
             )
-    movers = exact_movers(transforms or ()) if points else list(transforms or ())
-    moving = points and any(is_moving(transform) for transform in movers)
+    moving = points and any(isinstance(leaf, A.DualTransform) for leaf in leaves(chain))
     return A.Compose(
-        movers,
+        exact_movers(chain) if points else chain,
         additional_targets={"anomaly": "mask", "unlabelled": "mask", "valid": "mask"},
         # Those outside stay, because a line that crosses the border needs both of its ends.
         keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False)
@@ -106,7 +102,7 @@ def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.C
     )
 
 
-def _pads_with_a_class(transform: Transform) -> bool:
+def _pads_with_a_class(transform: A.BasicTransform) -> bool:
     return (
         getattr(transform, "fill_mask", None) not in (None, 255)
         and getattr(transform, "border_mode", cv2.BORDER_CONSTANT) == cv2.BORDER_CONSTANT

@@ -1,14 +1,12 @@
 """Transforms that move points exactly."""
 
 import copy
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import albumentations as A
 import numpy as np
 from albumentations.augmentations.geometric.distortion import BaseDistortion
-from numpy.typing import NDArray
 
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
@@ -30,22 +28,32 @@ _SCALERS = {
 }
 
 
-def _about_corners(
-    move: Callable[..., NDArray[Any]], points: NDArray[Any], **params: Any
-) -> NDArray[Any]:
-    half = np.zeros(points.shape[1])
-    half[:2] = 0.5  # of x and y
-    return move(points + half, **params) - half
+class AboutCorners(A.Sequential):  # type: ignore[misc]
+    """One transform, whose points are counted from the corner of the image while it moves them."""
+
+    def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> dict[str, Any]:
+        """Transform one sample; as without this class no number is drawn for the chain of one."""
+        (transform,) = self.transforms
+        points = data.get("keypoints")
+        if points is None:
+            unmoved: dict[str, Any] = transform(force_apply=force_apply, **data)
+            return unmoved
+        half = np.zeros(points.shape[1])
+        half[:2] = 0.5  # of x and y
+        result: dict[str, Any] = transform(
+            force_apply=force_apply, **{**data, "keypoints": points + half}
+        )
+        return {**result, "keypoints": result["keypoints"] - half}
 
 
 def exact_movers(transforms: Sequence[Transform]) -> list[Transform]:
-    """The transforms, with scalers that move points exactly; ValueError about one that cannot."""
+    """The transforms, with scalers that move points exactly; GenSegError about one that cannot."""
     movers = []
     for transform in transforms:
         if isinstance(transform, A.BaseCompose):
-            transform = copy.copy(transform)
+            transform = copy.copy(transform)  # the user's own stays as it is
             transform.transforms = exact_movers(transform.transforms)
-        elif is_moving(transform):
+        elif isinstance(transform, A.DualTransform):
             kind = type(transform)
             cannot = kind.apply_to_keypoints is A.DualTransform.apply_to_keypoints
             if cannot or isinstance(transform, BaseDistortion):  # these are pixels off
@@ -55,15 +63,15 @@ def exact_movers(transforms: Sequence[Transform]) -> list[Transform]:
                     "where the labels are sparse."
                 )
             if kind.apply_to_keypoints in _SCALERS:
-                transform = copy.deepcopy(transform)  # the user's own stays as it is
-                move = partial(_about_corners, transform.apply_to_keypoints)
-                transform._key2func["keypoints"] = move
+                transform = AboutCorners([transform], p=1.0)
         movers.append(transform)
     return movers
 
 
-def is_moving(transform: Transform) -> bool:
-    """Whether a transform moves pixels, not only changes their values."""
-    if isinstance(transform, A.BaseCompose):
-        return any(map(is_moving, transform.transforms))
-    return isinstance(transform, A.DualTransform)
+def leaves(transforms: Iterable[Transform]) -> Iterator[A.BasicTransform]:
+    """All transforms, also those inside of OneOf, Sequential and the like."""
+    for transform in transforms:
+        if isinstance(transform, A.BaseCompose):
+            yield from leaves(transform.transforms)
+        else:
+            yield transform
