@@ -14,6 +14,7 @@ from lightning_genseg.methods import (
     SoftmaxSegmenter,
 )
 from lightning_genseg.methods.gmmseg.head import GMMHead
+from lightning_genseg.methods.gmmseg.options import EMOptions, MixtureOptions
 
 __version__ = "0.1.0"
 
@@ -23,11 +24,13 @@ __all__ = [
     "GSS",
     "BaseLearner",
     "CosinePrototypes",
+    "EMOptions",
     "GMMHead",
     "GMMSeg",
     "GSSInverse",
     "LearnedColors",
     "MaskigeTokenizer",
+    "MixtureOptions",
     "SegmentationModule",
     "SoftmaxSegmenter",
 ]

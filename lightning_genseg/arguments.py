@@ -3,11 +3,17 @@
 import math
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_genseg.errors import GenSegError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def check_arguments(owner: Callable[..., Any], values: Mapping[str, Any], **ranges: str) -> None:
@@ -91,3 +97,20 @@ def _in_words(interval: str, low: float, high: float) -> str:
     if interval[0] + interval[-1] == "[]":
         return f"between {low:g} and {high:g}"
     return f"{least} and {'at most' if interval[-1] == ']' else 'less than'} {high:g}"
+
+
+def as_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Options:
+    """A group of arguments, from itself or from the mapping that a checkpoint holds.
+
+    Raises:
+        GenSegError: the mapping has a key that the group does not know.
+    """
+    if isinstance(value, kind):
+        return value
+    known = [field.name for field in fields(kind)]
+    if not isinstance(value, Mapping):
+        raise GenSegError(f"{value!r} is no {kind.__name__}: give one, or a mapping of its fields.")
+    for key in value:
+        if key not in known:
+            raise GenSegError(f"{kind.__name__} has no '{key}'; known are {', '.join(known)}.")
+    return kind(**value)

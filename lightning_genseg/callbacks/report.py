@@ -267,13 +267,14 @@ def draw_samples(
 
 def _reliability(module: SegmentationModule) -> NDArray[np.float32]:
     """Reliability table of a test, of all processes."""
-    with module.test_calibration.sync_context():
-        return to_array(module.test_calibration.reliability())
+    calibration = module.evaluation.calibration
+    with calibration.sync_context():
+        return to_array(calibration.reliability())
 
 
 def _score_counts(module: SegmentationModule) -> ScoreCounts | None:
     """Anomaly scores of a test, of all processes; None unless both kinds of pixels have finite ones."""
-    histogram = module.test_anomaly_metrics
+    histogram = module.evaluation.anomalies
     if histogram is None:
         return None
     with histogram.sync_context():

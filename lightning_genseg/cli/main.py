@@ -203,7 +203,7 @@ def main(args: list[str] | None = None) -> None:
             print(f"{reconstruct_summary(report)}\n\nthe report is in {folder}")
             return
         GenSegCLI(
-            methods.SegmentationModule,
+            methods.TrainedModule,
             data.SegmentationDataModule,
             trainer_class=GenSegTrainer,
             subclass_mode_model=True,

@@ -12,6 +12,7 @@ from lightning_genseg.methods.gss.module import GSS
 from lightning_genseg.methods.gss.training.learned_colors import LearnedColors
 from lightning_genseg.methods.gss.training.tokenizer import MaskigeTokenizer
 from lightning_genseg.methods.softmax import SoftmaxSegmenter
+from lightning_genseg.methods.trained import TrainedModule
 
 __all__ = [
     "AGMM",
@@ -26,4 +27,5 @@ __all__ = [
     "MaskigeTokenizer",
     "SegmentationModule",
     "SoftmaxSegmenter",
+    "TrainedModule",
 ]

@@ -1,10 +1,101 @@
-"""Learning rate schedules."""
+"""Optimiser and learning-rate schedule: a module's arguments, and the defaults."""
 
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+import re
+from typing import Any
 
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
+
+# timm's, smp's and mmsegmentation's names: absolute_pos_embed, relative_position_bias_table,
+# rel_pos_h, attention_biases, pos_block, ...
+_POSITION = re.compile(
+    r"(^|[._])(pos_(emb|block)|rel_pos|relative_pos|position_(bias|emb)|attention_biases)"
+)
+
+
+class OptimisedModule(LightningModule):
+    """A LightningModule whose optimiser and schedule are arguments.
+
+    Args:
+        optimizer: makes the optimiser from parameter groups; AdamW with lr 1e-4 when left out.
+        lr_scheduler: makes the schedule, stepped every iteration; polynomial decay with power 0.9
+            to the end of the run when left out.
+        head_lr_factor: learning rate of everything but the encoder, as a multiple of the encoder's.
+        decay_norms: whether weight decay also applies to vectors (norms and biases) and to position
+            parameters (embeddings of positions, tables of relative position biases).
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        head_lr_factor: float = 1.0,
+        decay_norms: bool = True,
+    ) -> None:
+        super().__init__()
+        check_arguments(OptimisedModule.__init__, locals(), head_lr_factor="[0, inf)")
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.head_lr_factor, self.decay_norms = head_lr_factor, decay_norms
+
+    def encoder_parameters(self) -> set[nn.Parameter]:
+        """Parameters that learn at the optimiser's own rate; all others are the head's."""
+        return set()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters by (encoder or head) and by (decayed or not); empty ones left out."""
+        inside = self.encoder_parameters()
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                decayed = self.decay_norms or (parameter.ndim > 1 and not _POSITION.search(name))
+                groups.setdefault((parameter in inside, decayed), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "name": f"{'encoder' if encoder else 'head'}{'' if decayed else '_no_decay'}",
+                **({} if decayed else {"weight_decay": 0.0}),
+            }
+            for (encoder, decayed), parameters in groups.items()
+        ]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The given optimiser and schedule, or the defaults of the class docstring."""
+        groups = self.parameter_groups()
+        if self.optimizer is None:
+            optimizer: Optimizer = AdamW(groups, lr=1e-4, weight_decay=0.01)
+        else:
+            optimizer = self.optimizer(groups)
+        for group in optimizer.param_groups:
+            if group["name"].startswith("head"):
+                group["lr"] = group["lr"] * self.head_lr_factor
+        if self.lr_scheduler is None:
+            scheduler: LRScheduler | ReduceLROnPlateau = LambdaLR(optimizer, self._remaining)
+        else:
+            scheduler = self.lr_scheduler(optimizer)
+        how: dict[str, Any] = {"interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):  # Lightning's own class has a monitor
+            how = {"monitor": getattr(scheduler, "monitor", "val_mIoU")}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **how}}  # type: ignore[return-value]
+
+    def _remaining(self, step: int) -> float:
+        # Only asked for when training has begun: the number of steps makes Lightning build the
+        # training loader, and one built before a checkpoint is restored never hears where it was.
+        if step == 0:
+            return 1.0
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < float("inf"):
+            raise GenSegError(
+                "The default schedule decays to the end of the run, and this run has none; set "
+                "trainer.max_epochs or trainer.max_steps, or give an lr_scheduler."
+            )
+        return float(max(0.0, 1 - step / steps) ** 0.9)
 
 
 class WarmupPolynomialLR(LRScheduler):
@@ -24,7 +115,7 @@ class WarmupPolynomialLR(LRScheduler):
         last_epoch: last iteration done; -1 starts anew.
 
     Raises:
-        ValueError: names the argument and its limits.
+        GenSegError: names the argument and its limits.
     """
 
     def __init__(
@@ -37,21 +128,21 @@ class WarmupPolynomialLR(LRScheduler):
         min_lr: float = 0.0,
         last_epoch: int = -1,
     ) -> None:
-        if total_iters < 1:
-            raise GenSegError(f"total_iters is {total_iters}; it must be at least 1.")
-        for name, value in (("power", power), ("warmup_iters", warmup_iters), ("min_lr", min_lr)):
-            if value < 0:
-                raise GenSegError(f"{name} is {value}; it must not be negative.")
-        if not 0 <= warmup_start_factor <= 1:
-            raise GenSegError(
-                f"warmup_start_factor is {warmup_start_factor}; it must be between 0 and 1."
-            )
+        check_arguments(
+            WarmupPolynomialLR.__init__,
+            locals(),
+            total_iters="[1, inf)",
+            power="[0, inf)",
+            warmup_iters="[0, inf)",
+            warmup_start_factor="[0, 1]",
+            min_lr="[0, inf)",
+        )
         self.total_iters, self.power, self.min_lr = total_iters, power, min_lr
         self.warmup_iters, self.warmup_start_factor = warmup_iters, warmup_start_factor
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Learning rates of the groups at iteration `last_epoch`; none of them depends on the rate before."""
+        """Learning rates of the groups at iteration `last_epoch`, whatever they were before."""
         decay = max(0.0, 1 - self.last_epoch / self.total_iters) ** self.power
         warmup = 1.0
         if self.last_epoch < self.warmup_iters:

@@ -1,14 +1,13 @@
 """AGMM: learning from points and scribbles, which Gaussians around the labelled pixels spread."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.agmm.gaussian_map import (
     centre_distance,
@@ -18,11 +17,9 @@ from lightning_genseg.methods.agmm.gaussian_map import (
     gaussian_variance,
 )
 from lightning_genseg.methods.agmm.losses import absent_class_loss, class_agreement_loss
-from lightning_genseg.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_genseg.methods.softmax import SoftmaxSegmenter
 from lightning_genseg.networks.losses import pixel_cross_entropy
-from lightning_genseg.ops.views import InferenceOptions, evaluation_mode
-from lightning_genseg.uncertainty.scores import AnomalyName
+from lightning_genseg.ops.views import evaluation_mode
 
 Preset = Literal["code", "paper"]
 Variance = Literal["fixed", "predicted", "uniform"]
@@ -57,12 +54,6 @@ class AGMM(SoftmaxSegmenter):
 
     Args:
         num_classes: C.
-        encoder: any encoder of segmentation_models_pytorch; `tu-<name>` for one of timm.
-        decoder: `deeplabv3plus`, `segformer`, `fpn`, ...: see `PixelFeatures`.
-        encoder_weights: `imagenet` (downloads), the path of a state dict, or `None`.
-        network_options: further arguments of the network, such as `decoder_channels`.
-        features: your own network instead: B x 3 x H x W to B x F x h x w.
-        dropout: of whole channels before the classifier; G sees all of them.
         preset: what the next two are when left out.
         variance: 2 sigma_i^2 = 1 (`fixed`), or the image's mean of d_i^2, weighted by the
             `predicted` probabilities or `uniform`ly; without gradient.
@@ -73,16 +64,6 @@ class AGMM(SoftmaxSegmenter):
         image_class_weight: of -log(1 - p_i) for the classes i without a label anywhere in the
             image. It takes them for absent: 0 where annotators do not mark every class they see.
         detach_gaussian: let G teach the prediction only, as a fixed target, and not learn from it.
-        ignore_index: see `SegmentationModule`, also for the arguments that follow.
-        class_names: see there.
-        mean: see there.
-        std: see there.
-        inference: see there.
-        optimizer: see there.
-        lr_scheduler: see there.
-        head_lr_factor: see there.
-        decay_norms: see there.
-        anomaly_score: see there.
 
     Example:
         >>> model = AGMM(num_classes=3, encoder="tu-test_resnet", decoder="fpn")
@@ -97,12 +78,6 @@ class AGMM(SoftmaxSegmenter):
     def __init__(
         self,
         num_classes: int,
-        encoder: str = "resnet50",
-        decoder: str = "deeplabv3plus",
-        encoder_weights: str | Path | None = None,
-        network_options: dict[str, Any] | None = None,
-        features: nn.Module | None = None,
-        dropout: float = 0.1,
         preset: Preset = "code",
         variance: Variance | None = None,
         contrast_centre: ContrastCentre | None = None,
@@ -111,48 +86,17 @@ class AGMM(SoftmaxSegmenter):
         contrast_weight: float = 1.0,
         image_class_weight: float = 1.0,
         detach_gaussian: bool = False,
-        ignore_index: int = 255,
-        class_names: list[str] | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        inference: InferenceOptions | None = None,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        head_lr_factor: float = 1.0,
-        decay_norms: bool = True,
-        anomaly_score: AnomalyName | None = None,
+        **kwargs: Any,
     ) -> None:
-        weights = {
+        super().__init__(num_classes, **kwargs)
+        self.weights = {
             "self": self_weight,
             "gaussian": gaussian_weight,
             "contrast": contrast_weight,
             "image_class": image_class_weight,
         }
-        for name, weight in weights.items():
-            if weight < 0:
-                raise GenSegError(
-                    f"{name}_weight is {weight}; it must be 0 (without the term) or more."
-                )
-        super().__init__(
-            num_classes,
-            encoder,
-            decoder,
-            encoder_weights,
-            network_options,
-            features,
-            dropout,
-            ignore_index,
-            class_names,
-            mean,
-            std,
-            inference,
-            optimizer,
-            lr_scheduler,
-            head_lr_factor,
-            decay_norms,
-            anomaly_score,
-        )
-        self.weights = weights
+        ranges = {f"{name}_weight": "[0, inf)" for name in self.weights}
+        check_arguments(AGMM.__init__, locals(), **ranges)
         adaptive = preset == "paper"
         self.variance: Variance = variance or ("predicted" if adaptive else "fixed")
         self.contrast_centre: ContrastCentre = contrast_centre or ("mean" if adaptive else "sum")

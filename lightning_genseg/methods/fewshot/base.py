@@ -76,6 +76,8 @@ class FewShotModule(SegmentationModule):
 
     features: EncoderStages
     needs_training = True
+    takes_supports = True
+    not_kept = (*SegmentationModule.not_kept, "base")
 
     def __init__(
         self,
@@ -105,10 +107,10 @@ class FewShotModule(SegmentationModule):
             )
         super().__init__(
             num_classes,
-            ignore_index,
-            class_names,
             mean if base is None else base.mean.flatten().tolist(),
             std if base is None else base.std.flatten().tolist(),
+            ignore_index=ignore_index,
+            class_names=class_names,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             decay_norms=decay_norms,
@@ -250,13 +252,13 @@ class FewShotModule(SegmentationModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Predict and score episodes; `mask` and the maps of the method are returned for pictures."""
-        return self._score(batch, self.val_metrics, self.val_guidance)
+        return self._score_episodes(batch, self.val_metrics, self.val_guidance)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """As `validation_step`."""
-        return self._score(batch, self.test_metrics, self.test_guidance)
+        return self._score_episodes(batch, self.test_metrics, self.test_guidance)
 
-    def _score(
+    def _score_episodes(
         self, batch: dict[str, Any], metrics: MetricCollection, guidance_metrics: MetricCollection
     ) -> dict[str, Tensor]:
         outputs = self.episode_outputs(batch)
@@ -319,6 +321,7 @@ class FewShotModule(SegmentationModule):
 
     def setup(self, stage: str) -> None:
         """Refuse to fit where there is nothing to train."""
+        super().setup(stage)
         if stage == "fit" and not self.needs_training:
             raise GenSegError(
                 f"this {type(self).__name__} has nothing to train: run `genseg test` or `genseg "

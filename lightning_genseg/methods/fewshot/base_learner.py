@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from lightning_genseg.methods.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationModule
 from lightning_genseg.methods.checkpoints import read_checkpoint
@@ -73,18 +74,17 @@ class BaseLearner(SegmentationModule):
     ) -> None:
         super().__init__(
             num_classes,
-            ignore_index,
-            class_names,
-            mean,
-            std,
-            inference,
-            optimizer,
-            lr_scheduler,
-            head_lr_factor,
-            decay_norms,
-            anomaly_score,
+            ignore_index=ignore_index,
+            class_names=class_names,
+            mean=mean,
+            std=std,
+            inference=inference,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            head_lr_factor=head_lr_factor,
+            decay_norms=decay_norms,
+            anomaly_score=anomaly_score,
         )
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         self.features = EncoderStages(encoder, encoder_weights, output_stride)
         self.pyramid = PyramidPooling(self.features.channels[2])
         self.classifier = nn.Sequential(
@@ -105,10 +105,12 @@ class BaseLearner(SegmentationModule):
         """Upsample bilinearly with aligned corners, which is exact for sides of 8 n + 1 pixels."""
         return resize_aligned(scores.float(), image.shape[-2:])
 
-    def _log_scores(self, prefix: str, metrics: Any) -> None:
+    def _log_scores(
+        self, prefix: str, metrics: MetricCollection, names: Sequence[str] | None
+    ) -> None:
         base = metrics.compute()["IoU"][1:].nanmean()
         self.log(f"{prefix}_mIoU_base", base, sync_dist=True)
-        super()._log_scores(prefix, metrics)
+        super()._log_scores(prefix, metrics, names)
 
 
 def load_base_learner(path: Path) -> BaseLearner:

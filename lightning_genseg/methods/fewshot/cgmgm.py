@@ -245,7 +245,6 @@ class CGMGM(FewShotModule):
             lr_scheduler,
             decay_norms,
         )
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         self.guidance, self.extra_inputs = guidance, tuple(extra_inputs or ())
         self.answer, self.needs_training = answer, answer == "decoder"
         self.components, self.covariance, self.em_iterations = components, covariance, em_iterations

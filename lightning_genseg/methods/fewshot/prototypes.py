@@ -79,7 +79,6 @@ class CosinePrototypes(FewShotModule):
             mean,
             std,
         )
-        self.save_hyperparameters()
         self.level, self.scale = level, scale
 
     def episode_outputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    SegmentationModule,
     expect_frozen_parts,
     need_single_precision,
 )
@@ -23,6 +22,7 @@ from lightning_genseg.methods.gss.colors import Colors, class_colors, is_lasting
 from lightning_genseg.methods.gss.maskige import LeastSquares, Maskige, NearestColor, class_votes
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 from lightning_genseg.methods.gss.tokenizers.tokenizer import TokenizerConfig
+from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.mla import Auxiliary, TokenHead
@@ -35,7 +35,7 @@ Decoding = Literal["hard", "soft"]
 _LEAST_VOTE = 1e-6  # log 0 is no score
 
 
-class GSS(SegmentationModule):
+class GSS(PixelModule):
     """Predicts from an image the tokens of its maskige, its mask drawn as a picture, and reads the classes off that.
 
     Generative Semantic Segmentation, Chen et al., CVPR 2023: stage two, with colours and tokenizer
@@ -108,6 +108,7 @@ class GSS(SegmentationModule):
     """
 
     features: PixelFeatures
+    not_kept = (*PixelModule.not_kept, "decoder")
 
     def __init__(
         self,
@@ -148,23 +149,34 @@ class GSS(SegmentationModule):
         ):
             if weight < 0:
                 raise GenSegError(f"{name} is {weight}; it must be 0 (without the term) or more.")
+        maskige = Maskige(class_colors(colors, num_classes, color_seed), ignore_index)
+        class_table = maskige.colors[:-1]
+        codes = make_tokenizer(tokenizer, class_table)
         super().__init__(
             num_classes,
-            ignore_index,
-            class_names,
-            mean,
-            std,
-            inference,
-            optimizer,
-            lr_scheduler,
-            head_lr_factor,
-            decay_norms,
-            anomaly_score,
+            encoder=encoder,
+            decoder="mla",
+            encoder_weights=encoder_weights,
+            network_options={
+                **(network_options or {}),
+                "level_channels": level_channels,
+                "decoder_channels": fused_channels,
+                "depth": depth,
+                "stride": token_stride,
+                "auxiliary": auxiliary,
+            },
+            ignore_index=ignore_index,
+            class_names=class_names,
+            mean=mean,
+            std=std,
+            inference=inference,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            head_lr_factor=head_lr_factor,
+            decay_norms=decay_norms,
+            anomaly_score=anomaly_score,
         )
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
-        self.maskige = Maskige(class_colors(colors, num_classes, color_seed), ignore_index)
-        class_table = self.maskige.colors[:-1]
-        self.tokenizer = make_tokenizer(tokenizer, class_table)
+        self.maskige, self.tokenizer = maskige, codes
         # What a checkpoint says of them: it holds what the files hold.
         named = (
             is_lasting(colors),
@@ -182,20 +194,6 @@ class GSS(SegmentationModule):
             class_table
         )
         self.decoding = decoding
-        self.features = PixelFeatures(
-            encoder,
-            "mla",
-            encoder_weights,
-            num_classes,
-            {
-                **(network_options or {}),
-                "level_channels": level_channels,
-                "decoder_channels": fused_channels,
-                "depth": depth,
-                "stride": token_stride,
-                "auxiliary": auxiliary,
-            },
-        )
         stride, downsample = self.features.stride, self.tokenizer.downsample
         if stride != token_stride:
             raise GenSegError(

@@ -88,8 +88,8 @@ class LearnedColors(MaskModule):
     ) -> None:
         super().__init__(
             num_classes,
-            ignore_index,
-            class_names,
+            ignore_index=ignore_index,
+            class_names=class_names,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             decay_norms=decay_norms,
@@ -101,7 +101,6 @@ class LearnedColors(MaskModule):
         ):
             if value <= 0:
                 raise GenSegError(f"{name} is {value} but must be positive.")
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         self.variant, self.scale = variant, scale
         self.gumbel_temperature, self.temperature = gumbel_temperature, temperature
         self.distance_weight = distance_weight
@@ -120,7 +119,6 @@ class LearnedColors(MaskModule):
         self.inverse: nn.Module = (
             NearestColor(start) if variant == "tf" else ConvInverse(num_classes, width)
         )
-        self.features = nn.Identity()  # of images, which have none here
 
     @property
     def color_table(self) -> list[Color]:

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.methods.base import SegmentationModule, need_single_precision
+from lightning_genseg.methods.base import need_single_precision
 from lightning_genseg.methods.gss.colors import Colors, class_colors, is_lasting
 from lightning_genseg.methods.gss.maskige import Maskige, NearestColor
 from lightning_genseg.methods.gss.tokenizers.reconstruction import reconstruct
@@ -21,23 +21,17 @@ from lightning_genseg.methods.gss.training.mask_variation import (
     permute_classes,
     procedural_masks,
 )
+from lightning_genseg.methods.trained import TrainedModule
 from lightning_genseg.networks.losses import pixel_cross_entropy
 
 
-class MaskModule(SegmentationModule):
-    """Base of what learns from masks alone; a subclass sets `maskige`, `tokenizer`, `inverse` and `scale`."""
+class MaskModule(TrainedModule):
+    """Base of what learns from masks alone; a subclass sets `maskige`, `tokenizer`, `inverse`, `scale`."""
 
     maskige: Maskige
     tokenizer: Tokenizer
     inverse: nn.Module
     scale: float
-
-    def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        """ValueError: there is nothing to say about images."""
-        raise GenSegError(
-            f"a {type(self).__name__} knows masks only and predicts no images: give what it has "
-            "learned to GSS, or run genseg validate or test."
-        )
 
     def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`scores` B x K x H x W of the masks themselves, by way of tokens."""
@@ -49,12 +43,16 @@ class MaskModule(SegmentationModule):
         super().setup(stage)
         need_single_precision(self)
         if stage == "predict":
-            self.outputs(self.mean)
-        if self.target_classes is not None:
+            raise GenSegError(
+                f"a {type(self).__name__} knows masks only and predicts no images: give what it has "
+                "learned to GSS, or run genseg validate or test."
+            )
+        target = getattr(getattr(self.trainer, "datamodule", None), "target_classes", None)
+        if stage == "test" and target is not None:
             raise GenSegError(
                 f"a {type(self).__name__} draws masks in the colours of its own classes and the "
-                f"test data have others ({', '.join(self.target_classes.class_names[:3])}, ...): "
-                "test it on MixedDataModule."
+                f"test data have others ({', '.join(target.class_names[:3])}, ...): test it on "
+                "MixedDataModule."
             )
 
 
@@ -121,8 +119,8 @@ class MaskigeTokenizer(MaskModule):
     ) -> None:
         super().__init__(
             num_classes,
-            ignore_index,
-            class_names,
+            ignore_index=ignore_index,
+            class_names=class_names,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             decay_norms=decay_norms,
@@ -136,7 +134,6 @@ class MaskigeTokenizer(MaskModule):
         for name, value in (("temperature", temperature), ("scale", scale)):
             if value <= 0:
                 raise GenSegError(f"{name} is {value} but must be positive.")
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         self.objective, self.temperature, self.scale = objective, temperature, scale
         self.permute_classes = permute_classes
         self.corrupted_share, self.procedural_share = corrupted_share, procedural_share
@@ -144,7 +141,6 @@ class MaskigeTokenizer(MaskModule):
         self.maskige = Maskige(self.color_table, ignore_index)
         self.inverse = NearestColor(self.maskige.colors[:-1])
         self.tokenizer = MaskigeVQ(downsample, levels, channels, blocks)
-        self.features = nn.Identity()  # of images, which have none here
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`loss` and its parts.

@@ -1,0 +1,99 @@
+"""Options of GMMSeg: what the mixtures are, and how EM fits them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_genseg.arguments import check_arguments
+from lightning_genseg.mixtures import Assignment, Covariance, Mixture
+
+LogitNorm = Literal["layernorm", "none"]
+
+
+@dataclass(frozen=True)
+class MixtureOptions:
+    """The Gaussian mixture of each class, and the space that it lives in.
+
+    Args:
+        components: M, Gaussians per class (paper: 5; authors' code: 8 on ADE20K, 3 on Cityscapes).
+        embedding_dim: D; `None` leaves out the projection, and D is F.
+        normalize_features: LayerNorm and L2-normalise the embedding, and the means likewise.
+        covariance: `diagonal`, or `full` for D <= 64 (the paper restricts it "for efficiency").
+        density: of a class, its largest component (`max`, winner-take-all) or `logsumexp`.
+        variance_floor: added to every variance.
+    """
+
+    components: int = 5
+    embedding_dim: int | None = 64
+    normalize_features: bool = True
+    covariance: Covariance = "diagonal"
+    density: Mixture = "max"
+    variance_floor: float = 1e-2
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        check_arguments(
+            type(self),
+            vars(self),
+            components="[1, inf)",
+            embedding_dim="[1, inf)",
+            variance_floor="[1e-12, inf)",
+        )
+
+
+@dataclass(frozen=True)
+class EMOptions:
+    """Expectation-maximisation at the end of each training batch.
+
+    Args:
+        train: `em` (the method); `gradient` (Table 4's discriminative GMM), which learns the
+            mixtures by gradient; `posthoc` (Table 5's mixture fitted after softmax training), which
+            freezes the network and runs EM only. Then `mixture.embedding_dim` is `None`, and the
+            network comes from `extractor` or `features`.
+        assignment: E-step by `sinkhorn` (Eq. 9) or plain `em` (Eq. 8).
+        sinkhorn_epsilon: entropy weight.
+        sinkhorn_iterations: rounds.
+        loops: E- and M-steps per update.
+        interval: EM every so many batches (paper 1, code 5); the memory is fed at every batch.
+        mean_momentum: share of the old means that stays in an update.
+        variance_momentum: likewise of the covariances (code 0, paper 0.999).
+        memory: `ring` (last features, exact) or `decay` (decayed moments; megabytes, not
+            gigabytes).
+        memory_size: K, features per component.
+        memory_dtype: of the features in the ring.
+        memory_filter: which pixels may enter: all `labelled` ones (paper) or those that are
+            classified `correct`ly (code; starves rare classes in short runs).
+        samples_per_component: at most so many enter per component and update.
+        label_reduction: label of a feature, which is smaller than the labels: the `nearest`, that
+            at the middle of its cell; or, for points and scribbles, which mostly lie between the
+            middles, the most frequent one of the `labelled` pixels in its cell.
+    """
+
+    train: Literal["em", "gradient", "posthoc"] = "em"
+    assignment: Assignment = "sinkhorn"
+    sinkhorn_epsilon: float = 0.05
+    sinkhorn_iterations: int = 3
+    loops: int = 1
+    interval: int = 5
+    mean_momentum: float = 0.999
+    variance_momentum: float = 0.0
+    memory: Literal["ring", "decay"] = "ring"
+    memory_size: int = 32_000
+    memory_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    memory_filter: Literal["labelled", "correct"] = "labelled"
+    samples_per_component: int = 100
+    label_reduction: Literal["nearest", "labelled"] = "nearest"
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        check_arguments(
+            type(self),
+            vars(self),
+            sinkhorn_epsilon="(0, inf)",
+            sinkhorn_iterations="[1, inf)",
+            loops="[1, inf)",
+            interval="[1, inf)",
+            mean_momentum="[0, 1]",
+            variance_momentum="[0, 1]",
+            memory_size="[1, inf)",
+            samples_per_component="[1, inf)",
+        )

@@ -1,0 +1,81 @@
+"""What the methods share that classify the features of a segmentation network pixel by pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_genseg.methods.base import SegmentationModule
+from lightning_genseg.networks.features import PixelFeatures
+from lightning_genseg.networks.losses import pixel_cross_entropy
+
+
+class PixelModule(SegmentationModule):
+    """Base of the methods with an encoder and a decoder by name, or a network of your own.
+
+    Args:
+        num_classes: C.
+        encoder: any encoder of segmentation_models_pytorch; `tu-<name>` for one of timm.
+        decoder: `deeplabv3plus`, `segformer`, `upernet`, `fpn`, `pspnet`, `pan`, `unet`,
+            `unetplusplus`, `manet`, `linknet`, `deeplabv3`, `fcn` or `ocrnet`.
+        encoder_weights: `imagenet` (downloads), the path of a state dict, or `None`.
+        network_options: further arguments of the network, such as `decoder_channels`.
+        features: your own network instead: B x 3 x H x W to B x F x h x w.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        encoder: str = "resnet50",
+        decoder: str = "deeplabv3plus",
+        encoder_weights: str | Path | None = None,
+        network_options: dict[str, Any] | None = None,
+        features: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, **kwargs)
+        self.features = features or PixelFeatures(
+            encoder, decoder, encoder_weights, num_classes, network_options
+        )
+
+    def extract(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features of images in [0, 1], and the network's auxiliary scores if it has any."""
+        image = self.normalize(image)
+        if isinstance(self.features, PixelFeatures):
+            return self.features.extract(image)
+        return self.features(image), None
+
+    def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
+        """Upsample maps of the feature resolution bilinearly to the size of `image`, in float32."""
+        height, width = image.shape[-2:]
+        if isinstance(self.features, PixelFeatures):
+            # Its last row and column may reach beyond the image, which it pads.
+            scale = float(self.features.stride)
+            scores = F.interpolate(scores.float(), scale_factor=scale, mode="bilinear")
+            return scores[..., :height, :width]
+        return F.interpolate(scores.float(), (height, width), mode="bilinear")
+
+    def cover(self, mask: Tensor, features: Tensor) -> Tensor:
+        """Extend a mask by ignored pixels to all that the features see: the network pads images."""
+        if not isinstance(self.features, PixelFeatures):
+            return mask
+        rows, columns = (side * self.features.stride for side in features.shape[-2:])
+        padding = (0, columns - mask.shape[-1], 0, rows - mask.shape[-2])
+        return F.pad(mask, padding, value=self.ignore_index) if any(padding) else mask
+
+    def add_auxiliary_loss(
+        self, losses: dict[str, Tensor], auxiliary: Tensor | None, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Add the cross-entropy of the network's own coarse scores (OCRNet), at its weight."""
+        if auxiliary is None:
+            return losses
+        assert isinstance(self.features, PixelFeatures)
+        extra = pixel_cross_entropy(self.to_image(auxiliary, mask), mask, self.ignore_index)
+        return {
+            **losses,
+            "loss": losses["loss"] + self.features.auxiliary_weight * extra,
+            "loss_auxiliary": extra,
+        }

@@ -1,0 +1,165 @@
+"""What everything that is trained shares: a loss, mIoU, its arguments in checkpoints."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from lightning_genseg.arguments import check_arguments
+from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods.optimisation import OptimisedModule
+from lightning_genseg.metrics import named_scores, segmentation_metrics
+
+# Where weights came from: a checkpoint holds them, nothing else is read to load it.
+_SOURCES = ("encoder_weights", "extractor")
+
+
+class TrainedModule(OptimisedModule, ABC):
+    """Base of all that is trained: a loss, mIoU, an optimiser, and its arguments in checkpoints.
+
+    A subclass writes `compute_loss` and `maps_at_labels`. It passes on what it does not use itself
+    as `**kwargs`. All arguments but those in `not_kept` are saved here, groups as plain values.
+
+    Args:
+        num_classes: C.
+        ignore_index: label that does not count, in losses, EM and scores.
+        class_names: C names for logs and reports; their numbers when left out.
+    """
+
+    # Arguments that no checkpoint keeps: functions and networks cannot be loaded safely.
+    not_kept: ClassVar[tuple[str, ...]] = ("optimizer", "lr_scheduler", "features")
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = 255,
+        class_names: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_arguments(TrainedModule.__init__, locals())
+        if num_classes < 2:
+            raise GenSegError(f"num_classes is {num_classes}; segmentation needs at least 2.")
+        if class_names is not None and len(class_names) != num_classes:
+            raise GenSegError(
+                f"class_names has {len(class_names)} entries and num_classes is {num_classes}; "
+                "give one name per class, in the order of the class indices."
+            )
+        self.save_hyperparameters(ignore=self.not_kept)
+        for kept in (self.hparams, self._hparams_initial):
+            assert isinstance(kept, dict)
+            kept.update(_plain(kept))
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.class_names = class_names
+        self.val_metrics = segmentation_metrics(num_classes, ignore_index)
+        self.test_metrics = self.val_metrics.clone()
+
+    @abstractmethod
+    def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`loss` to be minimised, its parts `loss_*` to be logged, and what EM needs afterwards.
+
+        Args:
+            batch: `image` B x 3 x H x W in [0, 1] and `mask` B x H x W int64.
+        """
+
+    @abstractmethod
+    def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`scores` B x C x H x W, and other maps that there are, at the size of the batch's `mask`."""
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Loss of a batch; everything in it that begins with `loss` is logged."""
+        losses = self.compute_loss(batch)
+        self._check_finite(losses["loss"], batch, batch_idx)
+        for name, value in losses.items():
+            if name.startswith("loss"):
+                self.log(
+                    f"train_{name}", value, prog_bar=name == "loss", batch_size=len(batch["mask"])
+                )
+        return losses
+
+    def _check_finite(self, loss: Tensor, batch: dict[str, Any], batch_idx: int) -> None:
+        # Looking at the value makes the CPU wait for the GPU; there, now and then is enough.
+        steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        every = 1 if loss.device.type == "cpu" else max(1, steps)
+        if batch_idx % every == 0 and not torch.isfinite(loss):
+            raise GenSegError(
+                f"The loss is {loss.item()} at step {self.global_step} (images "
+                f"{', '.join(batch.get('name', ['without names']))}); lower the learning rate, clip "
+                "gradients (trainer.gradient_clip_val) or set trainer.precision to 32 or bf16-mixed."
+            )
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Predict and score against `mask`; the predictions are returned for callbacks."""
+        return self._score(self.maps_at_labels(batch), batch, self.val_metrics)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """As `validation_step`."""
+        return self._score(self.maps_at_labels(batch), batch, self.test_metrics)
+
+    def _score(
+        self, maps: dict[str, Tensor], batch: dict[str, Any], metrics: MetricCollection
+    ) -> dict[str, Tensor]:
+        prediction = self._prediction(maps)
+        metrics.update(prediction["mask"], batch["mask"])
+        return prediction
+
+    def _prediction(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"mask": maps["scores"].argmax(1)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val_mIoU`, `val_pixel_accuracy` and `val_IoU_<class>`."""
+        self._log_scores("val", self.val_metrics, self.class_names)
+
+    def on_test_epoch_start(self) -> None:
+        """Count anew. What was counted stays after the test, for reports and notebooks to draw."""
+        self.test_metrics.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test_mIoU`, `test_pixel_accuracy` and `test_IoU_<class>`."""
+        self._log_scores("test", self.test_metrics, self.class_names)
+
+    def _log_scores(
+        self, prefix: str, metrics: MetricCollection, names: Sequence[str] | None
+    ) -> None:
+        scores = named_scores(metrics.compute(), names)
+        metrics.reset()
+        for name, value in scores.items():
+            # Equal in all processes already; `sync_dist` spares a warning per class.
+            self.log(f"{prefix}_{name}", value, prog_bar=name == "mIoU", sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Forget where weights came from; remember the number of classes."""
+        for name in _SOURCES:
+            if name in checkpoint.get("hyper_parameters", {}):
+                checkpoint["hyper_parameters"][name] = None
+        # Apart from the hyper-parameters, which arguments of `load_from_checkpoint` overwrite.
+        checkpoint["num_classes"] = self.num_classes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained on another number of classes."""
+        theirs = checkpoint.get("num_classes", self.num_classes)
+        if theirs != self.num_classes:
+            raise GenSegError(
+                f"The checkpoint was trained on {theirs} classes and the data have "
+                f"{self.num_classes}; use the data's num_classes it was trained with, or train anew."
+            )
+        names = checkpoint.get("hyper_parameters", {}).get("class_names")
+        if names and self.class_names and list(names) != list(self.class_names):
+            rank_zero_warn(
+                f"the checkpoint was trained on the classes {', '.join(names)} and the data have "
+                f"{', '.join(self.class_names)}: classes are compared by their numbers."
+            )
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups of arguments as dicts, which a checkpoint that is loaded safely may hold."""
+    return {
+        name: asdict(value)
+        for name, value in arguments.items()
+        if is_dataclass(value) and not isinstance(value, type)
+    }
