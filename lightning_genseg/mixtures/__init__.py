@@ -1,6 +1,6 @@
 """The shared mathematics: Gaussian mixtures, EM, Sinkhorn, memories. Plain torch."""
 
-from lightning_genseg.mixtures.em import Assignment, e_step, fit, m_step, soft_moments
+from lightning_genseg.mixtures.em import Assignment, e_step, estimate, fit, m_step
 from lightning_genseg.mixtures.episodic import EpisodicMixture, fit_episodes
 from lightning_genseg.mixtures.gaussian import (
     Covariance,
@@ -13,6 +13,7 @@ from lightning_genseg.mixtures.gaussian import (
 )
 from lightning_genseg.mixtures.memory import (
     DecayedMoments,
+    Estimate,
     FeatureRing,
     Moments,
     spread_evenly,
@@ -24,6 +25,7 @@ __all__ = [
     "Covariance",
     "DecayedMoments",
     "EpisodicMixture",
+    "Estimate",
     "FeatureRing",
     "GaussianMixture",
     "Mixture",
@@ -31,6 +33,7 @@ __all__ = [
     "Processes",
     "diagonal_log_density",
     "e_step",
+    "estimate",
     "fit",
     "fit_episodes",
     "full_log_density",
@@ -38,6 +41,5 @@ __all__ = [
     "m_step",
     "own_class",
     "sinkhorn",
-    "soft_moments",
     "spread_evenly",
 ]

@@ -1,4 +1,4 @@
-"""Mixtures for one episode of few-shot segmentation each: all episodes and classes in one pass of EM."""
+"""Mixtures for one episode of few-shot segmentation each: all episodes in one pass of EM."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.mixtures.em import estimate
 from lightning_genseg.mixtures.gaussian import (
     Covariance,
-    batched_log_density,
     full_log_density,
     full_precision,
+    pairs_log_density,
+    with_squares,
 )
+from lightning_genseg.mixtures.seeds import farthest_points, k_means
 
 # A component needs as many pixels (CGMGM leaves it open).
 _PIXELS_PER_COMPONENT = 16
@@ -48,14 +52,14 @@ class EpisodicMixture(NamedTuple):
         return (full_precision(x) - self.centre) * (self.alive / self.scale)
 
     def component_log_density(self, pairs: Tensor) -> Tensor:
-        """Standardised features z beside their squares, B x N x 2D, to B x N x C x M log N(z; mean, covariance)."""
+        """Standardised features `with_squares`, B x N x 2D, to log-densities B x N x C x M."""
         shape = self.means.shape[1:3]
         if self.covariances.ndim == 5:
             z = pairs[..., : self.means.shape[-1]]
             episodes = zip(z, self.means, self.covariances, strict=True)
             return torch.stack([full_log_density(*episode) for episode in episodes])
         means, variances = self.means.flatten(1, 2), self.covariances.flatten(1, 2)
-        density: Tensor = batched_log_density(pairs, means, variances).unflatten(2, shape)
+        density: Tensor = pairs_log_density(pairs, means, variances).unflatten(2, shape)
         return density
 
     def log_density(self, x: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ class EpisodicMixture(NamedTuple):
         Constant channels add the same to every class.
         """
         with torch.autocast(x.device.type, enabled=False):
-            pairs = _with_squares(self.standardize(x))
+            pairs = with_squares(self.standardize(x))
             density = self.component_log_density(pairs) + self.log_weights[:, None]
             return density.logsumexp(-1) - x.shape[-1] * self.scale.log()
 
@@ -106,60 +110,58 @@ def fit_episodes(
             then add to the diagonal, which makes it invertible whatever N is.
 
     Raises:
-        ValueError: shapes that do not fit, or an argument out of its range.
+        GenSegError: shapes that do not fit, or an argument out of its range.
 
     Example:
         >>> x, weights = torch.randn(2, 50, 8), torch.rand(2, 1, 50)
         >>> fit_episodes(x, torch.cat([weights, 1 - weights], 1)).log_density(x).shape
         torch.Size([2, 50, 2])
     """
+    check_arguments(
+        fit_episodes,
+        locals(),
+        components="[1, inf)",
+        iterations="[0, inf)",
+        prior_strength="(0, inf)",
+        variance_floor="(0, inf)",
+    )
     if x.ndim != 3 or weights.ndim != 3 or (len(weights), weights.shape[2]) != x.shape[:2]:
         raise GenSegError(
             "fit_episodes takes features B x N x D and weights B x C x N; "
             f"got {tuple(x.shape)} and {tuple(weights.shape)}."
         )
-    for name, value, least in (("components", components, 1), ("iterations", iterations, 0)):
-        if value < least:
-            raise GenSegError(f"{name} is {value}; it must be at least {least}.")
-    for name, number in (("prior_strength", prior_strength), ("variance_floor", variance_floor)):
-        if not number > 0:
-            raise GenSegError(f"{name} is {number}; it must be positive.")
     with torch.autocast(x.device.type, enabled=False):
         x = full_precision(x)
         weights = weights.to(x.dtype)
         centre, scale, alive = _units(x, weights)
-        pairs = _with_squares((x - centre) * (alive / scale))
-        z = pairs[..., : x.shape[-1]]
-        full = covariance == "full"
-        pooled = _moments(pairs, weights.sum(1)[:, None, :, None].clamp_max(1), full=False)[2]
-        prior = pooled.clamp_min(variance_floor) if full else pooled  # B x 1 x 1 x D
+        pairs = with_squares((x - centre) * (alive / scale))
+        z, full = pairs[..., : x.shape[-1]], covariance == "full"
+        prior = estimate(pairs, weights.sum(1).clamp_max(1)[:, None, None]).covariances
+        if full:
+            prior = prior.clamp_min(variance_floor).diag_embed()
 
         def regularized(counts: Tensor, scatter: Tensor) -> Tensor:
-            if full:
-                total = counts[..., None, None] * scatter + prior_strength * torch.diag_embed(prior)
-                return total / (counts[..., None, None] + prior_strength)
-            total = counts[..., None] * scatter + prior_strength * prior
-            return (total / (counts[..., None] + prior_strength)).clamp_min(variance_floor)
+            counts = counts[(..., *[None] * (scatter.ndim - counts.ndim))]
+            posterior = (counts * scatter + prior_strength * prior) / (counts + prior_strength)
+            return posterior if full else posterior.clamp_min(variance_floor)
 
-        class_counts = weights.sum(2)  # B x C
-        active = (class_counts / _PIXELS_PER_COMPONENT).floor().clamp(1, components)
+        active = (weights.sum(2) / _PIXELS_PER_COMPONENT).floor().clamp(1, components)  # B x C
         spare = torch.arange(components, device=x.device) >= active[..., None]  # B x C x M
-        means = _kmeans(z, weights, _seeds(z, weights, components), spare)
-        whole = regularized(*_moments(pairs, weights[..., None], full)[::2])
-        spread = [-1, -1, components, *[-1] * (whole.ndim - 3)]
+        means = k_means(z, weights, farthest_points(z, weights, components), spare, _KMEANS_STEPS)
+        whole = estimate(pairs, weights[:, :, None], full)
+        spread = regularized(whole.counts, whole.covariances)
+        spread = spread.expand(-1, -1, components, *[-1] * (spread.ndim - 3))
         log_weights = torch.where(spare, -torch.inf, -active.log()[..., None])
-        state = EpisodicMixture(centre, scale, alive, means, whole.expand(spread), log_weights)
+        state = EpisodicMixture(centre, scale, alive, means, spread, log_weights)
         for _ in range(iterations):
             density = state.component_log_density(pairs) + state.log_weights[:, None]
-            shares = density.softmax(-1).transpose(1, 2) * weights[..., None]  # B x C x N x M
-            counts, average, scatter = _moments(pairs, shares, full)
+            shares = density.softmax(-1).permute(0, 2, 3, 1) * weights[:, :, None]  # B x C x M x N
+            counts, average, scatter = estimate(pairs, shares, full)
             lost = (counts < 1) | spare
-            empty = regularized(torch.zeros_like(counts), torch.zeros_like(scatter))
-            broad = lost.reshape(*lost.shape, *[1] * (scatter.ndim - 3))
             weight = (counts + _SPARE_WEIGHT).masked_fill(spare, 0)
             state = state._replace(
                 means=torch.where(lost[..., None], state.means, average),
-                covariances=torch.where(broad, empty, regularized(counts, scatter)),
+                covariances=regularized(counts.masked_fill(lost, 0), scatter),
                 log_weights=(weight / weight.sum(-1, keepdim=True)).log(),
             )
         return state
@@ -175,62 +177,3 @@ def _units(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     number = alive.sum(-1, keepdim=True).clamp_min(1)
     scale = ((variance * alive).sum(-1, keepdim=True) / number).sqrt()
     return centre, torch.where(scale > 0, scale, 1.0), alive.to(x.dtype)
-
-
-def _with_squares(z: Tensor) -> Tensor:
-    """B x N x D to B x N x 2D, from which both densities and moments are one matrix product."""
-    return torch.cat([z, z * z], 2)
-
-
-def _moments(pairs: Tensor, shares: Tensor, full: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums B x C x M, means B x C x M x D and (co)variances by shares B x C x N x M of features and their squares."""
-    shape = shares.shape[1], shares.shape[3]
-    table = shares.transpose(2, 3).flatten(1, 2)  # B x CM x N
-    counts = table.sum(2)
-    table = table / counts.clamp_min(1e-12)[..., None]
-    if full:
-        z = pairs[..., : pairs.shape[2] // 2]
-        mean = table @ z
-        parts = [(z * row[:, :, None]).mT @ z for row in table.unbind(1)]
-        second = torch.stack(parts, 1) - mean[..., :, None] * mean[..., None, :]
-    else:
-        mean, second = (table @ pairs).chunk(2, 2)
-        second = (second - mean.square()).clamp_min(0)
-    return counts.unflatten(1, shape), mean.unflatten(1, shape), second.unflatten(1, shape)
-
-
-def _squared_distances(z: Tensor, points: Tensor) -> Tensor:
-    """Features B x N x D and points B x C x M x D: B x C x M x N squared distances."""
-    flat = points.flatten(1, 2)
-    squares = z.square().sum(-1)[:, None] + flat.square().sum(-1)[..., None]
-    squares = (squares - 2 * flat @ z.mT).clamp_min(0)
-    distances: Tensor = squares.unflatten(1, points.shape[1:3])
-    return distances
-
-
-def _seeds(z: Tensor, weights: Tensor, components: int) -> Tensor:
-    """Pixels that are far from each other, for every class: B x C x M x D. A class without pixels: the origin."""
-    rows = torch.arange(len(z), device=z.device)[:, None]
-
-    def pixel(score: Tensor) -> Tensor:
-        return z[rows, score.argmax(-1)][:, :, None]  # B x C x 1 x D
-
-    total = weights.sum(-1, keepdim=True)
-    mean = (weights @ z / total.clamp_min(1e-12))[:, :, None]
-    nearest = -_squared_distances(z, mean)[:, :, 0]
-    seeds = pixel(nearest.masked_fill(weights == 0, -torch.inf))
-    for _ in range(components - 1):
-        seeds = torch.cat([seeds, pixel(weights * _squared_distances(z, seeds).amin(2))], 2)
-    return seeds * (total > 0)[..., None]
-
-
-def _kmeans(z: Tensor, weights: Tensor, means: Tensor, spare: Tensor) -> Tensor:
-    """A few steps of k-means; a centre without pixels stays. Spare components take no part."""
-    for _ in range(_KMEANS_STEPS):
-        distances = _squared_distances(z, means).masked_fill(spare[..., None], torch.inf)
-        owner = torch.zeros_like(distances).scatter_(2, distances.argmin(2, keepdim=True), 1.0)
-        table = owner * weights[:, :, None]  # B x C x M x N
-        counts = table.sum(-1, keepdim=True)
-        sums = (table.flatten(1, 2) @ z).view_as(means)
-        means = torch.where(counts > 0, sums / counts.clamp_min(1e-12), means)
-    return means

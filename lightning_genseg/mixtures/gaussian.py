@@ -7,20 +7,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 
 Covariance = Literal["diagonal", "full"]
 Mixture = Literal["max", "logsumexp"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
-# A full covariance needs every pixel's whitened offset from every component; this bounds that
-# tensor.
+# A full covariance whitens every pixel's offset from every component; this bounds that tensor.
 _MAX_WHITENED_ELEMENTS = 2**24
 
 
 def full_precision(x: Tensor) -> Tensor:
     """Return `x` in float64 if it is, else in float32: features are unit norm, half loses them."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def with_squares(x: Tensor) -> Tensor:
+    """Features ... x N x D and their squares: diagonal densities and moments are linear in both."""
+    return torch.cat([x, x * x], -1)
 
 
 def diagonal_log_density(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
@@ -44,40 +49,30 @@ def diagonal_log_density(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         x, means, variances = full_precision(x), full_precision(means), full_precision(variances)
         shape, dim = means.shape[:-1], means.shape[-1]
-        means, precisions = means.reshape(-1, dim), variances.reshape(-1, dim).reciprocal()
+        means, variances = means.reshape(-1, dim), variances.reshape(-1, dim)
         # The expansion subtracts large numbers when the data are far from the origin: centre first.
         centre = means.detach().mean(0)
-        x, means = x - centre, means - centre
-        constant, factors = _expanded(means, precisions)
-        density = torch.addmm(constant, torch.cat([x, x * x], 1), factors.T)
+        density = pairs_log_density(with_squares(x - centre), means - centre, variances)
         return density.reshape(x.shape[0], *shape)
 
 
-def batched_log_density(pairs: Tensor, means: Tensor, variances: Tensor) -> Tensor:
-    """As `diagonal_log_density`, with Gaussians of its own for every episode of a batch.
-
-    Nothing is centred here: the features of each episode have to lie around the origin.
+def pairs_log_density(pairs: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    """`diagonal_log_density` of features around the origin, also for a batch of episodes.
 
     Args:
-        pairs: features beside their squares, B x N x 2D, float32 or float64, which EM makes only
-            once.
-        means: B x K x D.
+        pairs: of `with_squares`, N x 2D or B x N x 2D, float32 or float64, outside autocast.
+        means: K x D or B x K x D.
         variances: as `means`, positive.
 
     Returns:
-        B x N x K log-densities (nats).
+        N x K or B x N x K log-densities (nats).
     """
-    with torch.autocast(pairs.device.type, enabled=False):
-        constant, factors = _expanded(means, variances.reciprocal())
-        return torch.baddbmm(constant[:, None], pairs, factors.mT)
-
-
-def _expanded(means: Tensor, precisions: Tensor) -> tuple[Tensor, Tensor]:
-    """Constant ... x K and factors ... x K x 2D of log N, linear in the features and their squares."""
+    precisions, dim = variances.reciprocal(), means.shape[-1]
     scaled = means * precisions
-    dim = means.shape[-1]
     constant = -0.5 * ((means * scaled).sum(-1) - precisions.log().sum(-1) + dim * _LOG_2PI)
-    return constant, torch.cat([scaled, -0.5 * precisions], -1)
+    factors = torch.cat([scaled, -0.5 * precisions], -1)
+    product = torch.addmm if pairs.ndim == 2 else torch.baddbmm
+    return product(constant[..., None, :], pairs, factors.mT)
 
 
 def full_log_density(x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
@@ -160,9 +155,8 @@ class GaussianMixture(nn.Module):
         variance_floor: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in (("num_classes", num_classes), ("components", components), ("dim", dim)):
-            if value < 1:
-                raise GenSegError(f"{name} is {value}; a mixture needs at least 1.")
+        sizes = dict.fromkeys(("num_classes", "components", "dim"), "[1, inf)")
+        check_arguments(GaussianMixture.__init__, locals(), variance_floor="[0, inf)", **sizes)
         if covariance == "full" and trainable:
             raise GenSegError(
                 "covariance='full' cannot be trained by gradient; use covariance='diagonal'."
@@ -196,16 +190,19 @@ class GaussianMixture(nn.Module):
             return self.covariances.diagonal(dim1=-2, dim2=-1)
         return self.log_variances.exp().clamp_min(self.variance_floor)
 
-    def component_log_density(self, x: Tensor) -> Tensor:
-        """N x D features to N x C x M log N(x; mean, covariance), without the weights."""
+    def component_log_density(self, x: Tensor, classes: int | slice = slice(None)) -> Tensor:
+        """N x D features to N x C x M log N(x; mean, covariance), without the weights.
+
+        With the number of a class, N x M of that class alone.
+        """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise GenSegError(
                 f"The mixture lives in {self.dim} dimensions and takes N x {self.dim} features; "
                 f"got {tuple(x.shape)}."
             )
         if self.covariance == "full":
-            return full_log_density(x, self.centres, self.covariances)
-        return diagonal_log_density(x, self.centres, self.variances)
+            return full_log_density(x, self.centres[classes], self.covariances[classes])
+        return diagonal_log_density(x, self.centres[classes], self.variances[classes])
 
     @torch.no_grad()
     def own_log_density(self, x: Tensor, labels: Tensor) -> Tensor:

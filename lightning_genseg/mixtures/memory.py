@@ -11,11 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.sinkhorn import Processes
 
 # An outer product per feature is D x D; this bounds how many are held at once.
 _MAX_OUTER_ELEMENTS = 2**24
+
+
+class Estimate(NamedTuple):
+    """Gaussians of groups of features: their weights, means and (co)variances.
+
+    `counts` ...; `means` ... x D; `covariances` ... x D variances, or full ... x D x D.
+    """
+
+    counts: Tensor
+    means: Tensor
+    covariances: Tensor
+
+
+def central(second: Tensor, means: Tensor) -> Tensor:
+    """(Co)variances about the means, from mean squares ... x D or mean products ... x D x D."""
+    if second.ndim > means.ndim:
+        return second - means[..., :, None] * means[..., None, :]
+    return (second - means.square()).clamp_min(0)
 
 
 class Moments(NamedTuple):
@@ -42,6 +61,14 @@ class Moments(NamedTuple):
     def __add__(self, other: "Moments") -> "Moments":  # type: ignore[override]
         """Moments of both together (not the longer tuple)."""
         return Moments(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def estimate(self) -> Estimate:
+        """Means and covariances of the groups; zeros where a group is empty."""
+        # Half a feature is less than a group may hold, and more than subtractions leave of none.
+        counts = self.counts.clamp_min(0.5)
+        means = self.first / counts[:, None]
+        second = self.second / counts.view(-1, *[1] * (self.second.ndim - 1))
+        return Estimate(self.counts, means, central(second, means))
 
     def add_(self, features: Tensor, groups: Tensor, weights: Tensor) -> None:
         """Add P x D features with weights P (negative takes away) to their groups, in place."""
@@ -146,7 +173,35 @@ def gather_features(
     return features, groups
 
 
-class FeatureRing:
+class _Memory:
+    """Running moments of groups of features; a subclass decides which features they are of."""
+
+    def __init__(self, groups: int, dim: int, size: int = 32_000, full: bool = False) -> None:
+        check_arguments(_Memory.__init__, locals(), size="[1, inf)")
+        self.groups, self.dim, self.size, self.full = groups, dim, size, full
+        self._moments = Moments.zeros(groups, dim, full, torch.device("cpu"))
+
+    def moments(self) -> Moments:
+        """Moments of what is remembered now."""
+        return Moments(*(tensor[: self.groups] for tensor in self._moments))
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device; nothing happens where it is there already."""
+        if self._moments.counts.device != device:
+            self._moments = Moments(*(tensor.to(device) for tensor in self._moments))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, for a checkpoint."""
+        return {name: value.clone() for name, value in self._moments._asdict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`; that of a memory of another kind or shape is refused."""
+        _check_shape("the moments", self._moments.second.shape, state["second"].shape)
+        for name, value in self._moments._asdict().items():
+            value.copy_(state[name])
+
+
+class FeatureRing(_Memory):
     """The last `size` features of every group, first in, first out, with running moments.
 
     GMMSeg, Section 3.3 ("external memory"). EM needs sums over the ring only, so an update costs
@@ -169,24 +224,17 @@ class FeatureRing:
         full: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if size < 1:
-            raise GenSegError(f"memory_size is {size}; the memory must hold at least 1 feature.")
-        self.groups, self.dim, self.size, self.full, self.dtype = groups, dim, size, full, dtype
-        self._allocate(torch.device("cpu"))
-
-    def _allocate(self, device: torch.device) -> None:
+        super().__init__(groups, dim, size, full)
         # The last row of each tensor takes what belongs to no group, so that shapes stay fixed.
-        self.features = torch.zeros(
-            self.groups * self.size + 1, self.dim, dtype=self.dtype, device=device
-        )
-        self.entered = torch.zeros(self.groups + 1, dtype=torch.long, device=device)
-        self._moments = Moments.zeros(self.groups + 1, self.dim, self.full, device)
+        self.features = torch.zeros(groups * size + 1, dim, dtype=dtype)
+        self.entered = torch.zeros(groups + 1, dtype=torch.long)
+        self._moments = Moments.zeros(groups + 1, dim, full, torch.device("cpu"))
 
     @torch.no_grad()
     def push(self, features: Tensor, groups: Tensor) -> None:
         """Let P x D features enter, oldest first; `groups` P in 0..G-1, G to leave one out."""
         self.to(features.device)
-        new, groups = _finite(features.to(self.dtype), groups, self.groups)
+        new, groups = _finite(features.to(self.features.dtype), groups, self.groups)
         incoming = count_groups(groups, self.groups + 1)
         rank = ranks_in_group(groups, self.groups + 1)
         # Of more newcomers than the ring holds, the first would be overwritten at once.
@@ -200,52 +248,42 @@ class FeatureRing:
         self.features[place] = new
         self.entered += incoming
 
-    def moments(self) -> Moments:
-        """Moments of what the ring holds now."""
-        return Moments(*(tensor[: self.groups] for tensor in self._moments))
-
     def to(self, device: torch.device) -> None:
         """Move to a device; nothing happens where it is there already."""
-        if self.features.device != device:
-            self.features = self.features.to(device)
-            self.entered = self.entered.to(device)
-            self._moments = Moments(*(tensor.to(device) for tensor in self._moments))
+        super().to(device)
+        self.features, self.entered = self.features.to(device), self.entered.to(device)
+
+    def _slots(self) -> Tensor:
+        return self.features[:-1].view(self.groups, self.size, self.dim)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, for a checkpoint; only the filled part of the ring."""
         filled = min(self.size, int(self.entered[: self.groups].max()))
-        stored = self.features[:-1].view(self.groups, self.size, self.dim)[:, :filled]
-        return {"features": stored.clone(), "entered": self.entered.clone(), **self._moments_dict()}
-
-    def _moments_dict(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self._moments._asdict().items()}
+        stored = self._slots()[:, :filled].clone()
+        return {"features": stored, "entered": self.entered.clone(), **super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`; a ring of another shape is refused."""
+        """Continue from `state_dict()`; that of a memory of another kind or shape is refused."""
         stored = state.get("features")
         if stored is None:
             raise GenSegError(
                 "The checkpoint's memory is no ring; set memory as in the checkpoint."
             )
         _check_shape("the ring", (self.groups, self.dim), (stored.shape[0], stored.shape[2]))
-        _check_shape("the moments", self._moments.second.shape, state["second"].shape)
-        # A ring that has gone round has its oldest feature anywhere: no other size can go on with
-        # it.
+        # Once it has gone round, its oldest feature is anywhere: no other size can go on with it.
         wrapped = int(state["entered"][: self.groups].max()) > stored.shape[1]
         if stored.shape[1] > self.size or (wrapped and stored.shape[1] < self.size):
             raise GenSegError(
                 f"The checkpoint's memory holds {stored.shape[1]} features per component and this "
                 f"one {self.size}; set memory_size as in the checkpoint."
             )
-        self._allocate(self.features.device)
-        view = self.features[:-1].view(self.groups, self.size, self.dim)
-        view[:, : stored.shape[1]] = stored.to(view)
+        super().load_state_dict(state)
+        self.features.zero_()
+        self._slots()[:, : stored.shape[1]] = stored.to(self.features)
         self.entered.copy_(state["entered"])
-        for name, value in self._moments._asdict().items():
-            value.copy_(state[name])
 
 
-class DecayedMoments:
+class DecayedMoments(_Memory):
     """Moments that forget exponentially, with an effective length of `size` features.
 
     A memory without stored features: megabytes where the ring takes gigabytes. A group that gets n
@@ -259,12 +297,6 @@ class DecayedMoments:
         full: keep second moments as D x D matrices, for full covariances.
     """
 
-    def __init__(self, groups: int, dim: int, size: int = 32_000, full: bool = False) -> None:
-        if size < 1:
-            raise GenSegError(f"memory_size is {size}; the memory must hold at least 1 feature.")
-        self.groups, self.dim, self.size, self.full = groups, dim, size, full
-        self._moments = Moments.zeros(groups, dim, full, torch.device("cpu"))
-
     def push(self, features: Tensor, groups: Tensor) -> None:
         """Let P x D features enter; `groups` P in 0..G-1, G to leave one out."""
         self.absorb(batch_moments(features, groups, self.groups, self.full))
@@ -277,26 +309,11 @@ class DecayedMoments:
         for mine, new in zip(self._moments, batch, strict=True):
             mine.mul_(keep.view(-1, *[1] * (mine.ndim - 1))).add_(new)
 
-    def moments(self) -> Moments:
-        """The decayed moments now."""
-        return self._moments
-
-    def to(self, device: torch.device) -> None:
-        """Move to a device; nothing happens where it is there already."""
-        if self._moments.counts.device != device:
-            self._moments = Moments(*(tensor.to(device) for tensor in self._moments))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, for a checkpoint."""
-        return {name: value.clone() for name, value in self._moments._asdict().items()}
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`; moments of another shape are refused."""
+        """Continue from `state_dict()`; that of a memory of another kind or shape is refused."""
         if "features" in state:
             raise GenSegError("The checkpoint's memory is a ring; set memory as in the checkpoint.")
-        _check_shape("the moments", self._moments.second.shape, state["second"].shape)
-        for name, value in self._moments._asdict().items():
-            value.copy_(state[name])
+        super().load_state_dict(state)
 
 
 def _check_shape(what: str, mine: tuple[int, ...], theirs: tuple[int, ...]) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.mixtures.gaussian import full_precision
 
 
@@ -78,8 +78,7 @@ def sinkhorn(
         >>> sinkhorn(logp, torch.tensor([0, 0]), 1, iterations=50, rescale=False).argmax(1)
         tensor([1, 0])
     """
-    if epsilon <= 0:
-        raise GenSegError(f"sinkhorn epsilon is {epsilon}; it must be positive.")
+    check_arguments(sinkhorn, locals(), epsilon="(0, inf)", iterations="[0, inf)")
     with torch.autocast(log_density.device.type, enabled=False):
         log_q = full_precision(log_density)
         index = segments(labels, num_classes)

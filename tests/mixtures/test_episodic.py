@@ -1,4 +1,4 @@
-"""EM of one episode: the acceptance tests of CGMGM's specification, and scikit-learn as the outsider."""
+"""EM of one episode: acceptance tests of CGMGM's specification; scikit-learn as the outsider."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ import torch
 from sklearn.mixture import GaussianMixture as Reference
 from torch import Tensor
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures import EpisodicMixture, diagonal_log_density, fit_episodes
-from lightning_genseg.mixtures.gaussian import batched_log_density
+from lightning_genseg.mixtures.gaussian import pairs_log_density, with_squares
 
 DIM = 256
 
@@ -15,7 +16,7 @@ DIM = 256
 def episode(
     foreground: int, background: int = 600, dead: int = 0, episodes: int = 1, noise_seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Features after a ReLU, two objects apart in all their channels, and 0/1 weights; some channels constant."""
+    """Features after a ReLU, two objects apart in all channels (some constant), and 0/1 weights."""
     count = foreground + background
     labels = (torch.arange(count) >= foreground).long()
     means = 1.5 * torch.rand(episodes, 2, DIM, generator=torch.Generator().manual_seed(0))
@@ -47,9 +48,8 @@ def test_recovers_three_gaussians():
     assert nearest.sort().values.tolist() == [0, 1, 2]
     truth = torch.stack([x[0, owner == m].mean(0) for m in range(3)])
     torch.testing.assert_close(found[nearest], truth, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        mixture.log_weights.exp(), torch.full((1, 1, 3), 1 / 3), atol=1e-4, rtol=0
-    )
+    thirds = torch.full((1, 1, 3), 1 / 3)
+    torch.testing.assert_close(mixture.log_weights.exp(), thirds, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
@@ -65,7 +65,7 @@ def test_finite_with_few_pixels(count, covariance):
 
 @pytest.mark.parametrize("count", [8, 28, 300])
 def test_few_pixels_are_enough(count):
-    """Accuracy on pixels that were not fitted; the maximum-likelihood variance of Eq. 11 fails on 8 pixels."""
+    """Accuracy on other pixels; the maximum-likelihood variance of Eq. 11 fails on 8 pixels."""
     x, weights = episode(count, 600, episodes=4)
     held_out, sides = episode(300, 300, episodes=4, noise_seed=1)
     assert balanced_accuracy(ratio(fit_episodes(x, weights), held_out), sides) > 0.98
@@ -76,11 +76,11 @@ def test_few_pixels_are_enough(count):
 
 def test_constant_channels_do_not_count():
     x, weights = episode(60, 300, dead=DIM // 2)
-    with_dead = ratio(fit_episodes(x, weights), x)
-    without = x[..., DIM // 2 :].contiguous()
-    torch.testing.assert_close(
-        with_dead, ratio(fit_episodes(without, weights), without), rtol=1e-4, atol=1e-3
+    with_dead, without = (
+        ratio(fit_episodes(features, weights), features)
+        for features in (x, x[..., DIM // 2 :].contiguous())
     )
+    torch.testing.assert_close(with_dead, without, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("factor", [0.1, 10.0])
@@ -107,16 +107,12 @@ def test_the_same_in_every_batch():
     torch.testing.assert_close(alone.means[0], together.means[1], rtol=1e-4, atol=1e-4)
 
 
-def test_the_order_of_the_pixels_does_not_matter():
+def test_neither_order_nor_pixels_without_weight_matter():
     x, weights = episode(60, 200)
     order = torch.randperm(260)
     one, two = fit_episodes(x, weights), fit_episodes(x[:, order], weights[..., order])
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-def test_pixels_without_weight_do_not_matter():
-    x, weights = episode(60, 200)
     weights = weights.clone()
     weights[..., -50:] = 0
     changed = x.clone()
@@ -132,7 +128,7 @@ def test_the_objective_grows():
     def objective(iterations: int) -> Tensor:
         state = fit_episodes(x.double(), weights.double(), iterations=iterations)
         z = state.standardize(x.double())
-        parts = state.component_log_density(torch.cat([z, z * z], 2)) + state.log_weights[:, None]
+        parts = state.component_log_density(with_squares(z)) + state.log_weights[:, None]
         likelihood = (parts.logsumexp(-1).transpose(1, 2) * weights).sum(-1)
         share = weights.sum(1).clamp_max(1)
         share = (share / share.sum(1, keepdim=True))[:, None].double()
@@ -152,15 +148,16 @@ def test_finds_what_scikit_learn_finds():
     generator = torch.Generator().manual_seed(0)
     centres = 3 * torch.randn(3, 4, generator=generator)
     x = centres[torch.arange(400) % 3] + torch.randn(400, 4, generator=generator)
-    start = fit_episodes(x[None].double(), torch.ones(1, 1, 400), 3, 0, 1e-9, 1e-9)
-    ours = fit_episodes(x[None].double(), torch.ones(1, 1, 400), 3, 60, 1e-9, 1e-9)
+    x = x.double()
+    start, ours = (
+        fit_episodes(x[None], torch.ones(1, 1, 400), 3, iterations, 1e-9, 1e-9)
+        for iterations in (0, 60)
+    )
     means = (start.means[0, 0] * start.scale[0] + start.centre[0]).numpy()
     reference = Reference(
         3, covariance_type="diag", means_init=means, tol=1e-9, max_iter=500, reg_covar=0
-    ).fit(x.double().numpy())
-    assert ours.log_density(x[None].double()).mean() == pytest.approx(
-        reference.score(x.double().numpy()), abs=1e-4
-    )
+    ).fit(x.numpy())
+    assert ours.log_density(x[None]).mean() == pytest.approx(reference.score(x.numpy()), abs=1e-4)
 
 
 def test_full_covariance_sees_correlation():
@@ -169,14 +166,12 @@ def test_full_covariance_sees_correlation():
     noise[:, 200:, 1] *= -1  # the classes differ in nothing but the sign of the correlation
     weights = torch.zeros(2, 2, 400)
     weights[:, 0, :200] = weights[:, 1, 200:] = 1
-    accuracy = {
-        kind: balanced_accuracy(
-            ratio(fit_episodes(noise, weights, 1, covariance=kind), noise), weights
-        )
+    diagonal, full = (
+        balanced_accuracy(ratio(fit_episodes(noise, weights, 1, covariance=kind), noise), weights)
         for kind in ("diagonal", "full")
-    }
-    assert accuracy["full"] > 0.85
-    assert accuracy["diagonal"] < 0.65
+    )
+    assert full > 0.85
+    assert diagonal < 0.65
 
 
 def test_half_precision_is_not_used():
@@ -202,15 +197,20 @@ def test_batched_densities_are_those_of_each_episode():
     x, means = torch.randn(3, 7, 5, dtype=torch.float64), torch.randn(3, 4, 5, dtype=torch.float64)
     variances = torch.rand(3, 4, 5, dtype=torch.float64) + 0.1
     each = [diagonal_log_density(*parts) for parts in zip(x, means, variances, strict=True)]
-    together = batched_log_density(torch.cat([x, x * x], 2), means, variances)
+    together = pairs_log_density(with_squares(x), means, variances)
     torch.testing.assert_close(together, torch.stack(each))
 
 
-def test_wrong_arguments():
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"x": torch.zeros(10, DIM)}, r"B x N x D and weights B x C x N; got \(10, 256\)"),
+        ({"components": 0}, "components is 0; it must be at least 1"),
+        ({"variance_floor": 0}, "variance_floor is 0; it must be positive"),
+        ({"covariance": "tied"}, "covariance is 'tied'; it must be one of diagonal, full"),
+    ],
+)
+def test_wrong_arguments(arguments, words):
     x, weights = episode(5, 5)
-    with pytest.raises(ValueError, match=r"B x N x D and weights B x C x N; got \(10, 256\)"):
-        fit_episodes(x[0], weights)
-    with pytest.raises(ValueError, match="components is 0; it must be at least 1"):
-        fit_episodes(x, weights, components=0)
-    with pytest.raises(ValueError, match="variance_floor is 0; it must be positive"):
-        fit_episodes(x, weights, variance_floor=0)
+    with pytest.raises(GenSegError, match=words):
+        fit_episodes(**{"x": x, "weights": weights, **arguments})

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures import GaussianMixture, diagonal_log_density, full_log_density
 
 
@@ -18,7 +19,7 @@ def covariances(shape, dim):
 
 def test_diagonal_equals_torch_distributions():
     x, means, variances = torch.randn(7, 5), torch.randn(3, 2, 5), torch.rand(3, 2, 5) + 0.1
-    expected = Independent(Normal(means, variances.sqrt()), 1).log_prob(x[:, None, None])
+    expected = normal(means, variances).log_prob(x[:, None, None])
     torch.testing.assert_close(diagonal_log_density(x, means, variances), expected)
 
 
@@ -40,6 +41,10 @@ def test_full_is_the_same_in_parts(monkeypatch):
     torch.testing.assert_close(full_log_density(x, means, matrices), whole)
 
 
+def normal(means, variances):
+    return Independent(Normal(means, variances.sqrt()), 1)
+
+
 @pytest.mark.parametrize("dim", [1, 64, 512])
 def test_float32_is_close_to_float64_for_unit_features(dim):
     # The head's case: unit norm (for D=1: any sign), variances down to the floor.
@@ -50,9 +55,7 @@ def test_float32_is_close_to_float64_for_unit_features(dim):
     double = diagonal_log_density(x.double(), means.double(), variances.double())
     assert single.dtype == torch.float32
     assert double.dtype == torch.float64
-    expected = Independent(Normal(means.double(), variances.double().sqrt()), 1).log_prob(
-        x.double()[:, None]
-    )
+    expected = normal(means.double(), variances.double()).log_prob(x.double()[:, None])
     torch.testing.assert_close(double, expected)
     assert (single - double).abs().max() < 1e-3  # of log-densities of up to a thousand nats
 
@@ -62,9 +65,7 @@ def test_float32_far_from_the_origin():
     offset = 1000.0
     x, means = torch.randn(100, 8) + offset, torch.randn(6, 8) + offset
     variances = torch.rand(6, 8) + 0.1
-    expected = Independent(Normal(means.double(), variances.double().sqrt()), 1).log_prob(
-        x.double()[:, None]
-    )
+    expected = normal(means.double(), variances.double()).log_prob(x.double()[:, None])
     density = diagonal_log_density(x, means, variances).double()
     torch.testing.assert_close(density, expected, rtol=1e-5, atol=1e-3)
 
@@ -101,6 +102,9 @@ def test_own_density_is_a_part_of_all_densities(classes, covariance):
     with torch.autocast("cpu", torch.bfloat16):
         own = mixture.own_log_density(x, labels)
     everything = mixture.component_log_density(x)
+    torch.testing.assert_close(
+        mixture.component_log_density(x, 1), everything[:, 1], rtol=1e-4, atol=1e-4
+    )
     for row, label, density in zip(own, labels.tolist(), everything, strict=True):
         expected = density[label if 0 <= label < classes else 0]
         torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
@@ -110,9 +114,7 @@ def test_class_density_is_the_mixture():
     mixture = GaussianMixture(3, 2, 4)
     mixture.log_weights.copy_(torch.tensor([[0.3, 0.7]] * 3).log())
     x = torch.randn(5, 4)
-    components = Independent(Normal(mixture.means, torch.ones(3, 2, 4)), 1).log_prob(
-        x[:, None, None]
-    )
+    components = normal(mixture.means, torch.ones(3, 2, 4)).log_prob(x[:, None, None])
     probabilities = components.exp() * torch.tensor([0.3, 0.7])
     torch.testing.assert_close(mixture.log_density(x, "logsumexp"), probabilities.sum(2).log())
     torch.testing.assert_close(mixture.log_density(x, "max"), probabilities.amax(2).log())
@@ -182,19 +184,22 @@ def test_full_equals_multivariate_normal_through_the_mixture():
     )
 
 
-@pytest.mark.parametrize("name", ["num_classes", "components", "dim"])
-def test_refuses_an_empty_mixture(name):
-    sizes = {"num_classes": 2, "components": 2, "dim": 2, name: 0}
-    with pytest.raises(ValueError, match=f"{name} is 0; a mixture needs at least 1"):
-        GaussianMixture(**sizes)
-
-
-def test_refuses_full_by_gradient():
-    with pytest.raises(ValueError, match="use covariance='diagonal'"):
-        GaussianMixture(2, 2, 2, "full", trainable=True)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
+        ({"components": 0}, "components is 0; it must be at least 1"),
+        ({"dim": 0}, "dim is 0; it must be at least 1"),
+        ({"covariance": "tied"}, "covariance is 'tied'; it must be one of diagonal, full"),
+        ({"covariance": "full", "trainable": True}, "use covariance='diagonal'"),
+    ],
+)
+def test_wrong_arguments(arguments, words):
+    with pytest.raises(GenSegError, match=words):
+        GaussianMixture(**{"num_classes": 2, "components": 2, "dim": 2, **arguments})
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (5,), (2, 5, 4)])
 def test_refuses_features_of_another_shape(shape):
-    with pytest.raises(ValueError, match="takes N x 4 features; got"):
+    with pytest.raises(GenSegError, match="takes N x 4 features; got"):
         GaussianMixture(2, 2, 4).log_density(torch.zeros(shape))

@@ -5,6 +5,7 @@ from collections import deque
 import pytest
 import torch
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures import DecayedMoments, FeatureRing, spread_evenly
 from lightning_genseg.mixtures.memory import (
     batch_moments,
@@ -85,10 +86,14 @@ def test_ring_does_not_drift_in_ten_thousand_updates():
 
 def test_ring_does_not_grow():
     ring = FeatureRing(3, 2, size=5)
-    sizes = [(t.shape, t.data_ptr()) for t in (ring.features, ring.entered, *ring._moments)]
+
+    def places():
+        return [(t.shape, t.data_ptr()) for t in (ring.features, ring.entered, *ring._moments)]
+
+    before = places()
     for _ in range(10):
         ring.push(torch.randn(40, 2), torch.randint(4, (40,)))
-    assert sizes == [(t.shape, t.data_ptr()) for t in (ring.features, ring.entered, *ring._moments)]
+    assert places() == before
 
 
 def test_a_ring_of_one_slot():
@@ -157,28 +162,28 @@ def test_a_ring_saves_only_its_filled_part():
     torch.testing.assert_close(larger.moments().first, ring.moments().first)
 
 
-def test_memories_refuse_the_state_of_another_shape():
-    ring, decay = FeatureRing(3, 2, size=4), DecayedMoments(3, 2, size=4)
-    ring.push(torch.randn(9, 2), torch.zeros(9, dtype=torch.long))
-    with pytest.raises(ValueError, match="set memory_size as in the checkpoint"):
-        FeatureRing(3, 2, size=3).load_state_dict(ring.state_dict())
-    with pytest.raises(ValueError, match="set memory_size as in the checkpoint"):
-        FeatureRing(3, 2, size=5).load_state_dict(ring.state_dict())  # it has gone round
-    with pytest.raises(ValueError, match="set components, embedding_dim and covariance as in"):
-        FeatureRing(4, 2, size=4).load_state_dict(ring.state_dict())
-    with pytest.raises(ValueError, match="set components, embedding_dim and covariance as in"):
-        FeatureRing(3, 2, 4, full=True).load_state_dict(ring.state_dict())
-    with pytest.raises(ValueError, match="set components, embedding_dim and covariance as in"):
-        DecayedMoments(3, 4, 4).load_state_dict(decay.state_dict())
-    with pytest.raises(ValueError, match="memory is a ring; set memory as in the checkpoint"):
-        decay.load_state_dict(ring.state_dict())
-    with pytest.raises(ValueError, match="memory is no ring; set memory as in the checkpoint"):
-        ring.load_state_dict(decay.state_dict())
+@pytest.mark.parametrize(
+    ("memory", "kind", "words"),
+    [
+        (FeatureRing(3, 2, 3), FeatureRing, "set memory_size as in the checkpoint"),
+        (FeatureRing(3, 2, 5), FeatureRing, "set memory_size as in the checkpoint"),  # gone round
+        (FeatureRing(4, 2, 4), FeatureRing, "set components, embedding_dim and covariance as in"),
+        (FeatureRing(3, 2, 4, True), FeatureRing, "set components, embedding_dim and covariance"),
+        (DecayedMoments(3, 4, 4), DecayedMoments, "set components, embedding_dim and covariance"),
+        (DecayedMoments(3, 2, 4), FeatureRing, "memory is a ring; set memory as in"),
+        (FeatureRing(3, 2, 4), DecayedMoments, "memory is no ring; set memory as in"),
+    ],
+)
+def test_memories_refuse_the_state_of_another_shape(memory, kind, words):
+    other = kind(3, 2, size=4)
+    other.push(torch.randn(9, 2), torch.zeros(9, dtype=torch.long))
+    with pytest.raises(GenSegError, match=words):
+        memory.load_state_dict(other.state_dict())
 
 
 @pytest.mark.parametrize("kind", [FeatureRing, DecayedMoments])
 def test_memories_hold_at_least_one_feature(kind):
-    with pytest.raises(ValueError, match="memory_size is 0; the memory must hold at least 1"):
+    with pytest.raises(GenSegError, match="size is 0; it must be at least 1"):
         kind(3, 2, 0)
 
 

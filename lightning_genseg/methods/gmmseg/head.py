@@ -249,7 +249,7 @@ class GMMHead(nn.Module):
                 return
             m_step(
                 self.mixture,
-                moments,
+                moments.estimate(),
                 em.mean_momentum,
                 em.variance_momentum,
                 self.options.variance_floor,
