@@ -640,6 +640,9 @@ def test_as_many_operations_whatever_the_number_of_classes(options, sizes):
     assert counts[0] == counts[1]
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.10", reason="before 2.10 fake CUDA tensors need a driver"
+)
 @pytest.mark.parametrize(
     "options",
     [
