@@ -8,7 +8,7 @@ from functools import cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -112,5 +112,5 @@ def as_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Optio
         raise GenSegError(f"{value!r} is no {kind.__name__}: give one, or a mapping of its fields.")
     for key in value:
         if key not in known:
-            raise GenSegError(f"{kind.__name__} has no '{key}'; known are {', '.join(known)}.")
+            raise GenSegError(f"{kind.__name__} has no '{key}'{did_you_mean(str(key), known)}")
     return kind(**value)

@@ -1,5 +1,8 @@
 """What a user can mend, told in one sentence."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class GenSegError(ValueError):
     """Wrong input: the message names the file or argument and the remedy.
@@ -14,3 +17,17 @@ class MissingFileError(GenSegError, FileNotFoundError):
 
 class DownloadError(GenSegError, ConnectionError):
     """Something that could not be fetched."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """End of a sentence on an unknown word: the known one that is nearest, or all if they are few.
+
+    Example:
+        >>> "there is no decoder ufn" + did_you_mean("ufn", ["fpn", "unet"])
+        'there is no decoder ufn; did you mean fpn?'
+    """
+    known = list(known)
+    near = get_close_matches(word, known, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known are {', '.join(known)}." if 0 < len(known) <= 40 else "."

@@ -1,6 +1,5 @@
 """The command ``genseg``: a plain LightningCLI in subclass mode."""
 
-import difflib
 import inspect
 import os
 import pickle
@@ -28,7 +27,7 @@ from lightning_genseg.cli.reconstruct import summary as reconstruct_summary
 from lightning_genseg.data.sparse.labels import SparseLabels
 
 # Imported as packages: this is what makes their classes known by their short names.
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, did_you_mean
 
 # What a configuration file may hold beside `data`; `genseg check` and `reconstruct` have no use for
 # it.
@@ -343,7 +342,7 @@ def _condense(message: str) -> str:
             "data": [name for name in data.__all__ if name.endswith("DataModule")],
             "sparse": [kind.__name__ for kind in SparseLabels.__subclasses__()],
         }.get(keys[-1], [])
-        return f"--{'.'.join(keys)}: there is no class {name[1]}{_did_you_mean(name[1], known)}"
+        return f"--{'.'.join(keys)}: there is no class {name[1]}{did_you_mean(name[1], known)}"
     noise = r"\s*(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
     lines = [line for line in message.splitlines() if not re.match(noise, line)]
     text = " ".join(line.strip().removeprefix("- ") for line in lines)
@@ -351,12 +350,5 @@ def _condense(message: str) -> str:
     if option:
         module, _, cls = option[1].rpartition(".")
         arguments = inspect.signature(getattr(import_module(module), cls)).parameters
-        text += _did_you_mean(option[2], list(arguments))
+        text += did_you_mean(option[2], arguments)
     return text
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; known are {', '.join(known)}." if known else "."

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
-from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean
 from lightning_genseg.networks.fcn import FCNDecoder
 from lightning_genseg.networks.mla import MLADecoder
 from lightning_genseg.networks.ocrnet import OCRDecoder
@@ -98,10 +97,7 @@ class PixelFeatures(nn.Module):
         super().__init__()
         check_encoder_name(encoder)
         if decoder not in DECODERS:
-            raise GenSegError(
-                f"decoder {decoder!r} is unknown{_did_you_mean(decoder, DECODERS)}; "
-                f"the decoders are {', '.join(DECODERS)}."
-            )
+            raise GenSegError(f"decoder {decoder!r} is unknown{did_you_mean(decoder, DECODERS)}")
         if decoder == "ocrnet" and num_classes is None:
             raise GenSegError("decoder 'ocrnet' predicts coarse classes: give it num_classes.")
         options = dict(options or {})
@@ -219,14 +215,9 @@ def check_encoder_name(encoder: str) -> None:
         raise GenSegError(f"encoder {encoder!r} is a timm model: write 'tu-{encoder}'.")
     known = [*smp_encoders, *(f"tu-{name}" for name in timm.list_models())]
     raise GenSegError(
-        f"encoder {encoder!r} is unknown{_did_you_mean(encoder, known)}; give the name of an smp "
-        "encoder, or 'tu-' and the name of a timm model."
+        f"encoder {encoder!r} is no encoder of smp, nor 'tu-' and the name of a timm model"
+        f"{did_you_mean(encoder, known)}"
     )
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    return f": did you mean {' or '.join(close)}?" if close else ""
 
 
 def _accepted_options(decoder: str) -> list[str]:
@@ -246,11 +237,8 @@ def _check_options(encoder: str, decoder: str, options: Mapping[str, Any]) -> No
 
 
 def _unknown_option(key: str, encoder: str, decoder: str) -> str:
-    accepted = _accepted_options(decoder)
-    return (
-        f"option {key!r} is not one of {decoder} on {encoder}{_did_you_mean(key, accepted)}; "
-        f"its options are {', '.join(accepted)}."
-    )
+    hint = did_you_mean(key, _accepted_options(decoder))
+    return f"option {key!r} is not one of {decoder} on {encoder}{hint}"
 
 
 def _build(

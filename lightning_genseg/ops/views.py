@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, did_you_mean
 from lightning_genseg.ops.resize import resize_maps
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
@@ -190,11 +189,7 @@ def check_options(options: Mapping[str, Any] | None) -> None:
     known = list(InferenceOptions.__annotations__)
     for key in options:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
-            raise GenSegError(
-                f"inference.{key} is not an option{hint}; the options are {', '.join(known)}."
-            )
+            raise GenSegError(f"inference.{key} is not an option{did_you_mean(str(key), known)}")
     for key in ("short_side", "long_side", "multiple"):
         value = options.get(key)
         if value is not None and not _positive(value):

@@ -288,8 +288,8 @@ def test_autocast(image):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"windw": (8, 8)}, "inference.windw is not an option: did you mean window"),
-        ({"tta": True}, "inference.tta is not an option; the options are short_side, long_side"),
+        ({"windw": (8, 8)}, "inference.windw is not an option; did you mean window"),
+        ({"tta": True}, "inference.tta is not an option; known are short_side, long_side"),
         ({"window": 8, "stride": (8, 8)}, "inference.window must be two positive integers.*not 8"),
         ({"window": (8, 0), "stride": (8, 8)}, "inference.window must be two positive"),
         ({"window": (8, 8), "stride": (8, -1)}, "inference.stride must be two positive"),
