@@ -1,20 +1,17 @@
 """The command ``genseg``: a plain LightningCLI in subclass mode."""
 
-import inspect
 import os
 import pickle
-import re
 import sys
-from argparse import SUPPRESS, ArgumentError
-from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
+from argparse import SUPPRESS
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_genseg import __version__, data, methods
 from lightning_genseg.callbacks.predictions import PredictionWriter
@@ -22,12 +19,12 @@ from lightning_genseg.callbacks.report import Report
 from lightning_genseg.cli.calibrate import GenSegTrainer
 from lightning_genseg.cli.check import check_data
 from lightning_genseg.cli.check import summary as check_summary
+from lightning_genseg.cli.messages import fail, say, user_message
 from lightning_genseg.cli.reconstruct import reconstruct_data
 from lightning_genseg.cli.reconstruct import summary as reconstruct_summary
-from lightning_genseg.data.sparse.labels import SparseLabels
 
 # Imported as packages: this is what makes their classes known by their short names.
-from lightning_genseg.errors import GenSegError, did_you_mean
+from lightning_genseg.errors import GenSegError
 
 # What a configuration file may hold beside `data`; `genseg check` and `reconstruct` have no use for
 # it.
@@ -46,6 +43,24 @@ _OF_OTHER_COMMANDS = (
     "risk",
 )
 
+
+# What a run does unless it is told otherwise, in YAML or on the command line. `GenSegCLI` fills in
+# what a fixed value cannot say: where the log goes, and what validation is counted in.
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,  # `genseg check` reads all data, not only two batches
+    "check_val_every_n_epoch": None,  # a whole val_check_interval counts steps, not epochs
+    "logger": {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": "runs/{folder}", "name": "{config}"},
+    },
+}
+_FIT = """Train a model.
+
+Unless told otherwise, a run writes into runs/FOLDER/NAME/version_N, after the first configuration
+file FOLDER/NAME.yaml (without one: after the model); it keeps the last state in
+checkpoints/last.ckpt (a ModelCheckpoint among the callbacks replaces that); it logs every 10 steps,
+and it validates every epoch, or every val_check_interval steps if that is a whole number."""
 
 _DESCRIPTIONS = {
     "check": "Read every file of the data: counts, class frequencies, missing and broken files, a picture. Takes the "
@@ -82,8 +97,43 @@ class GenSegCLI(LightningCLI):
         """A test or predict run in the folder of a fit must not replace the fit's files."""
         name = "config.yaml" if self.subcommand == "fit" else f"{self.subcommand}_config.yaml"
         self.save_config_kwargs = {"config_filename": name, "overwrite": True}
+        self._name_run(self.config[self.subcommand])
         if self.subcommand != "fit":
             self._keep_fit_log(self.config[self.subcommand])
+
+    @staticmethod
+    def _name_run(config: Any) -> None:
+        """Put the run's name into the logger's folders; the saved configuration then names them."""
+        arguments = getattr(config.trainer.logger, "init_args", {})
+        files = [Path(str(file)) for file in config.get("config") or () if file is not None]
+        folder = files[0].parent.name if files else ""
+        name = files[0].stem if files else config.model.class_path.rpartition(".")[2]
+        if "{folder}" in str(arguments.get("save_dir")):
+            root = Path(config.trainer.default_root_dir or "")
+            arguments["save_dir"] = str(root / arguments["save_dir"].replace("{folder}", folder))
+        if arguments.get("name") == "{config}":
+            arguments["name"] = name
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Complete `_TRAINER_DEFAULTS` where they depend on the other arguments."""
+        trainer = self._get(self.config_init, "trainer")
+        interval = trainer.val_check_interval
+        if trainer.check_val_every_n_epoch is None and (
+            interval is None or isinstance(interval, float)
+        ):
+            kwargs["check_val_every_n_epoch"] = 1
+        callbacks = trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if trainer.barebones:
+            kwargs |= {"logger": None, "log_every_n_steps": None}
+        elif trainer.enable_checkpointing is not False and not any(
+            isinstance(callback, Checkpoint) for callback in callbacks
+        ):
+            kwargs["callbacks"] = [*callbacks, ModelCheckpoint(save_last=True, save_top_k=0)]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # Lightning's word on arguments that do not fit each other
+            raise GenSegError(str(error)) from error
 
     def _keep_fit_log(self, config: Any) -> None:
         """Move to a folder beside that of the fit if the configuration names it: CSVLogger would empty its log."""
@@ -96,14 +146,14 @@ class GenSegCLI(LightningCLI):
         folder /= f"version_{version}" if isinstance(version, int) else str(version)
         if version is not None and (folder / "config.yaml").is_file():
             arguments.version = f"{folder.name}-{self.subcommand}"
-            _say(
+            say(
                 f"{folder} holds a fit; this run goes to {folder.name}-{self.subcommand} beside it."
             )
 
     def _require_checkpoint(self) -> None:
         """Random weights would look like a result."""
         trained = getattr(self.model, "needs_training", True)
-        if trained and not self.config[self.subcommand].get("ckpt_path"):
+        if trained and self.config[self.subcommand].get("ckpt_path") in (None, "", "best", "last"):
             raise GenSegError(
                 f"genseg {self.subcommand} needs the trained model: give its checkpoint "
                 "with --ckpt_path."
@@ -165,7 +215,7 @@ class _LastCheckpoint(Callback):
         if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
             return
         if not trainer.training:
-            _say("interrupted.")
+            say("interrupted.")
             return
         paths = [
             Path(path)
@@ -178,9 +228,9 @@ class _LastCheckpoint(Callback):
         ]
         if paths:
             newest = max(paths, key=lambda path: path.stat().st_mtime)
-            _say(f"interrupted; go on with the same command and --ckpt_path {newest}")
+            say(f"interrupted; go on with the same command and --ckpt_path {newest}")
         else:
-            _say("interrupted before the first checkpoint was written.")
+            say("interrupted before the first checkpoint was written.")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -209,24 +259,25 @@ def main(args: list[str] | None = None) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # the modules take their optimiser as an argument
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [_LastCheckpoint()]},
+            trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [_LastCheckpoint()]},
             parser_kwargs={
                 "prog": "genseg",
                 "description": "Generative semantic segmentation: train, test and predict; "
                 "`genseg check` looks at the data first, `genseg reconstruct` at a tokenizer of "
                 "GSS.",
                 "version": __version__,
+                "fit": {"description": _FIT},
             },
             args=args,
         )
     except KeyboardInterrupt:  # before the Trainer runs; later it is _LastCheckpoint's
-        _say("interrupted.")
+        say("interrupted.")
         raise SystemExit(130) from None
     except Exception as error:
-        message = None if os.environ.get("GENSEG_DEBUG") else _user_message(error)
+        message = None if os.environ.get("GENSEG_DEBUG") else user_message(error)
         if message is None:
             raise
-        _fail(message)
+        fail(message)
 
 
 def _check(args: list[str]) -> None:
@@ -281,15 +332,6 @@ def _of_data(
     return function(**arguments), arguments["output_dir"]
 
 
-def _say(message: str) -> None:
-    sys.stderr.write(f"genseg: {message}\n")
-
-
-def _fail(message: str) -> NoReturn:
-    _say("error: " + " ".join(message.split()))
-    raise SystemExit(2) from None
-
-
 def _plain(value: Any) -> Any:
     """A value as YAML would hold it, for comparing."""
     return (
@@ -299,56 +341,3 @@ def _plain(value: Any) -> Any:
         if isinstance(value, Path)
         else value
     )
-
-
-def _user_message(error: BaseException) -> str | None:
-    """What to tell the user, or None for an error that needs its traceback."""
-    for link in _chain(error):
-        if isinstance(link, ValueError | OSError) and _for_users(link):
-            return str(link)
-    if isinstance(error, ArgumentError):
-        return _condense(str(error))
-    if isinstance(
-        error, FileExistsError | IsADirectoryError | NotADirectoryError | PermissionError
-    ):
-        return f"'{error.filename}' cannot be used ({error.strerror}): choose another path."
-    if isinstance(error, FileNotFoundError | MisconfigurationException):
-        return str(error)
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _for_users(error: BaseException) -> bool:
-    """Whether the innermost frame is this package's, or checks the Trainer's arguments."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    name = "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
-    return name.startswith((f"{__package__}.", "lightning.pytorch.trainer.connectors."))
-
-
-def _condense(message: str) -> str:
-    """The sentence inside jsonargparse's report of everything it has tried."""
-    name = re.search(r"Expected a dot import path string: (\w+)", message)
-    keys = re.findall(r"Parser key \"(\w+)\"", message[: name.start()]) if name else []
-    if name and keys:
-        known = {
-            "model": methods.__all__,
-            "data": [name for name in data.__all__ if name.endswith("DataModule")],
-            "sparse": [kind.__name__ for kind in SparseLabels.__subclasses__()],
-        }.get(keys[-1], [])
-        return f"--{'.'.join(keys)}: there is no class {name[1]}{did_you_mean(name[1], known)}"
-    noise = r"\s*(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
-    lines = [line for line in message.splitlines() if not re.match(noise, line)]
-    text = " ".join(line.strip().removeprefix("- ") for line in lines)
-    option = re.search(r"class_path '([\w.]+)': Option '(\w+)' is not accepted", text)
-    if option:
-        module, _, cls = option[1].rpartition(".")
-        arguments = inspect.signature(getattr(import_module(module), cls)).parameters
-        text += did_you_mean(option[2], arguments)
-    return text

@@ -72,7 +72,7 @@ def test_from_base_learner_to_prediction(tmp_path, photos, capsys):
     (trained,) = tmp_path.glob("cgmgm/**/*.ckpt")
     checkpoint.unlink()  # everything is in the second checkpoint
     main(["test", *method, "--ckpt_path", str(trained)])
-    folder = tmp_path / "cgmgm/lightning_logs/version_1"
+    folder = tmp_path / "cgmgm/runs/cgmgm/version_1"
     report = json.loads((folder / "metrics.json").read_text())
     assert report["images"] == 3
     assert list(report["IoU"]) == ["vehicle"]

@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 
 import lightning_genseg
-from lightning_genseg.callbacks import read_manifest
+from lightning_genseg.callbacks import ChannelsLast, read_manifest
+from lightning_genseg.cli.calibrate import GenSegTrainer
 from lightning_genseg.cli.main import main
 from lightning_genseg.data import SyntheticScenes
 
@@ -67,8 +68,7 @@ def config(run):
 
 @pytest.fixture
 def checkpoint(run):
-    (path,) = run.glob("lightning_logs/version_0/checkpoints/*.ckpt")
-    return str(path)
+    return str(run / "runs" / "config" / "version_0" / "checkpoints" / "last.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def fails(args, capsys):
 
 
 def test_fit_leaves_a_run_that_explains_itself(run, checkpoint):
-    folder = run / "lightning_logs" / "version_0"
+    folder = run / "runs" / "config" / "version_0"
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["model"]["class_path"].endswith("SoftmaxSegmenter")
     assert saved["report"] == {"num_pictures": 6}
@@ -119,7 +119,7 @@ def test_fit_leaves_a_run_that_explains_itself(run, checkpoint):
 
 def test_test_leaves_scores_and_pictures(config, checkpoint, tmp_path):
     main(["test", "--config", config, "--ckpt_path", checkpoint])
-    folder = tmp_path / "lightning_logs" / "version_0"
+    (folder,) = tmp_path.glob("runs/*/config/version_0")
     report = json.loads((folder / "metrics.json").read_text())
     assert 0 <= report["mIoU"] <= 1
     assert report["images"] == 2
@@ -145,13 +145,13 @@ def test_a_test_leaves_the_log_of_the_fit_alone(config, checkpoint, tmp_path, ca
 
 def test_the_saved_config_is_a_config(run, checkpoint, photos, tmp_path):
     """A run's own files are enough to predict a folder of images."""
-    saved = run / "lightning_logs" / "version_0" / "config.yaml"
+    saved = run / "runs" / "config" / "version_0" / "config.yaml"
     options = ["--data.predict_root", str(photos), "--predictions.output_dir", "out"]
     main(["predict", "--config", str(saved), "--ckpt_path", checkpoint, *options])
     lines = read_manifest(tmp_path / "out" / "predictions.jsonl")
     assert len(lines) == 40
     assert {line["checkpoint"] for line in lines} == {checkpoint}
-    module = lightning_genseg.modules.SoftmaxSegmenter.load_from_checkpoint(checkpoint)
+    module = lightning_genseg.SoftmaxSegmenter.load_from_checkpoint(checkpoint)
     for line in lines[::13]:
         with (
             Image.open(line["image"]) as image,
@@ -198,7 +198,7 @@ def test_killed_prediction_goes_on_where_it_stopped(config, checkpoint, photos, 
 def test_interrupted_training_says_where_to_go_on(config, tmp_path):
     args = ["fit", "--config", config, "--trainer.max_epochs", "10000"]
     with start(args) as process:
-        wait_for(lambda: list(tmp_path.glob("lightning_logs/*/checkpoints/*.ckpt")), process)
+        wait_for(lambda: list(tmp_path.glob("runs/*/config/*/checkpoints/*.ckpt")), process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
@@ -255,7 +255,7 @@ def test_a_checkpoint_of_a_script(config, checkpoint, tmp_path):
         del content["hyper_parameters"][key]
     torch.save(content, tmp_path / "script.ckpt")
     main(["test", "--config", config, "--ckpt_path", "script.ckpt"])
-    (report,) = tmp_path.glob("lightning_logs/*/metrics.json")
+    (report,) = tmp_path.glob("runs/*/config/*/metrics.json")
     assert json.loads(report.read_text())["checkpoint"] == "script.ckpt"
 
 
@@ -273,16 +273,92 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == f"genseg {lightning_genseg.__version__}"
 
 
+# --- what a run does unless it is told otherwise --------------------------------------------
+
+
+class Stop(Exception):
+    """Raised where the Trainer would run."""
+
+
+def started(args, monkeypatch):
+    """The Trainer that a command line makes."""
+    found = []
+
+    def stop(self, **kwargs):
+        found.append(self)
+        raise Stop
+
+    monkeypatch.setattr(GenSegTrainer, "fit", stop)
+    with pytest.raises(Stop):
+        main(["fit", *args])
+    return found[0]
+
+
+def test_the_defaults_of_a_run(config, run, tmp_path, monkeypatch):
+    trainer = started(["--config", config], monkeypatch)
+    assert trainer.num_sanity_val_steps == 0
+    assert trainer.check_val_every_n_epoch == 1  # CONFIG gives no interval
+    (checkpoint,) = trainer.checkpoint_callbacks
+    assert (checkpoint.save_last, checkpoint.save_top_k) == (True, 0)
+    assert Path(trainer.log_dir) == Path("runs", run.name, "config", "version_0")
+    options = ["--trainer.default_root_dir", "elsewhere", "--trainer.logger.version", "a"]
+    trainer = started(["--config", config, *options], monkeypatch)
+    assert Path(trainer.log_dir) == Path("elsewhere", "runs", run.name, "config", "a")
+    content = {**CONFIG, "trainer": {"accelerator": "cpu"}}
+    Path("mine.yaml").write_text(yaml.safe_dump(content))
+    Path("other.yaml").write_text("trainer: {val_check_interval: 7}")
+    trainer = started(["--config", "mine.yaml", "--config", "other.yaml"], monkeypatch)
+    assert trainer.log_every_n_steps == 10
+    assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == (7, None)
+    assert Path(trainer.log_dir) == Path("runs", "mine", "version_0")
+    model, data = CONFIG["model"]["init_args"], ["--data", "SyntheticScenesDataModule"]
+    options = [word for key, value in model.items() for word in (f"--model.{key}", value)]
+    trainer = started(["--model", "SoftmaxSegmenter", *options, *data], monkeypatch)
+    assert Path(trainer.log_dir) == Path("runs", "SoftmaxSegmenter", "version_0")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"check_val_every_n_epoch": 3}, {"check_val_every_n_epoch": 3}),
+        ({"val_check_interval": 0.5}, {"val_check_interval": 0.5, "check_val_every_n_epoch": 1}),
+        ({"val_check_interval": 1, "check_val_every_n_epoch": 1}, {"check_val_every_n_epoch": 1}),
+        ({"val_check_interval": "00:01:00:00"}, {"check_val_every_n_epoch": None}),
+        ({"num_sanity_val_steps": 2}, {"num_sanity_val_steps": 2}),
+        ({"log_every_n_steps": 50}, {"log_every_n_steps": 50}),
+        ({"logger": False}, {"loggers": []}),
+        ({"enable_checkpointing": False}, {"checkpoint_callbacks": []}),
+        ({"barebones": True}, {"loggers": [], "checkpoint_callbacks": [], "log_every_n_steps": 0}),
+        ({"fast_dev_run": True}, {"check_val_every_n_epoch": 1, "num_sanity_val_steps": 0}),
+    ],
+)
+def test_what_is_given_holds(given, expected, monkeypatch):
+    trainer = {"accelerator": "cpu", **given}
+    Path("a.yaml").write_text(yaml.safe_dump({**CONFIG, "trainer": trainer}))
+    made = started(["--config", "a.yaml"], monkeypatch)
+    assert {name: getattr(made, name) for name in expected} == expected
+
+
+def test_a_checkpoint_callback_of_ones_own_is_the_only_one(config, monkeypatch):
+    options = ["--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.monitor", "val_mIoU"]
+    (checkpoint,) = started(["--config", config, *options], monkeypatch).checkpoint_callbacks
+    assert checkpoint.monitor == "val_mIoU"
+    options = ["--trainer.callbacks", "lightning_genseg.callbacks.ChannelsLast"]
+    trainer = started(["--config", config, *options], monkeypatch)
+    assert any(isinstance(callback, ChannelsLast) for callback in trainer.callbacks)
+    assert trainer.checkpoint_callback.save_last
+
+
 # --- one line for what the user can mend ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model.encodr", "resnet18"], "Option 'encodr' is not accepted; did you mean encoder?"),
-        (["--model", "GMMSg"], "--model: there is no class GMMSg; did you mean GMMSeg?"),
-        (["--data", "CamVidDatModule"], "--data: there is no class CamVidDatModule; did you mean CamVidDataModule?"),
-        (["--data.sparse", "Pints"], "--data.sparse: there is no class Pints; did you mean Points?"),
+        (["--model.encodr", "resnet18"], "Option 'encodr' is not accepted; did you mean encoder"),
+        (["--model", "GMMSg"], "--model: there is no class GMMSg; did you mean GMMSeg"),
+        (["--data", "CamVidDatModule"], "--data: there is no class CamVidDatModule; did you mean CamVidDataModule"),
+        (["--data.sparse", "Pints"], "--data.sparse: there is no class Pints; did you mean Points"),
         (["--model.encoder", "resnt18"], "encoder 'resnt18' is unknown"),
         (["--trainer.max_epochs", "many"], 'Parser key "trainer.max_epochs"'),
         (["--data", "CamVidDataModule", "--data.root", "nowhere"], "'nowhere/train' does not exist"),
@@ -355,10 +431,33 @@ def test_debug_shows_the_traceback(config, monkeypatch):
         main(["fit", "--config", config, "--data.batch_size", "0"])
 
 
-def test_foreign_errors_keep_their_traceback(config, monkeypatch):
-    def broken(*args, **options):
-        raise ValueError("Expected input batch_size (2) to match target batch_size (3).")
+def of_torch(*args, **options):
+    raise ValueError("Expected input batch_size (2) to match target batch_size (3).")
 
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", broken)
-    with pytest.raises(ValueError, match="Expected input batch_size"):
+
+def of_ours(*args, **options):
+    list(zip([1], [], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"), [(of_torch, "Expected input"), (of_ours, "shorter")]
+)
+@pytest.mark.parametrize("place", ["SoftmaxSegmenter.compute_loss", "SoftmaxSegmenter.__init__"])
+def test_bugs_keep_their_traceback(place, broken, message, config, monkeypatch):
+    monkeypatch.setattr(f"lightning_genseg.{place}", broken)
+    with pytest.raises(ValueError, match=message):
         main(["fit", "--config", config])
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_mistake_found_by_a_worker_is_one_line(config, tmp_path, capsys):
+    for folder, shape in (("images", (64, 64, 3)), ("masks", (64, 64))):
+        (tmp_path / folder).mkdir()
+        for name in "abcdefghij":
+            Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / folder / f"{name}.png")
+    for path in (tmp_path / "masks").iterdir():
+        path.write_bytes(b"torn")
+    data = ["--data", "FolderDataModule", "--data.root", str(tmp_path), "--data.num_classes", "2"]
+    message = fails(["fit", "--config", config, *data, "--data.num_workers", "1"], capsys)
+    assert "cannot be read" in message
+    assert "worker" not in message

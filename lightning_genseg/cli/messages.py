@@ -1,0 +1,76 @@
+"""What users are told: one sentence on standard error for what they can mend."""
+
+import inspect
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator
+from importlib import import_module
+from typing import NoReturn
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_genseg import data, methods
+from lightning_genseg.data.sparse.labels import SparseLabels
+from lightning_genseg.errors import GenSegError, did_you_mean
+
+
+def say(message: str) -> None:
+    """Write a line to standard error."""
+    sys.stderr.write(f"genseg: {message}\n")
+
+
+def fail(message: str) -> NoReturn:
+    """Write a line to standard error and exit with code 2."""
+    say("error: " + " ".join(message.split()))
+    raise SystemExit(2) from None
+
+
+def user_message(error: BaseException) -> str | None:
+    """Return the sentence for the user, or None for an error that needs its traceback."""
+    for link in _chain(error):
+        if isinstance(link, GenSegError):
+            return _from_worker(link)
+    if isinstance(error, ArgumentError):
+        return _condense(str(error))
+    if isinstance(error, FileNotFoundError | MisconfigurationException):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"'{error.filename}' cannot be used ({error.strerror}): choose another path."
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _from_worker(error: GenSegError) -> str:
+    """Return the message of an error, which a DataLoader's worker sends behind its traceback."""
+    text = str(error)
+    if re.match(r"Caught \w+ in DataLoader worker process", text):
+        text = text.rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2]
+    return text
+
+
+def _condense(message: str) -> str:
+    """Return the sentence inside jsonargparse's report of everything it has tried."""
+    name = re.search(r"Expected a dot import path string: (\w+)", message)
+    keys = re.findall(r"Parser key \"(\w+)\"", message[: name.start()]) if name else []
+    if name and keys:
+        known = {
+            "model": methods.__all__,
+            "data": [name for name in data.__all__ if name.endswith("DataModule")],
+            "sparse": [kind.__name__ for kind in SparseLabels.__subclasses__()],
+        }.get(keys[-1], [])
+        return f"--{'.'.join(keys)}: there is no class {name[1]}{did_you_mean(name[1], known)}"
+    noise = r"\s*(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
+    lines = [line for line in message.splitlines() if not re.match(noise, line)]
+    text = " ".join(line.strip().removeprefix("- ") for line in lines)
+    option = re.search(r"class_path '([\w.]+)': Option '(\w+)' is not accepted", text)
+    if option:
+        module, _, cls = option[1].rpartition(".")
+        arguments = inspect.signature(getattr(import_module(module), cls)).parameters
+        text += did_you_mean(option[2], list(arguments))
+    return text
