@@ -1,6 +1,5 @@
 """What users are told: one sentence on standard error for what they can mend."""
 
-import inspect
 import re
 import sys
 from argparse import ArgumentError
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import NoReturn
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_genseg import data, methods
@@ -68,9 +68,15 @@ def _condense(message: str) -> str:
     noise = r"\s*(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
     lines = [line for line in message.splitlines() if not re.match(noise, line)]
     text = " ".join(line.strip().removeprefix("- ") for line in lines)
-    option = re.search(r"class_path '([\w.]+)': Option '(\w+)' is not accepted", text)
-    if option:
-        module, _, cls = option[1].rpartition(".")
-        arguments = inspect.signature(getattr(import_module(module), cls)).parameters
-        text += did_you_mean(option[2], list(arguments))
-    return text
+    option = re.search(
+        r"class_path '([\w.]+)': (?:Option '|unrecognized arguments: --)([\w.]+)", text
+    )
+    return text + did_you_mean(option[2], _arguments(option[1])) if option else text
+
+
+def _arguments(class_path: str) -> list[str]:
+    """Names of a class's arguments, those of its bases and of groups (`mixture.components`) too."""
+    module, _, name = class_path.rpartition(".")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
+    return list(parser.get_defaults().keys())
