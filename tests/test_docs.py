@@ -64,9 +64,8 @@ def recipes():
     found = {}
     for path in (ROOT / "experiments").rglob("*.yaml"):
         logger = (yaml.safe_load(path.read_text()).get("trainer") or {}).get("logger") or {}
-        folder = logger.get("init_args", {})
-        if "name" in folder:
-            found["{save_dir}/{name}".format(**folder)] = str(path)
+        place = {"save_dir": f"runs/{path.parent.name}", "name": path.stem}
+        found["{save_dir}/{name}".format(**place | logger.get("init_args", {}))] = str(path)
     return found
 
 
