@@ -65,7 +65,7 @@ class GMMSeg(PixelModule):
     ) -> None:
         mixture, self.em = as_options(MixtureOptions, mixture), as_options(EMOptions, em)
         super().__init__(num_classes, **kwargs)
-        self.posthoc = em.train == "posthoc"
+        self.posthoc = self.em.train == "posthoc"
         if self.posthoc and mixture.embedding_dim is not None:
             raise GenSegError(
                 "em.train='posthoc' fits the features as they are, and nothing would train a "
