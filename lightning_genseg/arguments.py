@@ -2,7 +2,7 @@
 
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
@@ -19,12 +19,14 @@ Options = TypeVar("Options", bound="DataclassInstance")
 def check_arguments(owner: Callable[..., Any], values: Mapping[str, Any], **ranges: str) -> None:
     """Refuse arguments that their annotations or ranges forbid, in Python as on the command line.
 
-    Checked are choices (`Literal`, also optional or in a list), `int` and `float`.
+    Checked are choices (`Literal`), `int`, `float` and `bool`, also where they are optional, one of
+    several types, or entries of a list or tuple. Other types are left alone.
 
     Args:
         owner: function or dataclass whose annotations are read.
-        values: arguments by name; others are left alone, so that `locals()` will do.
-        ranges: intervals by name: `"[1, inf)"`, `"(0, 1]"`; a tuple's numbers are checked each.
+        values: arguments by name; those without an annotation are left alone, so that `locals()`
+            will do.
+        ranges: intervals by name: `"[1, inf)"`, `"(0, 1]"`; of a list or tuple for each entry.
 
     Raises:
         GenSegError: naming the argument, what it is and what it may be.
@@ -46,11 +48,6 @@ def check_arguments(owner: Callable[..., Any], values: Mapping[str, Any], **rang
                 _check_range(name, number, interval)
 
 
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Refuse a value that is none of a `Literal`'s, naming the argument and the choices."""
-    _check_type(name, value, choices)
-
-
 @cache
 def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
     return {name: hint for name, hint in get_type_hints(owner).items() if name != "return"}
@@ -59,20 +56,22 @@ def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
 def _check_type(name: str, value: object, hint: Any) -> None:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in parts:
-            return
-        parts = tuple(part for part in parts if part is not type(None))
-        if len(parts) == 1:
-            _check_type(name, value, parts[0])
+        _check_union(name, value, parts)
     elif origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in parts):
-            choices = ", ".join(map(str, parts))
-            raise GenSegError(f"{name} is {value!r}; it must be one of {choices}.")
-    elif origin in (list, tuple) and isinstance(value, list | tuple):
-        inner = [part for part in parts if part is not Ellipsis]
-        hints = inner * len(value) if len(inner) == 1 else inner
-        for item, part in zip(value, hints, strict=False):
+            raise GenSegError(
+                f"{name} is {value!r}; it must be one of {', '.join(map(str, parts))}."
+            )
+    elif origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
+        if origin is tuple and Ellipsis not in parts:
+            if len(value) != len(parts):
+                raise GenSegError(f"{name} is {value!r}; it must have {len(parts)} entries.")
+        else:
+            parts = parts[:1] * len(value)
+        for item, part in zip(value, parts, strict=True):
             _check_type(name, item, part)
+    elif hint is bool and not isinstance(value, bool):
+        raise GenSegError(f"{name} is {value!r}; it must be true or false.")
     elif hint is int and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise GenSegError(f"{name} is {value!r}; it must be a whole number.")
     elif hint is float and (
@@ -81,12 +80,27 @@ def _check_type(name: str, value: object, hint: Any) -> None:
         raise GenSegError(f"{name} is {value!r}; it must be a number.")
 
 
+def _check_union(name: str, value: object, parts: tuple[Any, ...]) -> None:
+    if value is None and type(None) in parts:
+        return
+    first = None
+    for part in parts:
+        if part is not type(None):
+            try:
+                return _check_type(name, value, part)
+            except GenSegError as error:
+                first = first or error
+    if first is not None:
+        raise first
+
+
 def _check_range(name: str, value: Any, interval: str) -> None:
     low, high = map(float, interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high
     if not (above and below):  # NaN is neither
-        raise GenSegError(f"{name} is {value}; it must be {_in_words(interval, low, high)}.")
+        limits = "finite" if value == math.inf == high else _in_words(interval, low, high)
+        raise GenSegError(f"{name} is {value}; it must be {limits}.")
 
 
 def _in_words(interval: str, low: float, high: float) -> str:

@@ -8,7 +8,7 @@ from lightning_genseg.errors import GenSegError
 
 
 def make_folder(path: Path, argument: str) -> None:
-    """Make a folder and those above it; ValueError, naming the argument it comes from, if that fails."""
+    """Make a folder and those above it; if that fails, a GenSegError names the argument."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -73,6 +73,8 @@ class SegmentationModule(TrainedModule):
         super().__init__(num_classes, **kwargs)
         check_arguments(SegmentationModule.__init__, locals(), std="(0, inf)")
         check_options(inference)
+        if len(mean) != 3 or len(std) != 3:
+            raise GenSegError(f"mean is {mean} and std is {std}; give 3 numbers each: R, G, B.")
         if anomaly_score == "density" and self.own_anomaly_score != "density":
             raise GenSegError(
                 f"anomaly_score is density, but {type(self).__name__} has no class densities: "
@@ -89,7 +91,7 @@ class SegmentationModule(TrainedModule):
 
     @abstractmethod
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        """What the network says of images B x 3 x H x W in [0, 1], at its features' resolution.
+        """Outputs of the network for images B x 3 x H x W in [0, 1], at its features' resolution.
 
         Returns:
             `logits` B x C x h x w, `features` B x F x h x w that they come from, and, from a
@@ -101,7 +103,7 @@ class SegmentationModule(TrainedModule):
         return resize_maps(scores.float(), image.shape[-2:])
 
     def cover(self, mask: Tensor, features: Tensor) -> Tensor:
-        """A mask at the extent of what the features see: larger than the image if that is padded."""
+        """A mask extended to all that the features see, which is more than an image if padded."""
         return mask
 
     def normalize(self, image: Tensor) -> Tensor:
@@ -115,9 +117,9 @@ class SegmentationModule(TrainedModule):
         return self.to_image(self.outputs(image)["logits"], image)
 
     def maps(self, image: Tensor) -> dict[str, Tensor]:
-        """Everything predicted per pixel: `scores` B x C x H x W and, by `anomaly_score`, `anomaly`.
+        """Everything predicted per pixel: `scores` B x C x H x W and, if asked for, `anomaly`.
 
-        `anomaly` is B x 1 x H x W, higher is stranger.
+        `anomaly`, by the name in `anomaly_score`, is B x 1 x H x W; higher is stranger.
         """
         if self.anomaly_score is None:
             return {"scores": self(image)}
@@ -152,7 +154,7 @@ class SegmentationModule(TrainedModule):
         return infer(self.maps, image, self.inference, {"scores": softmax})
 
     def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """`predict_maps` of a batch at the size of its `mask`, which may be larger than its images."""
+        """`predict_maps` of a batch at the size of its `mask`, which may exceed its images."""
         maps = self.predict_maps(batch["image"])
         return {name: resize_maps(x, batch["mask"].shape[-2:]) for name, x in maps.items()}
 
@@ -165,8 +167,8 @@ class SegmentationModule(TrainedModule):
 
         Returns:
             `mask` H x W int64, `scores` C x H x W float32 and, where there is an anomaly score,
-            `anomaly` H x W float32 (higher is stranger) and, after calibration, `anomaly_mask` H x W
-            bool.
+            `anomaly` H x W float32 (higher is stranger) and, after calibration, `anomaly_mask`
+            H x W bool.
 
         Raises:
             GenSegError: it is no such array.
@@ -194,7 +196,7 @@ class SegmentationModule(TrainedModule):
     # --- Lightning ----------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Refuse a score that training cannot have, which would fail at validation only, and supports."""
+        """Refuse scores that only calibration makes, and supports that nothing would use."""
         if stage == "fit" and self.anomaly_score in FITTED_SCORES:
             raise GenSegError(
                 f"anomaly_score is {self.anomaly_score}, which is fitted after training: leave it "
@@ -203,9 +205,9 @@ class SegmentationModule(TrainedModule):
         data = getattr(self.trainer, "datamodule", None)
         if not getattr(data, "dense", True) and not self.takes_supports:
             raise GenSegError(
-                f"{type(self).__name__} makes no use of supports, with which the images of "
-                f"{type(data).__name__} come: take a few-shot method such as CGMGM, or other data "
-                "(for a BaseLearner BaseClassesDataModule)."
+                f"{type(self).__name__} makes no use of the supports of {type(data).__name__}: "
+                "take a few-shot method such as CGMGM, or other data (for a BaseLearner "
+                "BaseClassesDataModule)."
             )
         if stage == "test":
             self.set_target_classes(getattr(data, "target_classes", None))
@@ -216,7 +218,7 @@ class SegmentationModule(TrainedModule):
         return self.evaluation.target_classes
 
     def set_target_classes(self, target: TargetClasses | None) -> None:
-        """Test in the classes of another data set (`CrossDomainDataModule`); None: the module's own.
+        """Test in the classes of other data (`CrossDomainDataModule`); None: the module's own.
 
         Raises:
             GenSegError: they consist of the classes of another model.
@@ -225,8 +227,8 @@ class SegmentationModule(TrainedModule):
             return
         if target is not None and target.members.shape[1] != self.num_classes:
             raise GenSegError(
-                f"the taxonomy of the test data has {target.members.shape[1]} universal classes and "
-                f"the model {self.num_classes}: give the table that it was trained with."
+                f"the taxonomy of the test data has {target.members.shape[1]} universal classes "
+                f"and the model {self.num_classes}: give the table that it was trained with."
             )
         self.evaluation.target_classes = target
         count = self.num_classes if target is None else len(target.class_names)
@@ -241,19 +243,19 @@ class SegmentationModule(TrainedModule):
         self.on_predict_start()
 
     def on_predict_start(self) -> None:
-        """Refuse thresholds that were found under other `inference` options: their promise is void."""
+        """Refuse thresholds that were found under other `inference` options."""
         now, then = plain_options(self.inference), self.anomaly.inference
         if self.anomaly.thresholds and now != then:
             raise GenSegError(
                 f"the checkpoint was calibrated with inference {then or 'none'} and is used with "
                 f"{now or 'none'}: calibrate again with these options, or use the checkpoint from "
-                "before."
+                "before calibration."
             )
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """As `validation_step`, in the target classes where there are any, with calibration and anomalies."""
-        maps = self.maps_at_labels(batch)
-        self.evaluation.update(maps, batch, averaged=has_several_views(self.inference))
+        """As `validation_step`, with calibration and anomalies, in the target classes if any."""
+        averaged = has_several_views(self.inference)
+        maps = self.evaluation.update(self.maps_at_labels(batch), batch, averaged)
         return self._score(maps, batch, self.test_metrics)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -293,13 +295,13 @@ class SegmentationModule(TrainedModule):
             checkpoint["anomaly"] = fitted
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what calibration has fitted."""
+        """Restore what calibration has fitted."""
         super().on_load_checkpoint(checkpoint)
         self.anomaly.load_fitted_state(checkpoint.get("anomaly", {}))
 
 
 def expect_frozen_parts() -> None:
-    """Silence Lightning's warning of parts in evaluation mode, where they are meant to be frozen."""
+    """Silence Lightning's warning of parts in evaluation mode where they are frozen on purpose."""
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of one module that another one is built on."""
+"""Checkpoints of one module that another one builds on."""
 
 import pickle
 from collections.abc import Callable, Mapping
@@ -18,18 +18,17 @@ def read_checkpoint(
     Args:
         path: of the file.
         argument: that it was given as, for messages.
-        kind: name of the module that has to have written it, likewise.
-        fits: whether a content is of that kind; may fail as a look-up does where it is of none.
+        kind: name of the module that wrote it, likewise.
+        fits: whether a content is of that kind; look-ups in it may fail.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, or not of that kind.
+        MissingFileError: there is no such file.
+        GenSegError: it is no checkpoint, or not of that kind.
     """
     if not path.is_file():
+        problem = "is no file" if path.exists() else "does not exist"
         raise MissingFileError(
-            f"{argument} '{path}' is no file: give the checkpoint of a {kind} run."
-            if path.exists()
-            else f"{argument} '{path}' does not exist: give the checkpoint of a {kind} run."
+            f"{argument} '{path}' {problem}: give the checkpoint of a {kind} run."
         )
     cause: Exception | None = None
     try:

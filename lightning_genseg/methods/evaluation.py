@@ -1,4 +1,4 @@
-"""What a test counts beside IoU: calibration, anomalies, and the classes of other data."""
+"""What a test measures beside IoU: calibration, anomalies, the classes of other data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Evaluation(nn.Module):
     Attributes:
         calibration: expected calibration error of the class probabilities.
         anomalies: of the anomaly scores; None until there are anomaly labels, for it is large.
-        target_classes: of test data whose classes are made of the model's (`CrossDomainDataModule`).
+        target_classes: of test data whose classes are unions of the model's
+            (`CrossDomainDataModule`).
     """
 
     def __init__(self, ignore_index: int) -> None:
@@ -38,18 +39,23 @@ class Evaluation(nn.Module):
         self.calibration.reset()
         self.anomalies = None
 
-    def update(self, maps: dict[str, Tensor], batch: Mapping[str, Any], averaged: bool) -> None:
-        """Count a batch; `scores` become those of the target classes where there are any.
+    def update(
+        self, maps: Mapping[str, Tensor], batch: Mapping[str, Any], averaged: bool
+    ) -> dict[str, Tensor]:
+        """Count a batch.
 
         Args:
             maps: `scores` B x C x H x W and, of a module with an anomaly score, `anomaly`.
             batch: `mask` B x H x W and, of data with anomaly labels, `anomaly`.
             averaged: whether `scores` are probabilities, the mean of several views.
+
+        Returns:
+            `maps`, with the probabilities of the target classes as `scores` where there are any.
         """
         scores = maps["scores"]
         if self.target_classes is not None:
             logits = scores.clamp_min(torch.finfo(scores.dtype).tiny).log() if averaged else scores
-            maps["scores"] = probabilities = self.target_classes.probabilities(logits)
+            scores = probabilities = self.target_classes.probabilities(logits)
         else:
             probabilities = scores if averaged else softmax(scores)
         self.calibration.update(probabilities, batch["mask"])
@@ -57,6 +63,7 @@ class Evaluation(nn.Module):
             if self.anomalies is None:
                 self.anomalies = AnomalyMetrics().to(scores.device)
             self.anomalies.update(maps["anomaly"][:, 0], batch["anomaly"])
+        return {**maps, "scores": scores}
 
     def compute(self) -> dict[str, Tensor]:
         """`ECE` where classes are labelled, and `AUROC`, `AP`, `FPR95` where anomalies are."""

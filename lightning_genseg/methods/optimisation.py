@@ -45,11 +45,11 @@ class OptimisedModule(LightningModule):
         self.head_lr_factor, self.decay_norms = head_lr_factor, decay_norms
 
     def encoder_parameters(self) -> set[nn.Parameter]:
-        """Parameters that learn at the optimiser's own rate; all others are the head's."""
+        """Parameters that learn at the optimiser's own rate; all others belong to the head."""
         return set()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Trainable parameters by (encoder or head) and by (decayed or not); empty ones left out."""
+        """Trainable parameters by encoder or head and by decayed or not; no empty group."""
         inside = self.encoder_parameters()
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
@@ -82,7 +82,8 @@ class OptimisedModule(LightningModule):
         how: dict[str, Any] = {"interval": "step"}
         if isinstance(scheduler, ReduceLROnPlateau):  # Lightning's own class has a monitor
             how = {"monitor": getattr(scheduler, "monitor", "val_mIoU")}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **how}}  # type: ignore[return-value]
+        schedule = {"scheduler": scheduler, **how}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
 
     def _remaining(self, step: int) -> float:
         # Only asked for when training has begun: the number of steps makes Lightning build the

@@ -37,9 +37,11 @@ class PixelModule(SegmentationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
-        self.features = features or PixelFeatures(
-            encoder, decoder, encoder_weights, num_classes, network_options
-        )
+        if features is None:
+            features = PixelFeatures(
+                encoder, decoder, encoder_weights, num_classes, network_options
+            )
+        self.features = features
 
     def extract(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features of images in [0, 1], and the network's auxiliary scores if it has any."""

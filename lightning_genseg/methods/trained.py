@@ -42,9 +42,7 @@ class TrainedModule(OptimisedModule, ABC):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_arguments(TrainedModule.__init__, locals())
-        if num_classes < 2:
-            raise GenSegError(f"num_classes is {num_classes}; segmentation needs at least 2.")
+        check_arguments(TrainedModule.__init__, locals(), num_classes="[2, inf)")
         if class_names is not None and len(class_names) != num_classes:
             raise GenSegError(
                 f"class_names has {len(class_names)} entries and num_classes is {num_classes}; "
@@ -69,7 +67,7 @@ class TrainedModule(OptimisedModule, ABC):
 
     @abstractmethod
     def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """`scores` B x C x H x W, and other maps that there are, at the size of the batch's `mask`."""
+        """`scores` B x C x H x W, and other maps if any, at the size of the batch's `mask`."""
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Loss of a batch; everything in it that begins with `loss` is logged."""
@@ -89,8 +87,9 @@ class TrainedModule(OptimisedModule, ABC):
         if batch_idx % every == 0 and not torch.isfinite(loss):
             raise GenSegError(
                 f"The loss is {loss.item()} at step {self.global_step} (images "
-                f"{', '.join(batch.get('name', ['without names']))}); lower the learning rate, clip "
-                "gradients (trainer.gradient_clip_val) or set trainer.precision to 32 or bf16-mixed."
+                f"{', '.join(batch.get('name', ['without names']))}); lower the learning rate, "
+                "clip gradients (trainer.gradient_clip_val) or set trainer.precision to 32 or "
+                "bf16-mixed."
             )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -146,7 +145,8 @@ class TrainedModule(OptimisedModule, ABC):
         if theirs != self.num_classes:
             raise GenSegError(
                 f"The checkpoint was trained on {theirs} classes and the data have "
-                f"{self.num_classes}; use the data's num_classes it was trained with, or train anew."
+                f"{self.num_classes}; give it data with the classes it was trained on, or train "
+                "anew."
             )
         names = checkpoint.get("hyper_parameters", {}).get("class_names")
         if names and self.class_names and list(names) != list(self.class_names):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_genseg.arguments import check_arguments
+
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
     """Convolution that keeps the size, batch normalisation, ReLU."""
@@ -18,7 +20,7 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Se
 
 
 class FCNDecoder(nn.Module):
-    """Two 3x3 convolutions on the last encoder stage, then a third over their result and that stage.
+    """Two 3x3 convolutions on the last encoder stage, and a third over their result and the stage.
 
     J. Long et al., Fully Convolutional Networks for Semantic Segmentation, CVPR 2015
     (arXiv:1411.4038), in the "FCN-D8" form of mmsegmentation: the encoder is dilated to stride 8.
@@ -34,6 +36,9 @@ class FCNDecoder(nn.Module):
         self, encoder_channels: Sequence[int], decoder_channels: int = 512, dropout: float = 0.1
     ) -> None:
         super().__init__()
+        check_arguments(
+            FCNDecoder.__init__, locals(), decoder_channels="[1, inf)", dropout="[0, 1)"
+        )
         in_channels = encoder_channels[-1]
         self.convs = nn.Sequential(
             conv_bn_relu(in_channels, decoder_channels, 3),
@@ -43,7 +48,7 @@ class FCNDecoder(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """Encoder stages, finest first -> features (B x F x h x w) at the size of the last stage."""
+        """Encoder stages, finest first, to features B x F x h x w of the size of the last one."""
         last = stages[-1]
         features: Tensor = self.dropout(self.fuse(torch.cat([last, self.convs(last)], dim=1)))
         return features

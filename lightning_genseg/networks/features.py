@@ -16,32 +16,19 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
-from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean
+from lightning_genseg.arguments import check_arguments
+from lightning_genseg.errors import GenSegError, did_you_mean
 from lightning_genseg.networks.fcn import FCNDecoder
 from lightning_genseg.networks.mla import MLADecoder
 from lightning_genseg.networks.ocrnet import OCRDecoder
-from lightning_genseg.networks.weights import (
-    _CLASSIFIER_KEYS,
-    _download,
-    _fit_state,
-    first_line,
-    read_state_dict,
-)
-from lightning_genseg.ops.views import pad_to_multiple
+from lightning_genseg.networks.weights import first_line, load_encoder
+from lightning_genseg.ops.views import evaluation_mode, pad_to_multiple
 
-_SMP_DECODERS: dict[str, Any] = {
-    "unet": smp.Unet,
-    "unetplusplus": smp.UnetPlusPlus,
-    "manet": smp.MAnet,
-    "linknet": smp.Linknet,
-    "fpn": smp.FPN,
-    "pspnet": smp.PSPNet,
-    "pan": smp.PAN,
-    "deeplabv3": smp.DeepLabV3,
-    "deeplabv3plus": smp.DeepLabV3Plus,
-    "upernet": smp.UPerNet,
-    "segformer": smp.Segformer,
-}
+_SMP_MODELS = (
+    smp.Unet, smp.UnetPlusPlus, smp.MAnet, smp.Linknet, smp.FPN, smp.PSPNet, smp.PAN,
+    smp.DeepLabV3, smp.DeepLabV3Plus, smp.UPerNet, smp.Segformer,
+)  # fmt: skip
+_SMP_DECODERS: dict[str, Any] = {model.__name__.lower(): model for model in _SMP_MODELS}
 _OWN_DECODERS: dict[str, Any] = {"fcn": FCNDecoder, "ocrnet": OCRDecoder, "mla": MLADecoder}
 DECODERS = (*_SMP_DECODERS, *_OWN_DECODERS)
 
@@ -54,21 +41,24 @@ _FIXED_OPTIONS = {
 # These pool the image to one pixel and batch-normalise it: one image has no batch statistics.
 _NEEDS_TWO_IMAGES = {"deeplabv3", "deeplabv3plus", "upernet", "pan"}
 
+_DILATES_ENCODER = {"deeplabv3", "deeplabv3plus", "fcn", "pan"}
+
+# What networks raise where sizes and options do not go together.
+_MODEL_ERRORS = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+
 
 class PixelFeatures(nn.Module):
     """Encoder and decoder of a segmentation network, without the classifier on top.
 
-    Built from segmentation-models-pytorch (smp), or from the FCN and OCRNet decoders of this
-    package. Images of any size are padded at the right and the bottom with zeros, which is the mean
-    colour of a normalised image, and the features are cropped back.
+    Built from segmentation-models-pytorch (smp) and the decoders of this package. Images of any
+    size are padded at the right and the bottom with zeros, which is the mean colour of a normalised
+    image, and the features are cropped back.
 
     Args:
         encoder: name of an smp encoder, or ``tu-`` and the name of a timm model.
-        decoder: one of ``unet, unetplusplus, manet, linknet, fpn, pspnet, pan, deeplabv3,
-            deeplabv3plus, upernet, segformer, fcn, ocrnet, mla``.
+        decoder: one of `DECODERS`.
         encoder_weights: ``"imagenet"`` downloads; a path to a state dict or checkpoint; or None.
-        num_classes: number of classes C, of auxiliary scores (``ocrnet``; ``mla`` where it has
-            them).
+        num_classes: C of the auxiliary scores of ``ocrnet`` and ``mla``.
         options: further arguments of the smp model or of the decoder, and for ``tu-`` encoders of
             timm, such as ``{"decoder_channels": 128}`` or ``{"img_size": 512}``.
 
@@ -80,10 +70,10 @@ class PixelFeatures(nn.Module):
         auxiliary_weight: loss weight of the auxiliary scores: 0.4 for ``ocrnet``, otherwise 0.
 
     Raises:
-        ValueError: a name, an option or a combination that does not work, or weights that do not
+        GenSegError: a name, an option or a combination that does not work, or weights that do not
             fit.
-        FileNotFoundError: the file of the weights is missing.
-        ConnectionError: the weights cannot be downloaded.
+        MissingFileError: the file of the weights is missing.
+        DownloadError: the weights cannot be downloaded.
     """
 
     def __init__(
@@ -95,13 +85,13 @@ class PixelFeatures(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_arguments(PixelFeatures.__init__, locals(), num_classes="[1, inf)")
         check_encoder_name(encoder)
         if decoder not in DECODERS:
             raise GenSegError(f"decoder {decoder!r} is unknown{did_you_mean(decoder, DECODERS)}")
         if decoder == "ocrnet" and num_classes is None:
             raise GenSegError("decoder 'ocrnet' predicts coarse classes: give it num_classes.")
         options = dict(options or {})
-        _check_options(encoder, decoder, options)
         self.name = f"{decoder} on {encoder}"
         self.encoder, self.decoder = _build(encoder, decoder, num_classes, options)
         self.auxiliary_weight = 0.4 if decoder == "ocrnet" else 0.0
@@ -115,18 +105,22 @@ class PixelFeatures(nn.Module):
         if self.stride < 4:
             self._pool, self.stride = 4 // self.stride, 4
         if encoder_weights is not None:
-            timm_options = {k: v for k, v in options.items() if k not in _accepted_options(decoder)}
+            accepted = _accepted_options(decoder)
+            timm_options = {k: v for k, v in options.items() if k not in accepted}
             load_encoder(self.encoder, encoder, encoder_weights, timm_options)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features (B x F x ceil(H/stride) x ceil(W/stride)) of normalised images (B x 3 x H x W)."""
+        """Features B x F x ceil(H/stride) x ceil(W/stride) of normalised images B x 3 x H x W."""
         return self.extract(image)[0]
 
     def extract(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features as `forward`, and the auxiliary class scores (B x C x h x w) of ``ocrnet`` and ``mla``."""
+        """Features, and the auxiliary class scores B x C x h x w of ``ocrnet`` and ``mla``."""
         height, width = image.shape[-2:]
-        if self.training and self._batch_pools and image.shape[0] == 1:
-            self._refuse_one_image()
+        if len(image) == 1 and self._batch_pools and _trains_norms(self.decoder):
+            raise GenSegError(
+                f"{self.name} batch-normalises a globally pooled pixel and cannot train on one "
+                "image: use a batch size of at least 2 and drop the last incomplete batch."
+            )
         padded = pad_to_multiple(image, self._multiple, self._minimum)
         if self._image_size is not None and tuple(padded.shape[-2:]) != self._image_size:
             raise GenSegError(
@@ -136,12 +130,10 @@ class PixelFeatures(nn.Module):
             )
         output = self.decoder(self.encoder(padded))
         features, auxiliary = output if isinstance(output, tuple) else (output, None)
-        if self._pool > 1:
+        if self._pool > 1:  # no decoder with auxiliary scores is that fine
             features = F.avg_pool2d(features, self._pool)
-            auxiliary = None if auxiliary is None else F.avg_pool2d(auxiliary, self._pool)
         rows, columns = -(-height // self.stride), -(-width // self.stride)
-        if auxiliary is not None:
-            auxiliary = auxiliary[..., :rows, :columns]
+        auxiliary = None if auxiliary is None else auxiliary[..., :rows, :columns]
         return features[..., :rows, :columns], auxiliary
 
     @torch.no_grad()
@@ -149,22 +141,13 @@ class PixelFeatures(nn.Module):
         """Channels and stride of the decoder, from one small blank image."""
         size = self._image_size or (max(64, self._minimum),) * 2
         image = torch.zeros(1, 3, *size, device=next(self.parameters()).device)
-        self.eval()
         try:
-            output = self.decoder(self.encoder(image))
-        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+            with evaluation_mode(self):
+                output = self.decoder(self.encoder(image))
+        except _MODEL_ERRORS as error:
             raise GenSegError(f"{self.name} does not work: {first_line(error)}.") from error
-        finally:
-            self.train()
         features = output[0] if isinstance(output, tuple) else output
         return features.shape[1], size[0] // features.shape[2]
-
-    def _refuse_one_image(self) -> None:
-        if any(m.training for m in self.decoder.modules() if isinstance(m, nn.BatchNorm2d)):
-            raise GenSegError(
-                f"{self.name} batch-normalises a globally pooled pixel and cannot train on one "
-                "image: use a batch size of at least 2 and drop the last incomplete batch."
-            )
 
 
 def feature_channels(features: nn.Module) -> int:
@@ -173,28 +156,22 @@ def feature_channels(features: nn.Module) -> int:
     Reads the integer attribute ``out_channels``; without it, runs one blank image of 64 x 64.
 
     Raises:
-        ValueError: the module does not take such an image, or does not return such features.
+        GenSegError: the module does not take such an image, or does not return such features.
     """
     channels = getattr(features, "out_channels", None)
     if isinstance(channels, int):
         return channels
     name = type(features).__name__
-    remedy = "give the module an integer attribute out_channels"
     parameter = next(features.parameters(), torch.empty(0))
     image = torch.zeros(1, 3, 64, 64, device=parameter.device, dtype=parameter.dtype)
-    modes = {module: module.training for module in features.modules()}
-    features.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(features):
             output = features(image)
-    except Exception as error:
+    except _MODEL_ERRORS as error:
         raise GenSegError(
-            f"features {name} failed on a 1 x 3 x 64 x 64 image ({first_line(error)}): "
-            f"make it accept one, or {remedy}."
+            f"features {name} failed on a 1 x 3 x 64 x 64 image ({first_line(error)}): make it "
+            "accept one, or give the module an integer attribute out_channels."
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[0] != 1:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise GenSegError(
@@ -205,13 +182,11 @@ def feature_channels(features: nn.Module) -> int:
 
 
 def check_encoder_name(encoder: str) -> None:
-    """ValueError unless smp or timm has an encoder of this name."""
-    if encoder.startswith("tu-"):
-        if timm.is_model(encoder.removeprefix("tu-")):
-            return
-    elif encoder in smp_encoders:
+    """Refuse an encoder that neither smp nor timm has."""
+    name = encoder.removeprefix("tu-")
+    if encoder in smp_encoders or (encoder != name and timm.is_model(name)):
         return
-    elif timm.is_model(encoder):
+    if timm.is_model(encoder):
         raise GenSegError(f"encoder {encoder!r} is a timm model: write 'tu-{encoder}'.")
     known = [*smp_encoders, *(f"tu-{name}" for name in timm.list_models())]
     raise GenSegError(
@@ -221,34 +196,33 @@ def check_encoder_name(encoder: str) -> None:
 
 
 def _accepted_options(decoder: str) -> list[str]:
-    if decoder in _SMP_DECODERS:
-        parameters = inspect.signature(_SMP_DECODERS[decoder].__init__).parameters
-        return sorted(set(parameters) - _FIXED_OPTIONS)
-    parameters = inspect.signature(_OWN_DECODERS[decoder].__init__).parameters
-    return sorted((set(parameters) | {"encoder_depth", "encoder_output_stride"}) - _FIXED_OPTIONS)
-
-
-def _check_options(encoder: str, decoder: str, options: Mapping[str, Any]) -> None:
-    accepted = _accepted_options(decoder)
-    for key in options:
-        # timm models have options of their own; a wrong one is caught when they are built.
-        if key in _FIXED_OPTIONS or (key not in accepted and not encoder.startswith("tu-")):
-            raise GenSegError(_unknown_option(key, encoder, decoder))
-
-
-def _unknown_option(key: str, encoder: str, decoder: str) -> str:
-    hint = did_you_mean(key, _accepted_options(decoder))
-    return f"option {key!r} is not one of {decoder} on {encoder}{hint}"
+    names = set(inspect.signature((_SMP_DECODERS | _OWN_DECODERS)[decoder]).parameters)
+    if decoder in _OWN_DECODERS:
+        names |= {"encoder_depth", "encoder_output_stride"}
+    return sorted(names - _FIXED_OPTIONS)
 
 
 def _build(
     encoder: str, decoder: str, num_classes: int | None, options: dict[str, Any]
 ) -> tuple[nn.Module, nn.Module]:
+    accepted = _accepted_options(decoder)
+
+    def unknown(option: str) -> GenSegError:
+        hint = did_you_mean(option, accepted)
+        return GenSegError(f"option {option!r} is not one of {decoder} on {encoder}{hint}")
+
+    for key in options:
+        # timm models have options of their own; a wrong one is caught when they are built.
+        if key in _FIXED_OPTIONS or (key not in accepted and not encoder.startswith("tu-")):
+            raise unknown(key)
     try:
         if decoder in _SMP_DECODERS:
             model = _SMP_DECODERS[decoder](encoder, encoder_weights=None, **options)
             return model.encoder, model.decoder
-        own = set(inspect.signature(_OWN_DECODERS[decoder].__init__).parameters)
+        own = inspect.signature(_OWN_DECODERS[decoder]).parameters
+        arguments = {key: value for key, value in options.items() if key in own}
+        if "num_classes" in own:
+            arguments["num_classes"] = num_classes
         backbone = {key: value for key, value in options.items() if key not in own}
         network = get_encoder(
             encoder,
@@ -257,33 +231,29 @@ def _build(
             output_stride=backbone.pop("encoder_output_stride", 8 if decoder == "fcn" else 32),
             **backbone,
         )
-        arguments = {key: value for key, value in options.items() if key in own}
-        if "num_classes" in own:
-            arguments["num_classes"] = num_classes
         return network, _OWN_DECODERS[decoder](network.out_channels, **arguments)
-    except TypeError as error:
+    except GenSegError:
+        raise
+    except _MODEL_ERRORS as error:
         named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if named and named[1] in options:
-            raise GenSegError(_unknown_option(named[1], encoder, decoder)) from error
-        raise GenSegError(_cannot_build(encoder, decoder, error)) from error
-    except Exception as error:
-        raise GenSegError(_cannot_build(encoder, decoder, error)) from error
+            raise unknown(named[1]) from error
+        reason = first_line(error)
+        if decoder in _DILATES_ENCODER and re.search("dilat|output.?stride", reason, re.IGNORECASE):
+            other = ", or set the option encoder_output_stride to 32" if decoder == "fcn" else ""
+            raise GenSegError(
+                f"decoder {decoder!r} needs an encoder whose strides can be replaced by dilation, "
+                f"and {encoder!r} cannot ({reason}): choose a ResNet or MobileNet, or another "
+                f"decoder{other}."
+            ) from error
+        raise GenSegError(
+            f"{decoder} on {encoder} cannot be built ({reason}): choose another encoder, decoder "
+            "or options."
+        ) from error
 
 
-def _cannot_build(encoder: str, decoder: str, error: Exception) -> str:
-    reason = first_line(error)
-    if decoder in ("deeplabv3", "deeplabv3plus", "fcn", "pan") and re.search(
-        "dilat|output.?stride", str(error), re.IGNORECASE
-    ):
-        return (
-            f"decoder {decoder!r} needs an encoder whose strides can be replaced by dilation, and "
-            f"{encoder!r} cannot ({reason}): choose a ResNet or MobileNet, or another decoder"
-            f"{', or set the option encoder_output_stride to 32' if decoder == 'fcn' else ''}."
-        )
-    return (
-        f"{decoder} on {encoder} cannot be built ({reason}): choose another encoder, decoder or "
-        "options."
-    )
+def _trains_norms(module: nn.Module) -> bool:
+    return any(m.training for m in module.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 def _fixed_image_size(encoder: nn.Module) -> tuple[int, int] | None:
@@ -293,29 +263,3 @@ def _fixed_image_size(encoder: nn.Module) -> tuple[int, int] | None:
             height, width = cast(tuple[int, int], module.img_size)
             return height, width
     return None
-
-
-def load_encoder(
-    module: nn.Module, encoder: str, weights: str | Path, timm_options: Mapping[str, Any]
-) -> None:
-    """Published or own weights into an smp encoder; see `PixelFeatures` for names and errors."""
-    if encoder.startswith("tu-"):
-        name = encoder.removeprefix("tu-")
-        published = ["imagenet"] if timm.models.is_model_pretrained(name) else []
-    else:
-        published = list(smp_encoders[encoder]["pretrained_settings"])
-    if str(weights) in published:
-        _download(module, encoder, str(weights), timm_options)
-    elif str(weights) == "imagenet":
-        raise GenSegError(
-            f"encoder {encoder!r} has no published 'imagenet' weights: give encoder_weights a path "
-            "or null."
-        )
-    elif not Path(weights).is_file():
-        raise MissingFileError(
-            f"encoder_weights {str(weights)!r} is not a file: give 'imagenet', the path of a state "
-            "dict, or null."
-        )
-    else:
-        state = read_state_dict(Path(weights))
-        _fit_state(module, state, (repr(str(weights)), encoder), None, _CLASSIFIER_KEYS)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.networks.fcn import conv_bn_relu
 
@@ -37,9 +38,11 @@ class OCRDecoder(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        sizes = dict.fromkeys(("num_classes", "decoder_channels", "key_channels"), "[1, inf)")
+        check_arguments(OCRDecoder.__init__, locals(), dropout="[0, 1)", **sizes)
         in_channels = sum(encoder_channels[2:])
         if in_channels == 0:
-            raise GenSegError("OCRNet needs an encoder_depth of at least 2")
+            raise GenSegError("decoder 'ocrnet' needs an encoder_depth of at least 2.")
         self.coarse = nn.Sequential(
             conv_bn_relu(in_channels, in_channels, 1), nn.Conv2d(in_channels, num_classes, 1)
         )
@@ -49,11 +52,9 @@ class OCRDecoder(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Encoder stages -> features (B x F x h x w) and coarse scores (B x C x h x w), stride 4."""
+        """Encoder stages to features B x F x h x w and coarse scores B x C x h x w of stride 4."""
         size = stages[2].shape[-2:]
-        stacked = torch.cat(
-            [F.interpolate(stage, size, mode="bilinear") for stage in stages[2:]], dim=1
-        )
+        stacked = torch.cat([F.interpolate(x, size, mode="bilinear") for x in stages[2:]], 1)
         scores: Tensor = self.coarse(stacked)
         pixels = self.pixels(stacked)
         context = self.attention(pixels, gather_regions(pixels, scores))
@@ -62,15 +63,15 @@ class OCRDecoder(nn.Module):
 
 
 class ObjectAttention(nn.Module):
-    """Scaled dot-product attention of pixels (queries) over object regions (keys and values), eq. 8-10."""
+    """Attention of pixels (queries) over object regions (keys and values), Eqs. 8 to 10."""
 
     def __init__(self, channels: int, key_channels: int) -> None:
         super().__init__()
-        self.query = nn.Sequential(
-            conv_bn_relu(channels, key_channels, 1), conv_bn_relu(key_channels, key_channels, 1)
-        )
-        self.key = nn.Sequential(
-            conv_bn_relu(channels, key_channels, 1), conv_bn_relu(key_channels, key_channels, 1)
+        self.query, self.key = (
+            nn.Sequential(
+                conv_bn_relu(channels, key_channels, 1), conv_bn_relu(key_channels, key_channels, 1)
+            )
+            for _ in range(2)
         )
         self.value = conv_bn_relu(channels, key_channels, 1)
         self.out = conv_bn_relu(key_channels, channels, 1)
@@ -88,7 +89,7 @@ class ObjectAttention(nn.Module):
 
 
 def gather_regions(pixels: Tensor, scores: Tensor) -> Tensor:
-    """Mean pixel feature of every class, weighted by a softmax of its scores over the image, eq. 7.
+    """Mean pixel feature of every class, weighted by a softmax of its scores over the image, Eq. 7.
 
     In float32 also under autocast: over tens of thousands of pixels the weights are far below the
     resolution of half precision.

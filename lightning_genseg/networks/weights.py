@@ -1,4 +1,4 @@
-"""Weights from files: whose they are, and what of them fits."""
+"""Weights of networks, published or from files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
@@ -21,9 +23,18 @@ _CLASSIFIER_KEYS = (
     "incre_modules.", "downsamp_modules.", "final_layer.",
 )  # fmt: skip
 
+# torch.load and safetensors, of files that are no checkpoints or are cut off.
+_UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError,
+)  # fmt: skip
+
 
 def load_weights(
-    module: nn.Module, path: str | Path, prefix: str | None = None, ignore: Sequence[str] = ()
+    module: nn.Module,
+    path: str | Path,
+    prefix: str | None = None,
+    ignore: Sequence[str] = (),
+    name: str | None = None,
 ) -> None:
     """Load a state dict from a file into a module; every tensor must fit.
 
@@ -36,26 +47,13 @@ def load_weights(
         prefix: what the wanted keys begin with, such as ``"features."``; other keys are left alone.
             None finds the prefix that fits best, such as ``"features.encoder."`` or none.
         ignore: beginnings of keys that the file may have and the module may lack.
+        name: of the module in messages; its class when left out.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint, or something does not fit.
+        MissingFileError: there is no such file.
+        GenSegError: the file is not a checkpoint, or something does not fit.
     """
-    path = Path(path)
-    names = (repr(str(path)), type(module).__name__)
-    _fit_state(module, read_state_dict(path), names, prefix, ignore)
-
-
-def _fit_state(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    names: tuple[str, str],
-    prefix: str | None,
-    ignore: Sequence[str],
-) -> None:
-    """Load `state` strictly; `names` say for messages what is loaded and into what."""
-    source, target = names
-    expected = module.state_dict()
+    state, expected = read_state_dict(Path(path)), module.state_dict()
     # timm wraps its stages: `stages.0.x` in the file is `model.stages_0.x` in an smp encoder.
     ours = {_plain(key): key for key in expected}
     if prefix is None:
@@ -63,7 +61,7 @@ def _fit_state(
     elif not any(key.startswith(prefix) for key in state):
         tops = sorted({key.split(".")[0] for key in state})
         raise GenSegError(
-            f"{source} has no key that begins with {prefix!r}: its keys begin with "
+            f"{str(path)!r} has no key that begins with {prefix!r}: its keys begin with "
             f"{', '.join(tops[:5])}."
         )
     fitting: dict[str, Tensor] = {}
@@ -72,32 +70,69 @@ def _fit_state(
         if not key.startswith(prefix):
             continue
         key = key.removeprefix(prefix)
-        name = key if key in expected else ours.get(_plain(key))
-        if name is None:
+        own = key if key in expected else ours.get(_plain(key))
+        if own is None:
             if not key.startswith(tuple(ignore)):
                 unexpected.append(key)
-        elif tensor.shape != expected[name].shape:
-            misshaped.append(
-                f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-            )
-            fitting[name] = expected[name]
-        else:
-            fitting[name] = tensor
+            continue
+        fitting[own] = tensor
+        here, there = tuple(expected[own].shape), tuple(tensor.shape)
+        if here != there:
+            misshaped.append(f"{own} {there} instead of {here}")
     # Files older than PyTorch 0.4 count no batches; the counter matters only without a momentum.
     missing = [k for k in expected if k not in fitting and not k.endswith("num_batches_tracked")]
-    problems = [
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    told = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for what, keys in (
-            ("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped),
-        )
+        for what, keys in problems.items()
         if keys
-    ]  # fmt: skip
-    if problems:
+    ]
+    if told:
         raise GenSegError(
-            f"{source} does not fit {target}: of its {len(expected)} tensors "
-            f"{'; '.join(problems)}; give weights of the same architecture."
+            f"{str(path)!r} does not fit {name or type(module).__name__}: of its {len(expected)} "
+            f"tensors {'; '.join(told)}; give weights of the same architecture."
         )
     module.load_state_dict({**expected, **fitting})
+
+
+def load_encoder(
+    module: nn.Module,
+    encoder: str,
+    weights: str | Path,
+    timm_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Load published weights or those of a file into an smp encoder.
+
+    Args:
+        module: the encoder.
+        encoder: its name.
+        weights: name of published weights, such as ``"imagenet"``, or the path of a file.
+        timm_options: that a ``tu-`` encoder was built with.
+
+    Raises:
+        MissingFileError: `weights` is neither a name nor a file.
+        GenSegError: the encoder has no such weights, or the file does not fit it.
+        DownloadError: they cannot be downloaded.
+    """
+    name = encoder.removeprefix("tu-")
+    if encoder != name:
+        published = ["imagenet"] if timm.is_model_pretrained(name) else []
+    else:
+        published = list(smp_encoders[encoder]["pretrained_settings"])
+    if str(weights) in published:
+        _download(module, encoder, str(weights), timm_options or {})
+    elif str(weights) == "imagenet":
+        raise GenSegError(
+            f"encoder {encoder!r} has no published 'imagenet' weights: give encoder_weights a path "
+            "or null."
+        )
+    elif not Path(weights).is_file():
+        raise MissingFileError(
+            f"encoder_weights {str(weights)!r} is not a file: give 'imagenet', the path of a state "
+            "dict, or null."
+        )
+    else:
+        load_weights(module, weights, ignore=_CLASSIFIER_KEYS, name=encoder)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -109,24 +144,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        SafetensorError,
-    ) as e:
+    except _UNREADABLE as error:
         raise GenSegError(
             f"{str(path)!r} cannot be read as a checkpoint: it is damaged, or no file of plain "
             "tensors written by torch.save or safetensors."
-        ) from e
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping):
-        content = {}
+        ) from error
+    content = content if isinstance(content, Mapping) else {}
+    inside = [content.get(key) for key in ("state_dict", "model")]
+    content = next((part for part in inside if isinstance(part, Mapping)), content)
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise GenSegError(
@@ -152,12 +177,6 @@ def _best_prefix(state: Mapping[str, Tensor], ours: Mapping[str, str]) -> str:
     return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
 
 
-def first_line(error: BaseException) -> str:
-    """Type and first line of an error, to be put into a sentence."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-
-
 def _download(
     module: nn.Module, encoder: str, weights: str, timm_options: Mapping[str, Any]
 ) -> None:
@@ -175,3 +194,9 @@ def _download(
             f"({first_line(error)}): give encoder_weights a path, or null for random weights."
         ) from error
     module.load_state_dict(source.state_dict())
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error, to be put into a sentence."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

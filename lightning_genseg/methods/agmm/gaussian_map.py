@@ -1,4 +1,4 @@
-"""Gaussians around the labelled pixels of an image: one class centre each, and how near every pixel is to it."""
+"""Gaussians around the labelled pixels of an image: one class centre each, and maps around it."""
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +47,8 @@ def class_centres(features: Tensor, mask: Tensor, num_classes: int) -> tuple[Ten
 def centre_distance(features: Tensor, centres: Tensor, present: Tensor) -> Tensor:
     """Mean absolute difference over the D channels between each pixel and each class centre.
 
-    Not a squared Euclidean distance, so that `mixtures.gaussian` has no use here. One image and a
-    number of pixels at a time and only the classes it has: the tensor of all differences would take
-    gigabytes.
+    Not a squared Euclidean distance as in `mixtures.gaussian`. One image at a time, only its
+    classes, and some of its pixels: the tensor of all differences would take gigabytes.
 
     Args:
         features: B x D x h x w.

@@ -7,7 +7,7 @@ _EPS = 1e-6  # inside logarithms, as in AGMM's code
 
 
 def class_agreement_loss(prediction: Tensor, target: Tensor, present: Tensor) -> Tensor:
-    """Half the binary cross-entropy between two maps, over the classes of each pixel's image (AGMM).
+    """Half the binary cross-entropy of two maps, over the classes of each pixel's image (AGMM).
 
     Gradients reach both maps. 0, not NaN, without pixels.
 

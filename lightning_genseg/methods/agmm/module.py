@@ -27,7 +27,7 @@ ContrastCentre = Literal["mean", "sum"]
 
 
 class AGMM(SoftmaxSegmenter):
-    """The softmax segmenter, trained on a few labelled pixels by itself and by Gaussians around them.
+    """The softmax segmenter, trained on a few labelled pixels and the Gaussians around them.
 
     Sparsely Annotated Semantic Segmentation with Adaptive Gaussian Mixtures, Wu, Zhong, Fang, He,
     Liu, Ma and Chen, CVPR 2023. In each training image a class has the mean feature of its labelled
@@ -95,7 +95,7 @@ class AGMM(SoftmaxSegmenter):
             "contrast": contrast_weight,
             "image_class": image_class_weight,
         }
-        ranges = {f"{name}_weight": "[0, inf)" for name in self.weights}
+        ranges = {f"{term}_weight": "[0, inf)" for term in self.weights}
         check_arguments(AGMM.__init__, locals(), **ranges)
         adaptive = preset == "paper"
         self.variance: Variance = variance or ("predicted" if adaptive else "fixed")
@@ -113,7 +113,7 @@ class AGMM(SoftmaxSegmenter):
                 the crop.
 
         Raises:
-            ValueError: the batch has no `unlabelled` or `image_classes`, or they are not of this
+            GenSegError: the batch has no `unlabelled` or `image_classes`, or they are not of this
                 type and shape.
         """
         _check_sparse(batch, self.num_classes, self.weights["image_class"] > 0)
@@ -159,7 +159,7 @@ class AGMM(SoftmaxSegmenter):
 
     @torch.no_grad()
     def gaussian_map(self, batch: Mapping[str, Any]) -> Tensor:
-        """G of a batch with sparse labels (see `compute_loss`), B x C x H x W in [0, 1], to look at.
+        """G of a batch with sparse labels (see `compute_loss`): B x C x H x W in [0, 1].
 
         The map of a class without a labelled pixel in the image is 0.
         """
@@ -208,7 +208,7 @@ def _check_sparse(batch: Mapping[str, Any], num_classes: int, needs_classes: boo
         if value.dtype != torch.bool or tuple(value.shape) != tuple(shape):
             raise GenSegError(
                 f"{name} of the batch is {value.dtype} of shape {tuple(value.shape)} but AGMM "
-                f"needs torch.bool of shape {tuple(shape)}: make it as datasets.SparseDataset does."
+                f"needs torch.bool of shape {tuple(shape)}: make it as SparseDataset does."
             )
 
 

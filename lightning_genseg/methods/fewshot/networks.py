@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.networks.fcn import conv_bn_relu
-from lightning_genseg.networks.features import check_encoder_name, load_encoder
-from lightning_genseg.networks.weights import first_line
+from lightning_genseg.networks.features import check_encoder_name
+from lightning_genseg.networks.weights import first_line, load_encoder
 from lightning_genseg.ops.resize import resize_aligned
 
 OutputStride = Literal[8, 16, 32]

@@ -76,9 +76,15 @@ class GMMHead(nn.Module):
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
-        self.options, self.em = as_options(MixtureOptions, mixture), as_options(EMOptions, em)
-        check_arguments(GMMHead.__init__, locals(), component_loss_weight="[0, inf)")
-        mixture, em = self.options, self.em
+        mixture, em = as_options(MixtureOptions, mixture), as_options(EMOptions, em)
+        check_arguments(
+            GMMHead.__init__,
+            locals(),
+            in_channels="[1, inf)",
+            logit_scale="(0, inf)",
+            component_loss_weight="[0, inf)",
+        )
+        self.options, self.em = mixture, em
         full = mixture.covariance == "full"
         dim = in_channels if mixture.embedding_dim is None else mixture.embedding_dim
         if full and dim > 64:
@@ -144,7 +150,7 @@ class GMMHead(nn.Module):
         return _to_map(self.logits(density), embedding), _to_map(density, embedding)
 
     def scores(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits B x C x h x w and anomaly score -max_c log p(x|c), B x 1 x h x w, of an embedding."""
+        """Logits B x C x h x w and anomaly score -max_c log p(x|c), B x 1 x h x w."""
         logits, density = self.class_maps(embedding)
         return logits, -density.amax(1, keepdim=True)
 
@@ -230,8 +236,8 @@ class GMMHead(nn.Module):
         else:
             ignored = assignment == self._no_group
             labels = (assignment // self.options.components).masked_fill(ignored, self.ignore_index)
-        if processes is not None:
-            assignment = None  # Sinkhorn's shares are those of all processes together
+        if processes is not None and em.assignment == "sinkhorn":
+            assignment = None  # its equal shares are those of all processes together
         present = total_over(processes, self._label_counts(labels)) > 0
         for loop in range(1 if remember_only else em.loops):
             last = remember_only or loop == em.loops - 1
@@ -274,7 +280,7 @@ class GMMHead(nn.Module):
         return self.num_classes * self.options.components
 
     def _groups(self, log_q: Tensor, labels: Tensor) -> Tensor:
-        """Hard assignment as one number per (class, component); C x M where the label is ignored."""
+        """Hard assignment c M + m of each pixel; C M where its label is ignored."""
         groups = labels * self.options.components + log_q.argmax(1)
         return torch.where(labels == self.ignore_index, self._no_group, groups)
 
@@ -282,7 +288,7 @@ class GMMHead(nn.Module):
         return count_groups(segments(labels, self.num_classes), self.num_classes + 1)[:-1]
 
     def _new_weights(self, groups: Tensor, processes: Processes | None) -> Tensor:
-        """Mixture weights of plain EM, N_cm / N_c of the batch (Eq. 8), with the means' momentum."""
+        """Weights of plain EM: N_cm / N_c of the batch (Eq. 8), with the means' momentum."""
         counts = total_over(processes, count_groups(groups, self._no_group + 1)[:-1]).view(
             self.num_classes, self.options.components
         )

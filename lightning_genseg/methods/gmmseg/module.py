@@ -45,7 +45,8 @@ class GMMSeg(PixelModule):
         GenSegError: arguments that are out of range or exclude each other.
 
     Example:
-        >>> model = GMMSeg(3, encoder="tu-test_resnet", decoder="fpn", em=EMOptions(memory_size=100))
+        >>> em = EMOptions(memory_size=100)
+        >>> model = GMMSeg(3, encoder="tu-test_resnet", decoder="fpn", em=em)
         >>> {name: tuple(x.shape) for name, x in model.maps(torch.rand(1, 3, 50, 70)).items()}
         {'scores': (1, 3, 50, 70), 'anomaly': (1, 1, 50, 70)}
     """
@@ -63,9 +64,9 @@ class GMMSeg(PixelModule):
         extractor: Path | None = None,
         **kwargs: Any,
     ) -> None:
-        mixture, self.em = as_options(MixtureOptions, mixture), as_options(EMOptions, em)
+        mixture, em = as_options(MixtureOptions, mixture), as_options(EMOptions, em)
         super().__init__(num_classes, **kwargs)
-        self.posthoc = self.em.train == "posthoc"
+        self.em, self.posthoc = em, em.train == "posthoc"
         if self.posthoc and mixture.embedding_dim is not None:
             raise GenSegError(
                 "em.train='posthoc' fits the features as they are, and nothing would train a "
@@ -98,7 +99,7 @@ class GMMSeg(PixelModule):
         return {"logits": logits, "features": embedding, "log_density": density}
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """`loss`, its parts, and the `embedding` and `assignment` for `update_mixture`: see `GMMHead`."""
+        """`loss`, its parts, and what `update_mixture` takes: see `GMMHead`."""
         features, auxiliary = self.extract(batch["image"])
         losses = self.head.compute_loss(features, self.cover(batch["mask"], features))
         return self.add_auxiliary_loss(losses, auxiliary, batch["mask"])
@@ -150,7 +151,7 @@ class GMMSeg(PixelModule):
             checkpoint["mixture_memory"] = self.head.memory.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the memory up again, if the checkpoint has one."""
+        """Restore the memory, if the checkpoint has one."""
         super().on_load_checkpoint(checkpoint)
         self.has_trained_features = True
         if self.head.memory is not None and "mixture_memory" in checkpoint:
