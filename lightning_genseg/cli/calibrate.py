@@ -42,7 +42,7 @@ from lightning_genseg.uncertainty.scores import FITTED_SCORES
 
 
 class GenSegTrainer(Trainer):
-    """A Trainer that can also calibrate, so that `genseg calibrate` is a command like the others."""
+    """Lightning's Trainer, which can also calibrate."""
 
     def calibrate(
         self,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.cli.parser import Parser, data_arguments, data_parser
 from lightning_genseg.data.class_index import Cache, count_labels
 from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.data.dataset import MissingFiles, Sample, check_sizes
@@ -30,6 +31,10 @@ from lightning_genseg.plots.pictures import (
     void_color,
 )
 
+_HELP = (
+    "Read every file of the data: counts, class frequencies, missing and broken files, a picture. "
+    "Takes the configuration files of the other commands."
+)
 _SHOWN = 20  # problems on the screen; the report has all
 
 
@@ -213,6 +218,24 @@ def summary(report: dict[str, Any]) -> str:
         if len(problems) > _SHOWN:
             lines.append(f"- and {len(problems) - _SHOWN} more, all in data_check.json")
     return "\n".join(lines)
+
+
+def make_parser() -> Parser:
+    """Parser of `genseg check`."""
+    return data_parser("check", check_data, _HELP)
+
+
+def run(words: list[str]) -> None:
+    """Run `genseg check` with these words of the command line; GenSegError if there are problems."""
+    parser = make_parser()
+    arguments = data_arguments(parser, parser.parse_args(words))
+    report, folder = check_data(**arguments), arguments["output_dir"]
+    print(f"{summary(report)}\n\nthe report is in {folder}")
+    if report["problems"]:
+        raise GenSegError(
+            f"{len(report['problems'])} problems with the data, all listed in "
+            f"{folder / 'data_check.json'}."
+        )
 
 
 class _Problem(NamedTuple):

@@ -1,27 +1,31 @@
-"""Turn OpenAI's pickles of the DALL-E dVAE into a file of plain tensors: `python -m lightning_genseg.convert_dalle`."""
+"""`genseg convert-dalle`: OpenAI's pickles of the DALL-E dVAE become a file of plain tensors."""
 
-from __future__ import annotations
-
-import argparse
-import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lightning_genseg.cli.messages import say
+from lightning_genseg.cli.parser import Parser
 from lightning_genseg.errors import GenSegError, MissingFileError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 
+_HELP = (
+    "Turn OpenAI's pickles of the DALL-E dVAE into a file of plain tensors, the paper's tokenizer "
+    "of GSS."
+)
 _WARNING = """\
-{encoder} and {decoder} are pickled Python objects, not tensors: loading them EXECUTES whatever code they contain. Do it
-with files from cdn.openai.com/dall-e only, in an environment that holds nothing of value, with the packages DALL-E and
-attrs installed. The file that is written holds plain tensors; the rest of this package never unpickles."""
+{encoder} and {decoder} are pickled Python objects, not tensors:
+loading them EXECUTES whatever code they contain. Do it with files from cdn.openai.com/dall-e only,
+in an environment that holds nothing of value, with the packages DALL-E and attrs installed.
+The file that is written holds plain tensors; the rest of this package never unpickles."""
 
 
 def convert(encoder: Path, decoder: Path, output: Path) -> str:
-    """Write encoder and decoder to one .safetensors file that `make_tokenizer` takes; its fingerprint is returned.
+    """Write encoder and decoder to one file that `make_tokenizer` takes; return its fingerprint.
 
     Executes the code in the pickles.
 
@@ -31,8 +35,7 @@ def convert(encoder: Path, decoder: Path, output: Path) -> str:
         output: file to write, .safetensors.
 
     Raises:
-        FileNotFoundError: a pickle is missing.
-        ValueError: `output` has another suffix, or a file is no pickled module of the dVAE.
+        GenSegError: a pickle is missing or no module of the dVAE, or `output` has another suffix.
     """
     if output.suffix != ".safetensors":
         raise GenSegError(f"output '{output}' must end in .safetensors.")
@@ -48,6 +51,8 @@ def convert(encoder: Path, decoder: Path, output: Path) -> str:
             raise GenSegError(
                 f"{name} '{path}' needs the package {error.name}: install DALL-E and attrs."
             ) from error
+        except (UnpicklingError, RuntimeError, EOFError) as error:
+            raise GenSegError(f"{name} '{path}' cannot be read: download it again.") from error
         if not isinstance(module, nn.Module):
             raise GenSegError(
                 f"{name} '{path}' is no pickled module: it may be plain tensors already, which "
@@ -58,35 +63,33 @@ def convert(encoder: Path, decoder: Path, output: Path) -> str:
     replace_file(output, save(state))
     try:
         return make_tokenizer(output, torch.zeros(0, 3)).fingerprint()
-    except ValueError:
+    except GenSegError:
         output.unlink()
         raise
 
 
-def main(args: list[str] | None = None) -> None:
-    """Say what a conversion does, and do it only where that is allowed."""
-    parser = argparse.ArgumentParser(
-        "python -m lightning_genseg.convert_dalle", description=__doc__
-    )
+def make_parser() -> Parser:
+    """Parser of `genseg convert-dalle`."""
+    parser = Parser(prog="genseg convert-dalle", description=_HELP, epilog=None)
     parser.add_argument("encoder", type=Path, help="encoder.pkl")
     parser.add_argument("decoder", type=Path, help="decoder.pkl")
     parser.add_argument("output", type=Path, help="file to write, .safetensors")
     parser.add_argument(
         "--allow-unsafe-pickle", action="store_true", help="execute the code in the pickles"
     )
-    options = parser.parse_args(args)
-    sys.stderr.write(_WARNING.format(encoder=options.encoder, decoder=options.decoder) + "\n")
+    return parser
+
+
+def run(words: list[str]) -> None:
+    """Say what a conversion does, and do it only where that is allowed."""
+    options = make_parser().parse_args(words)
+    say(_WARNING.format(encoder=options.encoder, decoder=options.decoder))
     if not options.allow_unsafe_pickle:
-        parser.exit(2, "Nothing was loaded: give --allow-unsafe-pickle if that is what you want.\n")
-    try:
-        fingerprint = convert(options.encoder, options.decoder, options.output)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        raise GenSegError(
+            "nothing was loaded: give --allow-unsafe-pickle if that is what you want."
+        )
+    fingerprint = convert(options.encoder, options.decoder, options.output)
     print(
         f"{options.output} is written (fingerprint {fingerprint}): --model.tokenizer "
         f"{options.output}"
     )
-
-
-if __name__ == "__main__":
-    main()

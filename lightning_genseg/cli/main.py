@@ -3,46 +3,25 @@
 import os
 import pickle
 import sys
-from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+# As packages: this is what makes their classes known by their short names.
 from lightning_genseg import __version__, data, methods
 from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report
+from lightning_genseg.cli import check, convert_dalle, reconstruct
 from lightning_genseg.cli.calibrate import GenSegTrainer
-from lightning_genseg.cli.check import check_data
-from lightning_genseg.cli.check import summary as check_summary
 from lightning_genseg.cli.messages import fail, say, user_message
-from lightning_genseg.cli.reconstruct import reconstruct_data
-from lightning_genseg.cli.reconstruct import summary as reconstruct_summary
-
-# Imported as packages: this is what makes their classes known by their short names.
+from lightning_genseg.cli.parser import TRAINER_EPILOG, Parser
 from lightning_genseg.errors import GenSegError
-
-# What a configuration file may hold beside `data`; `genseg check` and `reconstruct` have no use for
-# it.
-_OF_OTHER_COMMANDS = (
-    "seed_everything",
-    "trainer",
-    "model",
-    "report",
-    "predictions",
-    "ckpt_path",
-    "weights_only",
-    "verbose",
-    "output",
-    "false_positive_rate",
-    "level",
-    "risk",
-)
-
 
 # What a run does unless it is told otherwise, in YAML or on the command line. `GenSegCLI` fills in
 # what a fixed value cannot say: where the log goes, and what validation is counted in.
@@ -62,25 +41,28 @@ file FOLDER/NAME.yaml (without one: after the model); it keeps the last state in
 checkpoints/last.ckpt (a ModelCheckpoint among the callbacks replaces that); it logs every 10 steps,
 and it validates every epoch, or every val_check_interval steps if that is a whole number."""
 
-_DESCRIPTIONS = {
-    "check": "Read every file of the data: counts, class frequencies, missing and broken files, a picture. Takes the "
-    "configuration files of the other commands.",
-    "reconstruct": "Draw all masks of a split as maskiges, tokenize and decode them: what GSS with this tokenizer and "
-    "these colours can reach at best, before it is trained. Takes the configuration files of the "
-    "other commands, and from their model tokenizer and colours.",
+# What is chosen anew at every run with a checkpoint; the data's word is final on the first three.
+_FREE = {
+    *("num_classes", "ignore_index", "class_names"),
+    *("inference", "decoding", "scoring", "anomaly_score"),
 }
+_COMMANDS = {"check": check, "reconstruct": reconstruct, "convert-dalle": convert_dalle}
 
 
 class GenSegCLI(LightningCLI):
     """Links what the data know about their classes into the model; writes scores and pictures."""
 
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Errors are raised, so that `main` can print them all in one way."""
-        return super().init_parser(exit_on_error=False, **kwargs)
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """List the commands without a Trainer beside Lightning's; `main` runs them."""
+        super().setup_parser(*args, **kwargs)
+        assert isinstance(self.parser, Parser)
+        for name, command in _COMMANDS.items():
+            parser = command.make_parser()
+            self.parser.commands.add_subcommand(name, parser, help=parser.description)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """``predict`` writes its results; keeping them in memory is no option."""
+        """Lightning's and `calibrate`; ``predict`` writes its results and keeps none in memory."""
         commands = LightningCLI.subcommands()
         commands["predict"].add("return_predictions")
         commands["calibrate"] = {"model", "datamodule"}
@@ -136,7 +118,7 @@ class GenSegCLI(LightningCLI):
             raise GenSegError(str(error)) from error
 
     def _keep_fit_log(self, config: Any) -> None:
-        """Move to a folder beside that of the fit if the configuration names it: CSVLogger would empty its log."""
+        """Move to a folder beside that of a fit: CSVLogger would empty its log."""
         logger = config.trainer.logger
         arguments = getattr(logger, "init_args", None)
         if arguments is None or not str(logger.class_path).endswith("CSVLogger"):
@@ -146,14 +128,12 @@ class GenSegCLI(LightningCLI):
         folder /= f"version_{version}" if isinstance(version, int) else str(version)
         if version is not None and (folder / "config.yaml").is_file():
             arguments.version = f"{folder.name}-{self.subcommand}"
-            say(
-                f"{folder} holds a fit; this run goes to {folder.name}-{self.subcommand} beside it."
-            )
+            say(f"{folder} holds a fit; this run goes to {arguments.version} beside it.")
 
     def _require_checkpoint(self) -> None:
         """Random weights would look like a result."""
-        trained = getattr(self.model, "needs_training", True)
-        if trained and self.config[self.subcommand].get("ckpt_path") in (None, "", "best", "last"):
+        path = self.config[self.subcommand].get("ckpt_path")
+        if getattr(self.model, "needs_training", True) and path in (None, "", "best", "last"):
             raise GenSegError(
                 f"genseg {self.subcommand} needs the trained model: give its checkpoint "
                 "with --ckpt_path."
@@ -166,9 +146,9 @@ class GenSegCLI(LightningCLI):
         self.trainer.predict(**kwargs, return_predictions=False)
 
     def _parse_ckpt_path(self) -> None:
-        """Let the checkpoint's hyper-parameters win over the YAML, and say which ones did.
+        """Let the checkpoint's hyper-parameters win over the YAML, and print which ones did.
 
-        Lightning's own version says nothing, and knows only checkpoints that its CLI has written:
+        Lightning's own version prints nothing, and knows only checkpoints that its CLI has written:
         here one from a notebook or script does as well.
         """
         config = self.config[self.config.subcommand]
@@ -186,28 +166,18 @@ class GenSegCLI(LightningCLI):
         saved.pop("_instantiator", None)
         class_path = saved.pop("_class_path", config.model.class_path)
         given = {"class_path": config.model.class_path, **config.model.init_args}
-        # The data's word is final on the first three, and how to predict and what to call strange
-        # is chosen at every run.
-        free = {
-            "num_classes",
-            "ignore_index",
-            "class_names",
-            "inference",
-            "decoding",
-            "scoring",
-            "anomaly_score",
-        }
-        saved = {key: value for key, value in saved.items() if key not in free}
-        for key, value in {"class_path": class_path, **saved}.items():
-            if key in given and _plain(given[key]) != _plain(value):
-                print(f"genseg: {path} sets model.{key} to {value}, not {given[key]}")
+        saved = {key: value for key, value in saved.items() if key not in _FREE}
+        old = dict(_leaves("model", given))
+        for key, value in _leaves("model", {"class_path": class_path, **saved}):
+            if key in old and old[key] != value:
+                print(f"genseg: {path} sets {key} to {value}, not {old[key]}")
         model = {"class_path": class_path, "init_args": saved}
         command = self.config.subcommand
         self.config = self.parser.parse_object({command: {"model": model}}, self.config)
 
 
 class _LastCheckpoint(Callback):
-    """Says where an interrupted training run can be taken up again."""
+    """Tells how an interrupted training run goes on."""
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -218,14 +188,11 @@ class _LastCheckpoint(Callback):
             say("interrupted.")
             return
         paths = [
-            Path(path)
+            Path(getattr(callback, name, ""))
             for callback in trainer.checkpoint_callbacks
-            for path in (
-                getattr(callback, "last_model_path", ""),
-                getattr(callback, "best_model_path", ""),
-            )
-            if path and Path(path).is_file()
+            for name in ("last_model_path", "best_model_path")
         ]
+        paths = [path for path in paths if path.is_file()]
         if paths:
             newest = max(paths, key=lambda path: path.stat().st_mtime)
             say(f"interrupted; go on with the same command and --ckpt_path {newest}")
@@ -237,36 +204,31 @@ def main(args: list[str] | None = None) -> None:
     """Run ``genseg`` with the command line, or with `args`.
 
     Raises:
-        SystemExit: with code 2 after one line ``genseg: error: ...`` for whatever the user can
-            mend. Other errors keep their traceback, and so do all with ``GENSEG_DEBUG=1``.
+        SystemExit: with code 2 after one line ``genseg: error: ...`` for what the user can mend.
+            Other errors keep their traceback, and so do all with ``GENSEG_DEBUG=1``.
     """
     try:
         words = sys.argv[1:] if args is None else args
-        if words[:1] == ["check"]:
-            _check(words[1:])
-            return
-        if words[:1] == ["reconstruct"]:
-            report, folder = _of_data(
-                words[1:], "reconstruct", reconstruct_data, ("tokenizer", "colors", "color_seed")
-            )
-            print(f"{reconstruct_summary(report)}\n\nthe report is in {folder}")
+        if words and words[0] in _COMMANDS:
+            _COMMANDS[words[0]].run(words[1:])
             return
         GenSegCLI(
             methods.TrainedModule,
             data.SegmentationDataModule,
             trainer_class=GenSegTrainer,
+            trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [_LastCheckpoint()]},
+            seed_everything_default=0,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # the modules take their optimiser as an argument
-            seed_everything_default=0,
-            trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [_LastCheckpoint()]},
+            parser_class=Parser,
             parser_kwargs={
                 "prog": "genseg",
-                "description": "Generative semantic segmentation: train, test and predict; "
-                "`genseg check` looks at the data first, `genseg reconstruct` at a tokenizer of "
-                "GSS.",
+                "description": "Generative semantic segmentation, from data to predictions.",
+                "epilog": None,
                 "version": __version__,
-                "fit": {"description": _FIT},
+                **{name: {"epilog": TRAINER_EPILOG} for name in GenSegCLI.subcommands()},
+                "fit": {"description": _FIT, "epilog": TRAINER_EPILOG},
             },
             args=args,
         )
@@ -280,64 +242,12 @@ def main(args: list[str] | None = None) -> None:
         fail(message)
 
 
-def _check(args: list[str]) -> None:
-    report, folder = _of_data(args, "check", check_data)
-    print(f"{check_summary(report)}\n\nthe report is in {folder}")
-    if report["problems"]:
-        raise GenSegError(
-            f"{len(report['problems'])} problems with the data, all listed in "
-            f"{folder / 'data_check.json'}."
-        )
-
-
-def _of_data(
-    args: list[str],
-    command: str,
-    function: Callable[..., dict[str, Any]],
-    defaults_from_model: Sequence[str] = (),
-) -> tuple[dict[str, Any], Path]:
-    """Call a function of data with what the command line says: its report, and the folder that it is in.
-
-    Lightning's sub-commands would build a Trainer and a model. What a configuration file says of
-    the model's `defaults_from_model` holds for the function's arguments of these names, unless they
-    are given.
-    """
-    parser = LightningArgumentParser(
-        prog=f"genseg {command}",
-        description=_DESCRIPTIONS[command],
-        exit_on_error=False,
-    )
-    parser.add_argument("-c", "--config", action="config", help="YAML file, as for fit.")
-    parser.add_lightning_class_args(
-        data.SegmentationDataModule, "data", subclass_mode=True, required=True
-    )
-    parser.add_function_arguments(function, skip={"data"})
-    for key in _OF_OTHER_COMMANDS:
-        parser.add_argument(f"--{key}", type=Any, help=SUPPRESS)
-    if defaults_from_model:
-        wrong = next((word for word in args if word.startswith("--model.")), None)
-        if wrong is not None:
-            raise GenSegError(
-                f"genseg {command} builds no model: leave {wrong.split('=')[0]} out; what it needs "
-                f"of one are {', '.join(f'--{key}' for key in defaults_from_model)}."
-            )
-    config = parser.parse_args(args)
-    if defaults_from_model:
-        of_model = (config.get("model") or {}).get("init_args", {})
-        parser.set_defaults({key: of_model[key] for key in defaults_from_model if key in of_model})
-        config = parser.parse_args(args)
-    for key in (*_OF_OTHER_COMMANDS, "config"):
-        config.pop(key, None)
-    arguments = vars(parser.instantiate(config))
-    return function(**arguments), arguments["output_dir"]
-
-
-def _plain(value: Any) -> Any:
-    """A value as YAML would hold it, for comparing."""
-    return (
-        list(value)
-        if isinstance(value, tuple)
-        else str(value)
-        if isinstance(value, Path)
-        else value
-    )
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Names and values of an argument, or of all in a group, as YAML would hold them."""
+    value = value.as_dict() if isinstance(value, Namespace) else value
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _leaves(f"{key}.{name}", part)
+    else:
+        plain = list(value) if isinstance(value, tuple) else value
+        yield key, str(value) if isinstance(value, Path) else plain

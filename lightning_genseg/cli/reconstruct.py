@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.cli.parser import Parser, data_arguments, data_parser
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import make_folder, replace_file
@@ -27,6 +28,12 @@ from lightning_genseg.metrics.segmentation import segmentation_metrics
 from lightning_genseg.ops.resize import resize_labels
 from lightning_genseg.plots.pictures import Picture, colorize, encode, grid, void_color
 
+_HELP = (
+    "Draw all masks of a split as maskiges, tokenize and decode them: what GSS can reach at best "
+    "with this tokenizer and these colours, before it is trained. Takes the configuration files of "
+    "the other commands, and from their model the tokenizer and the colours."
+)
+_OF_MODEL = ("tokenizer", "colors", "color_seed")
 _STRIDE = 4  # pixels of the image for each token that stage two predicts
 
 
@@ -174,6 +181,28 @@ def summary(report: dict[str, Any]) -> str:
         *(line(name, each("IoU", name), ".2%") for name in next(iter(scales.values()))["IoU"]),
     ]
     return "\n".join(lines)
+
+
+def make_parser() -> Parser:
+    """Parser of `genseg reconstruct`."""
+    return data_parser("reconstruct", reconstruct_data, _HELP)
+
+
+def run(words: list[str]) -> None:
+    """Run `genseg reconstruct` with these words of the command line."""
+    wrong = next((word for word in words if word.startswith("--model.")), None)
+    if wrong is not None:
+        raise GenSegError(
+            f"genseg reconstruct builds no model: leave {wrong.split('=')[0]} out; what it needs "
+            f"of one are {', '.join(f'--{key}' for key in _OF_MODEL)}."
+        )
+    parser = make_parser()
+    model = (parser.parse_args(words).get("model") or {}).get("init_args", {})
+    # What a configuration says of the model holds unless the command's own options are given.
+    parser.set_defaults({key: model[key] for key in _OF_MODEL if key in model})
+    arguments = data_arguments(parser, parser.parse_args(words))
+    report = reconstruct_data(**arguments)
+    print(f"{summary(report)}\n\nthe report is in {arguments['output_dir']}")
 
 
 class _Scale:

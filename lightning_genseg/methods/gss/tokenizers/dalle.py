@@ -19,7 +19,7 @@ class DalleDVAE(Tokenizer):
 
     Zero-Shot Text-to-Image Generation, Ramesh et al., ICML 2021; layers and names of parameters as
     in the published code, so that its weights fit: `encoder.blocks...` and `decoder.blocks...`.
-    There is no download and no pickle here: `python -m lightning_genseg.convert_dalle` makes a file
+    There is no download and no pickle here: `genseg convert-dalle` makes a file
     of plain tensors. The published convolutions run in half precision on a GPU, so that near-ties
     can become other tokens there.
 

@@ -88,8 +88,7 @@ def _read(path: Path, colors: Tensor) -> Tokenizer:
     if not all("input.w" in part for part in parts.values()):
         raise GenSegError(
             f"tokenizer '{path}' holds none: give the checkpoint of a MaskigeTokenizer run, or the "
-            "encoder and decoder of DALL-E's dVAE in one file, as `python -m "
-            "lightning_genseg.convert_dalle` writes it."
+            "encoder and decoder of DALL-E's dVAE in one file, as `genseg convert-dalle` writes it."
         )
     hidden = len(parts["encoder"]["input.w"])
     vocabulary = parts["decoder"]["input.w"].shape[1]
