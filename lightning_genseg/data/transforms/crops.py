@@ -1,12 +1,13 @@
 """Crops and zooms that albumentations does not have."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import albumentations as A
 import cv2
 import numpy as np
-from albumentations.augmentations.crops.transforms import BaseCrop, CropSizeError
+from albumentations.augmentations.crops.transforms import CropSizeError
 from albumentations.core.type_definitions import Targets
 from numpy.typing import NDArray
 
@@ -14,72 +15,13 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.ops.letterbox import letterbox_size
 
 Transform: TypeAlias = A.BasicTransform | A.BaseCompose
-"""An albumentations transform; in YAML a `class_path` (the short name is enough) and `init_args`."""
+"""An albumentations transform; in YAML a `class_path` (a short name will do) and `init_args`."""
 
 Window: TypeAlias = tuple[slice, slice]
 """Rows and columns."""
 
-
-class RandomCropLimitedClass(BaseCrop):  # type: ignore[misc]
-    """Random crop in which no class covers more than a given share of the labelled pixels.
-
-    Draws up to `tries` positions and keeps the first that qualifies, otherwise the last:
-    `cat_max_ratio` of mmsegmentation's RandomCrop. A crop that holds one class only never
-    qualifies.
-
-    Args:
-        height: crop height in pixels.
-        width: crop width in pixels.
-        max_class_share: largest allowed share of one class among the pixels that are not ignored,
-            in (0, 1].
-        ignore_index: mask value that is not counted.
-        tries: number of positions drawn at most.
-        p: probability of cropping.
-    """
-
-    def __init__(
-        self,
-        height: int,
-        width: int,
-        max_class_share: float = 0.75,
-        ignore_index: int = 255,
-        tries: int = 10,
-        p: float = 1.0,
-    ) -> None:
-        least = "[1, inf)"
-        check_arguments(
-            RandomCropLimitedClass.__init__,
-            locals(),
-            height=least,
-            width=least,
-            max_class_share="(0, 1]",
-            tries=least,
-        )
-        super().__init__(p=p)
-        self.height = height
-        self.width = width
-        self.max_class_share = max_class_share
-        self.ignore_index = ignore_index
-        self.tries = tries
-
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Choose the crop from the mask; without a mask the first position is taken."""
-        height, width = params["shape"][:2]
-        if height < self.height or width < self.width:
-            raise CropSizeError(f"crop {self.height}x{self.width} exceeds {height}x{width}")
-        mask = data.get("mask")
-        rows, columns = draw_window(
-            self,
-            (height, width),
-            (self.height, self.width),
-            lambda window: mask is None or self._is_mixed(mask[window]),
-        )
-        return {"crop_coords": (columns.start, rows.start, columns.stop, rows.stop)}
-
-    def _is_mixed(self, mask: NDArray[np.integer[Any]]) -> bool:
-        return is_mixed(mask, self.max_class_share, self.ignore_index)
+Array: TypeAlias = NDArray[Any]
+Params: TypeAlias = dict[str, Any]
 
 
 class PaddedPart(A.DualTransform):  # type: ignore[misc]
@@ -113,19 +55,19 @@ class PaddedPart(A.DualTransform):  # type: ignore[misc]
         self.fill = fill
         self.ignore_index = ignore_index
 
-    def part(self, array: NDArray[Any], nearest: bool, **params: Any) -> NDArray[Any]:
+    @abstractmethod
+    def part(self, array: Array, nearest: bool, **params: Any) -> Array:
         """The part of an image or (`nearest`) a mask, not larger than the result."""
-        raise NotImplementedError
 
-    def apply(self, img: NDArray[Any], **params: Any) -> NDArray[Any]:
+    def apply(self, img: Array, **params: Any) -> Array:
         """Cut and pad the image."""
         return self._pad(self.part(img, nearest=False, **params), self.fill)
 
-    def apply_to_mask(self, mask: NDArray[Any], **params: Any) -> NDArray[Any]:
+    def apply_to_mask(self, mask: Array, **params: Any) -> Array:
         """Cut and pad the mask."""
         return self._pad(self.part(mask, nearest=True, **params), self.ignore_index)
 
-    def _pad(self, part: NDArray[Any], value: int | tuple[int, int, int]) -> NDArray[Any]:
+    def _pad(self, part: Array, value: int | tuple[int, int, int]) -> Array:
         height, width = part.shape[:2]
         if (height, width) == (self.height, self.width):
             return np.ascontiguousarray(part)
@@ -142,9 +84,10 @@ class PaddedPart(A.DualTransform):  # type: ignore[misc]
 class RandomScaledCrop(PaddedPart):
     """Random zoom and crop: `RandomScale`, `PadIfNeeded` and `RandomCropLimitedClass` in one.
 
-    Only what the crop shows is interpolated (bilinear; masks: nearest), and, where `short_side` is
-    given, only once: mmsegmentation's RandomResize with the scale (2048, 512) is `short_side=512,
-    long_side=2048`. A smaller image stands in the middle of `fill`.
+    Draws up to `tries` positions and keeps the first in which no class covers too much, otherwise
+    the last. Only what the crop shows is interpolated (bilinear; masks: nearest), and, where
+    `short_side` is given, only once: mmsegmentation's RandomResize with the scale (2048, 512) is
+    `short_side=512, long_side=2048`. A smaller image stands in the middle of `fill`.
 
     Args:
         height: crop height in pixels.
@@ -154,8 +97,7 @@ class RandomScaledCrop(PaddedPart):
         long_side: most pixels of the longer side at a zoom of 1.
         max_class_share: largest share of one class among the pixels that are not ignored, in
             (0, 1]; a crop with one class only never qualifies.
-        tries: number of positions drawn at most; the first that qualifies is taken, otherwise the
-            last.
+        tries: number of positions drawn at most.
     """
 
     _targets = (Targets.IMAGE, Targets.MASK, Targets.KEYPOINTS)
@@ -171,15 +113,9 @@ class RandomScaledCrop(PaddedPart):
         tries: int = 10,
         **kwargs: Any,
     ) -> None:
-        check_arguments(
-            RandomScaledCrop.__init__,
-            locals(),
-            scale="(0, inf)",
-            short_side="[1, inf)",
-            long_side="[1, inf)",
-            max_class_share="(0, 1]",
-            tries="[1, inf)",
-        )
+        ranges = dict.fromkeys(("short_side", "long_side", "tries"), "[1, inf)")
+        ranges |= {"scale": "(0, inf)", "max_class_share": "(0, 1]"}
+        check_arguments(RandomScaledCrop.__init__, locals(), **ranges)
         super().__init__(height, width, **kwargs)
         self.scale = scale
         self.short_side = short_side
@@ -187,46 +123,82 @@ class RandomScaledCrop(PaddedPart):
         self.max_class_share = max_class_share
         self.tries = tries
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
+    def get_params_dependent_on_data(self, params: Params, data: Params) -> Params:
         """Draw the `size` of the zoomed image, then the `window` in it by the mask."""
-        rows, columns = params["shape"][:2]
-        zoom = self.py_random.uniform(*self.scale)
-        sides = (self.short_side, min(rows, columns)), (self.long_side, max(rows, columns))
-        zoom *= min((wanted / side for wanted, side in sides if wanted is not None), default=1.0)
-        size = max(1, int(rows * zoom)), max(1, int(columns * zoom))
+        size = self.draw_size(*params["shape"][:2])
         mask = data.get("mask")
 
         def qualifies(window: Window) -> bool:
-            return mask is None or is_mixed(
-                _zoom_mask(mask, size, window), self.max_class_share, self.ignore_index
-            )
+            return mask is None or self._is_mixed(_zoom_mask(mask, size, window))
 
         crop = min(self.height, size[0]), min(self.width, size[1])
         return {"size": size, "window": draw_window(self, size, crop, qualifies)}
 
-    def part(self, array: NDArray[Any], nearest: bool, **params: Any) -> NDArray[Any]:
+    def draw_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Draw the size of the zoomed image."""
+        zoom = self.py_random.uniform(*self.scale)
+        sides = (self.short_side, min(rows, columns)), (self.long_side, max(rows, columns))
+        zoom *= min((wanted / side for wanted, side in sides if wanted is not None), default=1.0)
+        return max(1, int(rows * zoom)), max(1, int(columns * zoom))
+
+    def _is_mixed(self, mask: NDArray[np.integer[Any]]) -> bool:
+        return is_mixed(mask, self.max_class_share, self.ignore_index)
+
+    def part(self, array: Array, nearest: bool, **params: Any) -> Array:
         """What the window shows."""
         return (_zoom_mask if nearest else _zoom_image)(array, params["size"], params["window"])
 
-    def apply_to_keypoints(self, keypoints: NDArray[Any], **params: Any) -> NDArray[Any]:
+    def apply_to_keypoints(self, keypoints: Array, **params: Any) -> Array:
         """Move points (x, y and what follows) as the pixels under them move."""
         moved = keypoints.astype(np.float64)
         shown = [axis.stop - axis.start for axis in params["window"]]
         margins = self.margins(*shown)
         for column, axis in ((0, 1), (1, 0)):  # x and y
-            ratio = params["size"][axis] / params["shape"][axis]
-            moved[:, column] = (moved[:, column] + 0.5) * ratio - 0.5
+            if params["size"][axis] != params["shape"][axis]:
+                ratio = params["size"][axis] / params["shape"][axis]
+                moved[:, column] = (moved[:, column] + 0.5) * ratio - 0.5
             moved[:, column] += margins[axis] - params["window"][axis].start
         return moved
+
+
+class RandomCropLimitedClass(RandomScaledCrop):
+    """`RandomScaledCrop` without zoom: a crop in which no class covers more than a given share.
+
+    `cat_max_ratio` of mmsegmentation's RandomCrop. A smaller image is an error.
+
+    Args:
+        height: crop height in pixels.
+        width: crop width in pixels.
+        max_class_share: largest share of one class among the pixels that are not ignored, in
+            (0, 1]; a crop with one class only never qualifies.
+    """
+
+    def __init__(
+        self, height: int, width: int, max_class_share: float = 0.75, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            height,
+            width,
+            scale=(1.0, 1.0),
+            short_side=None,
+            long_side=None,
+            max_class_share=max_class_share,
+            fill=0,
+            **kwargs,
+        )
+
+    def draw_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """The image's own size."""
+        if rows < self.height or columns < self.width:
+            raise CropSizeError(f"crop {self.height}x{self.width} exceeds {rows}x{columns}")
+        return rows, columns
 
 
 class RandomObjectCrop(PaddedPart):
     """Random crop that keeps most of the object, the pixels of 1 in a mask of 1, 0 and 255.
 
     Draws up to `tries` positions and keeps the first that holds `min_share` of the object,
-    otherwise the last; without a mask the first. A smaller image stands in the middle of `fill`.
+    otherwise the last. A smaller image stands in the middle of `fill`.
 
     Source: `Crop` in the code of Lang et al.: Learning what not to segment (BAM), CVPR 2022.
 
@@ -245,25 +217,22 @@ class RandomObjectCrop(PaddedPart):
         self.min_share = min_share
         self.tries = tries
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
+    def get_params_dependent_on_data(self, params: Params, data: Params) -> Params:
         """Choose the `window` from the mask."""
         rows, columns = params["shape"][:2]
         mask = data.get("mask")
         needed = 0.0 if mask is None else self.min_share * np.count_nonzero(mask == 1)
-        window = draw_window(
-            self,
-            (rows, columns),
-            (min(self.height, rows), min(self.width, columns)),
-            lambda window: mask is None or bool(np.count_nonzero(mask[window] == 1) >= needed),
-        )
-        return {"window": window}
 
-    def part(self, array: NDArray[Any], nearest: bool, **params: Any) -> NDArray[Any]:
+        def qualifies(window: Window) -> bool:
+            return mask is None or bool(np.count_nonzero(mask[window] == 1) >= needed)
+
+        crop = min(self.height, rows), min(self.width, columns)
+        return {"window": draw_window(self, (rows, columns), crop, qualifies)}
+
+    def part(self, array: Array, nearest: bool, **params: Any) -> Array:
         """What the window shows."""
-        part: NDArray[Any] = array[params["window"]]
-        return part
+        shown: Array = array[params["window"]]
+        return shown
 
 
 class Letterbox(PaddedPart):
@@ -282,11 +251,11 @@ class Letterbox(PaddedPart):
         super().__init__(size, size, **kwargs)
         self.size = size
 
-    def part(self, array: NDArray[Any], nearest: bool, **params: Any) -> NDArray[Any]:
+    def part(self, array: Array, nearest: bool, **params: Any) -> Array:
         """The whole, resized."""
         height, width = letterbox_size(array.shape[0], array.shape[1], self.size)
         how = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
-        resized: NDArray[Any] = cv2.resize(array, (width, height), interpolation=how)
+        resized: Array = cv2.resize(array, (width, height), interpolation=how)
         return resized
 
 
@@ -317,9 +286,9 @@ def is_mixed(mask: NDArray[np.integer[Any]], max_class_share: float, ignore_inde
     return bool((counts > 0).sum() > 1 and counts.max() <= max_class_share * counts.sum())
 
 
-def _zoom_image(image: NDArray[Any], size: tuple[int, int], window: Window) -> NDArray[Any]:
+def _zoom_image(image: Array, size: tuple[int, int], window: Window) -> Array:
     """Return `cv2.resize(image, size)[window]`, by the quicker of two ways."""
-    part: NDArray[Any]
+    part: Array
     if size == image.shape[:2]:
         part = image[window]
         return part
@@ -346,8 +315,12 @@ def _zoom_image(image: NDArray[Any], size: tuple[int, int], window: Window) -> N
     return part
 
 
-def _zoom_mask(mask: NDArray[Any], size: tuple[int, int], window: Window) -> NDArray[Any]:
+def _zoom_mask(mask: Array, size: tuple[int, int], window: Window) -> Array:
     """Return `cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)[window]`."""
+    part: Array
+    if size == mask.shape[:2]:
+        part = mask[window]
+        return part
     rows, columns = (
         # The same rounding as OpenCV's, down to the last bit.
         np.minimum(
@@ -355,5 +328,5 @@ def _zoom_mask(mask: NDArray[Any], size: tuple[int, int], window: Window) -> NDA
         )
         for shown, zoomed, side in zip(window, size, mask.shape, strict=False)
     )
-    part: NDArray[Any] = np.take(np.take(mask, rows, 0), columns, 1)
+    part = np.take(np.take(mask, rows, 0), columns, 1)
     return part

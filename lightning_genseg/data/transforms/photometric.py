@@ -6,11 +6,11 @@ import albumentations as A
 
 
 class PhotometricDistortion(A.Sequential):  # type: ignore[misc]
-    """mmsegmentation's `PhotoMetricDistortion`: brightness, contrast, saturation and hue, each half the time.
+    """mmsegmentation's `PhotoMetricDistortion`.
 
-    Brightness changes by up to 32 of 255, contrast and saturation by factors of 0.5 to 1.5, hue by
-    up to 36 degrees. mmsegmentation puts contrast last in half of the images; here it always comes
-    second.
+    In half of the images each, brightness changes by up to 32 of 255, contrast and saturation by
+    factors of 0.5 to 1.5, and hue by up to 36 degrees. mmsegmentation puts contrast last in half of
+    the images; here it always comes second.
     """
 
     def __init__(self) -> None:

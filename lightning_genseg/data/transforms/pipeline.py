@@ -189,5 +189,5 @@ def apply_all(
 
 
 def single_thread(worker_id: int) -> None:
-    """Keep OpenCV from starting threads in a DataLoader's worker, where they only compete (a `worker_init_fn`)."""
+    """Keep OpenCV from starting threads in a DataLoader's worker, where they only compete."""
     cv2.setNumThreads(0)

@@ -28,7 +28,7 @@ _SCALERS = {
 }
 
 
-class AboutCorners(A.Sequential):  # type: ignore[misc]
+class _AboutCorners(A.Sequential):  # type: ignore[misc]
     """One transform, whose points are counted from the corner of the image while it moves them."""
 
     def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def exact_movers(transforms: Sequence[Transform]) -> list[Transform]:
                     "where the labels are sparse."
                 )
             if kind.apply_to_keypoints in _SCALERS:
-                transform = AboutCorners([transform], p=1.0)
+                transform = _AboutCorners([transform], p=1.0)
         movers.append(transform)
     return movers
 

@@ -401,9 +401,12 @@ def test_no_points(transforms):
         A.RandomResizedCrop((150, 200), scale=(0.7, 1.0)),
         A.CropAndPad(px=-6, p=1, fill_mask=255),
         A.Rotate((30, 30), p=1, fill_mask=255),
-        A.Affine(scale=1.8, shear=5, p=1, fill_mask=255),
+        A.Affine(scale=1.8, shear=5, translate_percent=0.1, p=1, fill_mask=255),
         RandomScaledCrop(100, 120, scale=(0.7, 2.0)),
         A.OneOf([A.Sequential([A.HorizontalFlip(p=1), A.Resize(180, 240)])], p=1),
+        A.Sequential([A.RandomScale((1.0, 1.0), p=1), A.PadIfNeeded(200, 200, fill_mask=255)], p=1),
+        A.Sequential([A.Rotate((30, 30), p=1, fill_mask=255), A.RandomCrop(50, 70)], p=1),
+        A.Sequential(default_train_transform((100, 120), (1.0, 2.0), color_jitter=0), p=1),
     ],
     ids=lambda t: type(t).__name__,
 )
