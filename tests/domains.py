@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from tests.miniatures import save
 
 TABLE = """universal\tdataset\tclass
 sky\ttown\tsky
@@ -34,10 +35,7 @@ def write_domain(root: Path, domain: str, count: int, size: tuple[int, int] = (3
     height, width = size
     for index in range(count):
         image, mask = np.zeros((*size, 3)), np.zeros(size, np.uint8)
-        horizon, verge = (
-            rng.integers(height // 3, height // 2),
-            rng.integers(width // 3, width // 2),
-        )
+        horizon, verge = (rng.integers(side // 3, side // 2) for side in size)
         object_ = "stone" if domain == "field" else "car"
         left, top = rng.integers(width - 12), rng.integers(horizon, height - 10)
         for name, where in {
@@ -49,7 +47,6 @@ def write_domain(root: Path, domain: str, count: int, size: tuple[int, int] = (3
             color, *labels = _MATERIALS[name]
             image[where], mask[where] = color, labels[domain == "field"]
         noisy = (image + rng.normal(0, 12, image.shape)).clip(0, 255).astype(np.uint8)
-        for folder, array in (("images", noisy), ("masks", mask)):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(root / folder / f"{index}.png")
+        save(noisy, root / "images" / f"{index}.png")
+        save(mask, root / "masks" / f"{index}.png")
     return root

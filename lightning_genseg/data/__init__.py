@@ -10,7 +10,8 @@ from lightning_genseg.data.episodes.pascal5i import Pascal5iDataModule
 from lightning_genseg.data.episodes.support import SupportedImages, SupportFolder
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.mixed.datamodule import CrossDomainDataModule, MixedDataModule
-from lightning_genseg.data.mixed.taxonomy import MixedImages, TargetClasses, Taxonomy
+from lightning_genseg.data.mixed.taxonomy import TargetClasses, Taxonomy
+from lightning_genseg.data.relabelled import RelabelledImages
 from lightning_genseg.data.sets.ade20k import ADE20K, ADE20KDataModule
 from lightning_genseg.data.sets.anomaly_folder import AnomalyFolder, AnomalyFolderDataModule
 from lightning_genseg.data.sets.camvid import CamVid, CamVidDataModule
@@ -65,10 +66,10 @@ __all__ = [
     "FolderDataModule",
     "ImageFolder",
     "MixedDataModule",
-    "MixedImages",
     "Pascal5iDataModule",
     "PointFiles",
     "Points",
+    "RelabelledImages",
     "RoadAnomaly",
     "RoadAnomaly21",
     "RoadAnomaly21DataModule",

@@ -1,7 +1,6 @@
 """Labelled images read one by one, and data sets that see them with other labels."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch.utils.data import Dataset
 from lightning_genseg.data.dataset import SegmentationDataset, check_sizes
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.data.transforms.pipeline import apply, compose
+from lightning_genseg.errors import GenSegError
 
 
 class LabelledImages(Protocol):
@@ -33,35 +33,53 @@ class LabelledImages(Protocol):
         """HxW classes and 255."""
 
 
+def check_readable(dataset: Any, purpose: str) -> LabelledImages:
+    """Return a data set whose images can be read one by one; GenSegError if they cannot."""
+    for method in ("sample_name", "read_pixels", "read_mask_labels"):
+        if not hasattr(dataset, method):
+            raise GenSegError(
+                f"{type(dataset).__name__} has no {method}(index), by which {purpose}: derive it "
+                "from SegmentationDataset, or add that method."
+            )
+    images: LabelledImages = dataset
+    return images
+
+
 def read_labelled(
     images: LabelledImages, index: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read an image HxWx3 and its labels HxW; ValueError if their sizes differ."""
+    """Read an image HxWx3 and its labels HxW; GenSegError if their sizes differ."""
     image, labels = images.read_pixels(index), images.read_mask_labels(index)
     if isinstance(images, SegmentationDataset):
         check_sizes(image.shape, labels.shape, images.samples[index])
     return image, labels
 
 
-class RelabelledImages(Dataset[dict[str, Any]], ABC):
-    """Images of other data sets with other labels; a subclass writes `__len__` and `locate`.
+class RelabelledImages(Dataset[dict[str, Any]]):
+    """Images of other data sets with other labels; a sample is `image`, `mask` and `name`.
 
     Args:
+        parts: data sets by name; names of images begin with it, unless it is empty.
+        tables: for each, 256 labels in place of its own.
         class_names: that the new labels count.
         transform: albumentations transforms.
     """
 
-    def __init__(self, class_names: Sequence[str], transform: Sequence[Transform]) -> None:
+    def __init__(
+        self,
+        parts: Mapping[str, LabelledImages],
+        tables: Mapping[str, NDArray[np.uint8]],
+        class_names: Sequence[str],
+        transform: Sequence[Transform] = (),
+    ) -> None:
+        self.parts, self.tables = dict(parts), dict(tables)
         self.class_names = list(class_names)
         self.transform = compose(transform)
+        self._places = [(key, i) for key, part in self.parts.items() for i in range(len(part))]
 
-    @abstractmethod
     def __len__(self) -> int:
-        """Number of images."""
-
-    @abstractmethod
-    def locate(self, index: int) -> tuple[LabelledImages, int, NDArray[np.uint8]]:
-        """Where an image comes from: its data set, its position there, and 256 new labels in place of the old."""
+        """Number of images of all parts."""
+        return len(self._places)
 
     @property
     def num_classes(self) -> int:
@@ -71,24 +89,25 @@ class RelabelledImages(Dataset[dict[str, Any]], ABC):
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """Read and transform one sample."""
         position, seed = index if isinstance(index, tuple) else (index, index)
-        images, i, table = self.locate(position)
-        image, labels = read_labelled(images, i)
+        key, i = self._places[position]
+        image, labels = read_labelled(self.parts[key], i)
         name = self.sample_name(position)
-        tensor, mask = apply(self.transform, image, table[labels], seed, name)
+        tensor, mask = apply(self.transform, image, self.tables[key][labels], seed, name)
         return {"image": tensor, "mask": mask, "name": name}
 
     def sample_name(self, index: int) -> str:
-        """Name of an image."""
-        images, i, _ = self.locate(index)
-        return images.sample_name(i)
+        """Name of an image, below that of its data set."""
+        key, i = self._places[index]
+        name = self.parts[key].sample_name(i)
+        return f"{key}/{name}" if key else name
 
     def read_pixels(self, index: int) -> NDArray[np.uint8]:
         """Read an image as HxWx3, without transforms."""
-        images, i, _ = self.locate(index)
-        return images.read_pixels(i)
+        key, i = self._places[index]
+        return self.parts[key].read_pixels(i)
 
     def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
         """Read the new labels of an image as HxW, without transforms."""
-        images, i, table = self.locate(index)
-        labels: NDArray[np.uint8] = table[images.read_mask_labels(i)]
+        key, i = self._places[index]
+        labels: NDArray[np.uint8] = self.tables[key][self.parts[key].read_mask_labels(i)]
         return labels

@@ -1,4 +1,4 @@
-"""Episodes of few-shot segmentation: a query and annotated images of one class, drawn from any labelled data set."""
+"""Episodes of few-shot segmentation: a query and annotated images of one class."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.relabelled import LabelledImages, RelabelledImages, read_labelled
 from lightning_genseg.data.transforms.crops import Letterbox, Transform
@@ -50,6 +51,7 @@ class Pool:
         excluded: Sequence[int] = (),
         support_counts: NDArray[np.int64] | None = None,
     ) -> None:
+        check_arguments(Pool.__init__, locals(), shots="[1, inf)", min_area="[1, inf)")
         self.shots = shots
         self.same = support_counts is None
         clean = (counts[:, list(excluded)] > 0).sum(axis=1) == 0
@@ -67,7 +69,7 @@ class Pool:
         self.present = counts[:, self.classes] > 0
 
     def draw(self, rng: np.random.Generator, query: int, category: int | None = None) -> Episode:
-        """Draw an episode of a query: a class, uniform among those in it at any size, then K other images of it."""
+        """Draw an episode of a query: a class, uniform among those in it, then K other images."""
         if category is None:
             category = self.classes[int(rng.choice(np.flatnonzero(self.present[query])))]
         images = self.images_of[category]
@@ -80,19 +82,17 @@ class Pool:
 def draw_episodes(pool: Pool, number: int, seed: int, mode: EpisodeMode = "bam") -> list[Episode]:
     """Draw the episodes of an evaluation; the same for the same arguments.
 
-    Modes: `bam` takes the queries in the order of the data set, from the first on, and starts again
-        where they end
-    (BAM's code; the class and the supports are drawn, and common classes come more often);
-    `uniform` takes them in a shuffled order, `balanced` takes the classes in turn and shuffles the
-    queries of each.
+    Modes: `bam` takes the queries in the order of the data set and starts again where they end; the
+    class and the supports are drawn, and common classes come more often. `uniform` takes the
+    queries in a shuffled order, `balanced` the classes in turn and their queries shuffled.
 
     Source: Lang et al.: Learning what not to segment, CVPR 2022, `util/dataset.py`; its random
-        numbers are Python's
-    and depend on the workers, ours are NumPy's and do not.
+    numbers are Python's and depend on the workers, ours are NumPy's and do not.
 
     Raises:
-        ValueError: no query.
+        GenSegError: no query, or an unknown mode.
     """
+    check_arguments(draw_episodes, locals(), number="[1, inf)", seed="[0, inf)")
     if not len(pool.queries):
         raise GenSegError(
             "no image can be a query: lower min_area, or choose classes that occur in this split."
@@ -113,17 +113,23 @@ def _endless(items: NDArray[np.intp], rng: np.random.Generator) -> Iterator[int]
         yield from rng.permutation(items).tolist()
 
 
-class _Episodes(Dataset[dict[str, Any]]):
-    """Reads the images of an episode.
+class Episodes(Dataset[dict[str, Any]]):
+    """Reads images and supports of episodes.
+
+    A sample holds float32 `image` 3xSxS in [0, 1], int64 `mask` SxS (1 the class, 0 not, 255
+    ignore), bool `valid` SxS (False on padding), and the same with K in front as `support_image`,
+    `support_mask`, `support_valid`; the names `name`, `support_name` (K of them, with commas) and
+    `class_name`; int64 `class_index` (of the data set), `base_index` (of the base learner's
+    outputs, 1 to n; 0 for a novel class) and `candidates` (all classes of these episodes).
 
     Args:
         queries: images of the queries.
         supports: images of the supports.
+        candidates: classes that there are episodes of.
         base_index: class -> its number among the base learner's outputs.
-        candidates: classes that this data set has episodes of.
         class_names: of all classes.
-        transform: albumentations transforms of image and mask (1, 0, 255), of every image on its
-            own.
+        transform: albumentations transforms of image and mask (1, 0, 255) to one size, drawn for
+            each image on its own.
     """
 
     num_classes = 2
@@ -132,82 +138,61 @@ class _Episodes(Dataset[dict[str, Any]]):
         self,
         queries: LabelledImages,
         supports: LabelledImages,
-        base_index: Mapping[int, int],
         candidates: Sequence[int],
+        base_index: Mapping[int, int],
         class_names: Sequence[str],
         transform: Sequence[Transform],
     ) -> None:
         self.queries = queries
         self.supports = supports
-        self.base_index = dict(base_index)
         self.candidates = torch.tensor(list(candidates))
+        self.base_index = dict(base_index)
         self.class_names = list(class_names)
         self.transform = compose(transform)
 
-    def read(self, episode: Episode, rng: np.random.Generator, full_mask: bool) -> dict[str, Any]:
-        category = episode.category
-        image, mask = read_object(self.queries, episode.query, category)
-        name = self.queries.sample_name(episode.query)
-        sample = self._transformed(image, mask, rng, name)
-        shots = []
-        for index in episode.supports:
-            pixels, labels = read_object(self.supports, index, category)
-            shots.append(self._transformed(pixels, labels, rng, self.supports.sample_name(index)))
+    def read(
+        self, episode: Episode, rng: np.random.Generator
+    ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+        """Read a sample, and the mask of the query at its own size."""
+        query, category, supports = episode
+        sample, mask = self._read_object(self.queries, query, category, rng)
+        shots = [self._read_object(self.supports, i, category, rng)[0] for i in supports]
         sample |= {f"support_{key}": torch.stack([s[key] for s in shots]) for key in shots[0]}
         sample |= {
-            "name": name,
-            "support_name": ", ".join(self.supports.sample_name(i) for i in episode.supports),
+            "name": self.queries.sample_name(query),
+            "support_name": ", ".join(self.supports.sample_name(i) for i in supports),
             "class_index": torch.tensor(category),
             "class_name": self.class_names[category],
             "base_index": torch.tensor(self.base_index.get(category, 0)),
             "candidates": self.candidates,
         }
-        if full_mask:
-            sample["full_mask"] = torch.from_numpy(mask.astype(np.int64))
-        return sample
+        return sample, mask
 
-    def _transformed(
-        self,
-        image: NDArray[np.uint8],
-        mask: NDArray[np.uint8],
-        rng: np.random.Generator,
-        name: str,
-    ) -> dict[str, Any]:
+    def _read_object(
+        self, images: LabelledImages, index: int, category: int, rng: np.random.Generator
+    ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+        """Read and transform an image; also its mask HxW: 1 on the class, 0 elsewhere, 255 kept."""
+        image, labels = read_labelled(images, index)
+        mask = (labels == category).astype(np.uint8)
+        mask[labels == IGNORE] = IGNORE
         masks = {"mask": mask, "valid": np.ones_like(mask)}
-        sample = apply_all(self.transform, image, masks, int(rng.integers(2**63 - 1)), name)
-        sample["valid"] = sample["valid"] == 1
-        return sample
+        seed, name = int(rng.integers(2**63 - 1)), images.sample_name(index)
+        sample = apply_all(self.transform, image, masks, seed, name)
+        return {**sample, "valid": sample["valid"] == 1}, mask
 
 
-class TrainEpisodes(_Episodes):
+class TrainEpisodes(Episodes):
     """Every query once an epoch, with a class and supports that its seed decides.
-
-    A sample is `image` float32 3xSxS in [0, 1], `mask` int64 SxS (1 the class, 0 not, 255 ignore),
-    `valid` bool SxS (False on padding), the same with K in front as `support_image`,
-    `support_mask`, `support_valid`, the names `name`, `support_name` (K of them, with commas) and
-    `class_name`, and int64 `class_index` (of the data set), `base_index` (of the base learner's
-    outputs, 1 to n; 0 for a novel class) and `candidates` (all classes of these episodes).
 
     An index is an int, or a pair (int, seed).
 
     Args:
         images: that queries and supports come from.
         pool: which of them.
-        base_index: class -> its number among the base learner's outputs.
-        class_names: of all classes.
-        transform: albumentations transforms of image and mask (1, 0, 255) to one size, drawn for
-            each image on its own.
     """
 
-    def __init__(
-        self,
-        images: LabelledImages,
-        pool: Pool,
-        base_index: Mapping[int, int],
-        class_names: Sequence[str],
-        transform: Sequence[Transform],
-    ) -> None:
-        super().__init__(images, images, base_index, pool.classes, class_names, transform)
+    def __init__(self, images: LabelledImages, pool: Pool, **kwargs: Any) -> None:
+        super().__init__(images, images, pool.classes, **kwargs)
         self.pool = pool
 
     def __len__(self) -> int:
@@ -218,21 +203,17 @@ class TrainEpisodes(_Episodes):
         """Draw and read an episode."""
         position, seed = index if isinstance(index, tuple) else (index, index)
         rng = np.random.default_rng(seed)
-        episode = self.pool.draw(rng, int(self.pool.queries[position]))
-        return self.read(episode, rng, full_mask=False)
+        return self.read(self.pool.draw(rng, int(self.pool.queries[position])), rng)[0]
 
 
-class EvalEpisodes(_Episodes):
-    """Given episodes; a sample is that of `TrainEpisodes`, letterboxed, with `full_mask` int64 HxW at the query's own size.
+class EvalEpisodes(Episodes):
+    """Given episodes, letterboxed; `full_mask` is the mask at the query's own size, int64 HxW.
 
     Args:
         queries: images of the queries.
         supports: images of the supports.
         episodes: positions in both.
-        size: side S of the square, see `transforms.Letterbox`.
-        base_index: class -> its number among the base learner's outputs.
-        candidates: classes that count in the scores.
-        class_names: of all classes.
+        size: side S of the square, see `Letterbox`.
     """
 
     def __init__(
@@ -241,12 +222,9 @@ class EvalEpisodes(_Episodes):
         supports: LabelledImages,
         episodes: Sequence[Episode],
         size: int,
-        base_index: Mapping[int, int],
-        candidates: Sequence[int],
-        class_names: Sequence[str],
+        **kwargs: Any,
     ) -> None:
-        box = [Letterbox(size)]
-        super().__init__(queries, supports, base_index, candidates, class_names, box)
+        super().__init__(queries, supports, transform=[Letterbox(size)], **kwargs)
         self.episodes = list(episodes)
 
     def __len__(self) -> int:
@@ -255,21 +233,12 @@ class EvalEpisodes(_Episodes):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read an episode."""
-        return self.read(self.episodes[index], np.random.default_rng(0), full_mask=True)
-
-
-def read_object(
-    images: LabelledImages, index: int, category: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read an image HxWx3 and its mask HxW: 1 on a class, 0 elsewhere, 255 kept."""
-    image, labels = read_labelled(images, index)
-    mask = (labels == category).astype(np.uint8)
-    mask[labels == IGNORE] = IGNORE
-    return image, mask
+        sample, mask = self.read(self.episodes[index], np.random.default_rng(0))
+        return {**sample, "full_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
 class BaseClasses(RelabelledImages):
-    """A data set in which some classes are numbered from 1 on and all others are background, 0; 255 stays.
+    """Some classes of a data set, numbered from 1 on; all others are background, 0, and 255 stays.
 
     Args:
         images: to relabel.
@@ -285,16 +254,8 @@ class BaseClasses(RelabelledImages):
         class_names: Sequence[str],
         transform: Sequence[Transform],
     ) -> None:
-        super().__init__(["background", *(class_names[c] for c in classes)], transform)
-        self.images = images
-        self._table = np.zeros(256, np.uint8)
-        self._table[list(classes)] = np.arange(1, len(classes) + 1)
-        self._table[IGNORE] = IGNORE
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
-
-    def locate(self, index: int) -> tuple[LabelledImages, int, NDArray[np.uint8]]:
-        """See the base."""
-        return self.images, index, self._table
+        table = np.zeros(256, np.uint8)
+        table[list(classes)] = np.arange(1, len(classes) + 1)
+        table[IGNORE] = IGNORE
+        names = ["background", *(class_names[c] for c in classes)]
+        super().__init__({"": images}, {"": table}, names, transform)

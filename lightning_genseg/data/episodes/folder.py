@@ -1,23 +1,19 @@
-"""Anybody's own examples of an object, and images to find it in, for Lightning."""
+"""Somebody's own examples of an object, and images to find it in, for Lightning."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import SegmentationDataset
-from lightning_genseg.data.episodes.datamodule import predict_folders
 from lightning_genseg.data.episodes.support import SupportedImages
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
-_NO_SPLITS = (
-    "FewShotFolderDataModule has images to predict only: train and test with EpisodesDataModule."
-)
-
 
 class FewShotFolderDataModule(SegmentationDataModule):
-    """Your own object, for prediction: a few images of it with masks, and images in which to find it.
+    """Your own object, for prediction: a few images of it with masks, and images to find it in.
 
     `support_root/images` and `support_root/masks` hold files of the same names; a mask is 1 on the
     object, 0 elsewhere, 255 where nothing is said. Every batch is one image of `predict_root` at
@@ -29,11 +25,11 @@ class FewShotFolderDataModule(SegmentationDataModule):
         predict_root: folder of images (searched recursively), or one image.
         size: side of the square supports in pixels; that of the training.
         support_ids: value in the masks -> 1, 0 or 255; `{0: 0, 255: 1}` for black and white ones.
-        num_workers: see `SegmentationDataModule`.
+        num_workers: processes that load data.
 
     Raises:
-        ValueError: in `setup`: a folder is not given; masks without object or with other values.
-        FileNotFoundError: in `setup`: a folder does not exist.
+        GenSegError: in `setup`: a folder is not given; masks without object or with other values.
+        MissingFileError: in `setup`: a folder does not exist.
     """
 
     splits: ClassVar[tuple[Split, ...]] = ()
@@ -47,28 +43,29 @@ class FewShotFolderDataModule(SegmentationDataModule):
         support_ids: dict[int, int] | None = None,
         num_workers: int = 2,
     ) -> None:
+        check_arguments(FewShotFolderDataModule.__init__, locals(), size="[8, inf)")
         super().__init__(
             class_names=("background", "foreground"),
             num_workers=num_workers,
             predict_root=predict_root,
         )
-        if size < 8:
-            raise GenSegError(f"size is {size} but must be at least 8.")
         self.support_root = support_root
         self.size = size
         self.support_ids = support_ids
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the images to predict; ValueError for other stages."""
+        """Build the images to predict; GenSegError for other stages."""
         if stage not in (None, "predict"):
-            raise GenSegError(_NO_SPLITS)
+            self.make_dataset("train", ())
         self.predict_dataset = self.make_predict_dataset()
 
     def make_predict_dataset(self) -> SupportedImages:
         """Build the images under `predict_root`, each with the supports."""
-        folders = predict_folders(self.predict_root, self.support_root)
-        return SupportedImages(*folders, self.size, self.support_ids)
+        return SupportedImages(self.predict_root, self.support_root, self.size, self.support_ids)
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> SegmentationDataset:
-        """There are no splits: ValueError."""
-        raise GenSegError(_NO_SPLITS)
+        """There are no splits: GenSegError."""
+        raise GenSegError(
+            "FewShotFolderDataModule has images to predict only: train and test with "
+            "EpisodesDataModule."
+        )

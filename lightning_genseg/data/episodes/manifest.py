@@ -12,7 +12,7 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 
 
-def write_manifest(
+def write_episodes(
     path: Path,
     episodes: Sequence[Episode],
     queries: LabelledImages,
@@ -28,7 +28,7 @@ def write_manifest(
         queries: images of the queries.
         supports: images of the supports.
         class_names: of all classes.
-        drawn_by: what decided them (seed, mode ...), to be compared by `read_manifest`.
+        drawn_by: what decided them (seed, mode ...), to be compared by `read_episodes`.
     """
     rows = [
         {
@@ -42,18 +42,18 @@ def write_manifest(
     replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_manifest(
+def read_episodes(
     path: Path,
     queries: LabelledImages,
     supports: LabelledImages,
     class_names: Sequence[str],
     drawn_by: Mapping[str, Any],
 ) -> list[Episode]:
-    """Read what `write_manifest` has kept.
+    """Read what `write_episodes` has kept.
 
     Raises:
-        ValueError: no manifest, a changed one, one of other settings (`drawn_by`), or of images or
-            classes that the data do not have.
+        GenSegError: no list of episodes, a changed one, one of other settings (`drawn_by`), or of
+            images or classes that the data do not have.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

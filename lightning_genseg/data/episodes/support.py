@@ -1,4 +1,4 @@
-"""What a user gives for prediction from a few examples: images with masks of one object, and images to search."""
+"""Images with masks of one object, and images in which to find it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.dataset import ImageFolder, check_sizes, read_image, read_mask
 from lightning_genseg.data.labels import anomaly_table, map_labels
 from lightning_genseg.data.sets.folder import match_masks
@@ -33,12 +34,13 @@ class SupportFolder:
             white ones.
 
     Raises:
-        FileNotFoundError: a folder does not exist.
-        ValueError: no image, names that do not match, a wrong table; on reading: an unreadable
+        MissingFileError: a folder does not exist.
+        GenSegError: no image, names that do not match, a wrong table; on reading: an unreadable
             file, other values, no object in a mask, or none that is left at this size.
     """
 
     def __init__(self, root: Path | str, size: int, ids: Mapping[int, int] | None = None) -> None:
+        check_arguments(SupportFolder.__init__, locals(), size="[8, inf)")
         self.samples = match_masks(Path(root) / "images", Path(root) / "masks")
         self.size = size
         self.transform = compose([Letterbox(size)])
@@ -46,7 +48,12 @@ class SupportFolder:
         self._table = anomaly_table({0: 0, 1: 1} if ids is None else ids, "support_ids", values)
 
     def read(self) -> dict[str, torch.Tensor]:
-        """`support_image` float32 K x3xSxS in [0, 1], `support_mask` int64 and `support_valid` bool, both KxSxS."""
+        """Read the examples.
+
+        Returns:
+            `support_image` float32 K x 3 x S x S in [0, 1]; `support_mask` int64 and
+            `support_valid` bool (False on padding), both K x S x S.
+        """
         shots = []
         for sample in self.samples:
             image, values = read_image(sample.image), read_mask(sample.mask)
@@ -74,7 +81,7 @@ class SupportFolder:
         }
 
     def digest(self) -> str:
-        """SHA-256 of all that decides what `read` gives: names and contents of the files, size and table."""
+        """SHA-256 of what decides what `read` gives: the files, their names, size and table."""
         digest = hashlib.sha256(f"{self.size} {self._table.tolist()}".encode())
         for sample in self.samples:
             for path in (sample.image, sample.mask):
@@ -88,32 +95,41 @@ class SupportFolder:
         if set(np.unique(values).tolist()) <= {0, 255} and self._table[255] == 255:
             raise GenSegError(
                 f"mask '{path}' holds only 0 and 255, and 255 is left out: if the object is white, "
-                "set support_ids to "
-                "{0: 0, 255: 1} (--data.support_ids), otherwise draw it with the value 1."
+                "set support_ids to {0: 0, 255: 1} (--data.support_ids), otherwise draw it with "
+                "the value 1."
             )
 
 
 class SupportedImages(ImageFolder):
-    """Images to predict, each with the same supports: a sample is that of `ImageFolder` with `SupportFolder.read`'s.
+    """Images to predict, each with the same supports.
+
+    A sample is that of `ImageFolder` together with what `SupportFolder.read` gives.
 
     Args:
         root: folder of images, searched recursively, or an image file; they keep their sizes.
-        support_root: see `SupportFolder`.
-        size: see `SupportFolder`.
-        support_ids: see `SupportFolder`.
+        support_root: folder with `images` and `masks` of the object.
+        size: side of the square supports in pixels.
+        support_ids: value in their masks -> 1, 0 or 255.
 
     Raises:
-        FileNotFoundError: a folder does not exist.
-        ValueError: see `SupportFolder`; no image.
+        MissingFileError: a folder does not exist.
+        GenSegError: a folder is None, or without image; supports that `SupportFolder` refuses.
     """
 
     def __init__(
         self,
-        root: Path | str,
-        support_root: Path | str,
+        root: Path | str | None,
+        support_root: Path | str | None,
         size: int,
         support_ids: Mapping[int, int] | None = None,
     ) -> None:
+        if root is None or support_root is None:
+            lacking = "predict_root" if root is None else "support_root"
+            what = "images" if root is None else "images and masks of the object"
+            raise GenSegError(
+                f"there is nothing to predict: set {lacking} (--data.{lacking}) to a folder with "
+                f"{what}."
+            )
         super().__init__(root)
         folder = SupportFolder(support_root, size, support_ids)
         self.supports, self.support_digest = folder.read(), folder.digest()

@@ -1,4 +1,4 @@
-"""Several data sets in one taxonomy to train on, and a test set in its own for a model of that taxonomy."""
+"""Several data sets in one taxonomy to train on, and a test set with classes of its own."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,47 +7,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import MissingFiles
-from lightning_genseg.data.episodes.datamodule import labelled_images
-from lightning_genseg.data.labels import Color
+from lightning_genseg.data.derived import DerivedDataModule, labelled_images
 from lightning_genseg.data.loaders import EpochSampler
-from lightning_genseg.data.mixed.taxonomy import Decision, MixedImages, Taxonomy, WithoutUniversal
+from lightning_genseg.data.mixed.taxonomy import Decision, Taxonomy, WithoutUniversal
+from lightning_genseg.data.relabelled import RelabelledImages
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 
 class MixedDataModule(SegmentationDataModule):
-    """Data sets of other datamodules together, their classes made universal ones by a table (`datasets.Taxonomy`).
+    """Data sets of other datamodules together, their classes made universal ones by a `Taxonomy`.
 
     `num_classes` and `class_names` are those of the taxonomy. Validation and test are in the
     universal classes as well, over the images of all data sets that have the split; for a test
     set's own classes see `CrossDomainDataModule`.
 
     Source: Lambert et al.: MSeg: A composite dataset for multi-domain semantic segmentation, CVPR
-        2020.
+    2020.
 
     Args:
         data: dense datamodules by the name that their data set has in the table; their transforms,
             batch sizes and workers are not used.
         taxonomy: the table; it must have every class of every data set.
-        repeats: how often an epoch takes each image of a data set; default: as often as makes the
-            data set about as large as the largest, so that all are seen equally often.
-        palette: one RGB colour per universal class; default: PASCAL VOC's.
-        batch_size: see `SegmentationDataModule`, like all that follow.
-        eval_batch_size: see there.
-        num_workers: see there.
-        crop_size: see there.
-        class_balanced: see there; in place of `repeats`.
-        train_transform: see there.
-        eval_transform: see there.
-        seed: see there.
-        predict_root: see there.
-        cache_dir: see there.
+        repeats: how often an epoch takes each image of a data set, unless `class_balanced` draws
+            them; default: as often as makes the data set about as large as the largest, so that
+            all are seen equally often.
 
     Raises:
-        ValueError: a wrong argument; a table that does not fit the classes.
-        FileNotFoundError: no such table.
+        GenSegError: a wrong argument; a table that does not fit the classes.
+        MissingFileError: no such table.
     """
 
     def __init__(
@@ -55,58 +46,36 @@ class MixedDataModule(SegmentationDataModule):
         data: dict[str, SegmentationDataModule],
         taxonomy: Path,
         repeats: dict[str, int] | None = None,
-        palette: list[Color] | None = None,
-        batch_size: int = 8,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        crop_size: tuple[int, int] = (256, 256),
-        class_balanced: bool = False,
-        train_transform: list[Transform] | None = None,
-        eval_transform: list[Transform] | None = None,
-        seed: int = 0,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
         if not data:
             raise GenSegError(
                 "data is empty: give at least one datamodule, by its name in taxonomy."
             )
-        table = Taxonomy(taxonomy)
         if repeats is not None and (repeats.keys() != data.keys() or min(repeats.values()) < 1):
             raise GenSegError(
                 f"repeats is {repeats} but must hold a number from 1 for each of {', '.join(data)}."
             )
-        if class_balanced and repeats is not None:
+        table = Taxonomy(taxonomy)
+        super().__init__(class_names=table.class_names, unknown_classes=None, sparse=None, **kwargs)
+        if self.class_balanced and repeats is not None:
             raise GenSegError(
                 "repeats and class_balanced both say how often an image is drawn: leave one of "
                 "them out."
             )
-        super().__init__(
-            class_names=table.class_names,
-            palette=palette,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            crop_size=crop_size,
-            class_balanced=class_balanced,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            seed=seed,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
-        )
         self.data = data
         self.tables = {key: table.universal_labels(key, d.class_names) for key, d in data.items()}
         self.repeats = repeats
         found = {split for d in data.values() for split in d.splits}
-        self.splits = tuple(s for s in SegmentationDataModule.splits if s in found)  # type: ignore[misc]
+        every = SegmentationDataModule.splits
+        self.splits = tuple(s for s in every if s in found)  # type: ignore[misc]
 
     def prepare_data(self) -> None:
-        """What the datamodules have to do."""
+        """Prepare the data of all datamodules."""
         for data in self.data.values():
             data.prepare_data()
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> MixedImages:
+    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> RelabelledImages:
         """Build the relabelled images of a split, each once."""
         parts: dict[str, Any] = {}
         complaints = []
@@ -117,7 +86,7 @@ class MixedDataModule(SegmentationDataModule):
                 except MissingFiles as error:
                     parts[key] = error.dataset
                     complaints.append(str(error))
-        images = MixedImages(parts, self.tables, self.class_names, transform)
+        images = RelabelledImages(parts, self.tables, self.class_names, transform)
         if complaints:
             raise MissingFiles(" ".join(complaints), images)
         return images
@@ -126,18 +95,18 @@ class MixedDataModule(SegmentationDataModule):
         """Each image as often as `repeats` says, or drawn by `class_balanced`."""
         if self.class_balanced:
             return super().train_sampler()
-        assert isinstance(self.train_dataset, MixedImages)
+        assert isinstance(self.train_dataset, RelabelledImages)
         sizes = {key: len(part) for key, part in self.train_dataset.parts.items()}
         repeats = self.repeats or balancing_repeats(sizes)
         return RepeatSampler(list(sizes.values()), [repeats[key] for key in sizes], self.seed)
 
 
-class CrossDomainDataModule(SegmentationDataModule):
-    """The test set of another datamodule in its own classes, for any model that was trained on universal ones.
+class CrossDomainDataModule(DerivedDataModule):
+    """The test set of another datamodule in its own classes, for a model of universal classes.
 
     `num_classes` and `class_names` are the model's, those of the taxonomy; `target_classes` holds
     the test set's, by which `SegmentationModule` turns scores before it decides. `test_mIoU` and
-    all other scores are of the test set's classes.
+    all other scores are of the test set's classes; predictions are of universal ones.
 
     Source: zero-shot evaluation of MSeg (CVPR 2020, Sec. 5); GSS, Table 6.
 
@@ -153,14 +122,10 @@ class CrossDomainDataModule(SegmentationDataModule):
         without_universal: what becomes of classes of the test set that the table does not have:
             `refuse` stops, `wrong` leaves their pixels in, where every prediction is wrong (MSeg
             does so with two classes of PASCAL-Context).
-        eval_batch_size: see `SegmentationDataModule`, like all that follow.
-        num_workers: see there.
-        eval_transform: see there.
-        predict_root: see there; predictions are of universal classes.
 
     Raises:
-        ValueError: a table that does not fit the classes.
-        FileNotFoundError: no such table.
+        GenSegError: a table that does not fit the classes.
+        MissingFileError: no such table.
     """
 
     splits = ("test",)
@@ -172,39 +137,29 @@ class CrossDomainDataModule(SegmentationDataModule):
         dataset: str,
         decision: Decision = "soft",
         without_universal: WithoutUniversal = "refuse",
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        eval_transform: list[Transform] | None = None,
-        predict_root: Path | None = None,
+        **kwargs: Any,
     ) -> None:
+        check_arguments(CrossDomainDataModule.__init__, locals())
         table = Taxonomy(taxonomy)
         super().__init__(
+            data,
             class_names=table.class_names,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            eval_transform=eval_transform,
-            predict_root=predict_root,
+            palette=None,
+            batch_size=1,
+            crop_size=(256, 256),
+            class_balanced=False,
+            train_transform=None,
+            **kwargs,
         )
-        self.data = data
         self.dataset = dataset
         self.target_classes, self.table = table.target_classes(
             dataset, data.class_names, data.palette, decision, without_universal
         )
 
-    @property
-    def source(self) -> SegmentationDataModule:
-        """The dense datamodule of the test set, in its own classes."""
-        return self.data
-
-    def prepare_data(self) -> None:
-        """What the datamodule has to do."""
-        self.data.prepare_data()
-
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> MixedImages:
+    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> RelabelledImages:
         """Build the test images, with labels of the classes of `target_classes`."""
-        images = labelled_images(self.data, split)
-        return MixedImages(
-            {self.dataset: images},
+        return RelabelledImages(
+            {self.dataset: labelled_images(self.data, split)},
             {self.dataset: self.table},
             self.target_classes.class_names,
             transform,
@@ -212,7 +167,7 @@ class CrossDomainDataModule(SegmentationDataModule):
 
 
 class RepeatSampler(EpochSampler):
-    """An `EpochSampler` over data sets one after another, each image of them several times an epoch.
+    """An `EpochSampler` of data sets one after another, each image several times an epoch.
 
     Args:
         sizes: numbers of images.

@@ -1,7 +1,7 @@
-"""One taxonomy for several data sets: a table of universal classes, what it makes of labels, and of scores."""
+"""One taxonomy for several data sets: universal classes, and what becomes of labels and scores."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import IGNORE, Color
-from lightning_genseg.data.relabelled import LabelledImages, RelabelledImages
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError, MissingFileError
 
 Decision = Literal["soft", "hard"]
@@ -37,8 +36,8 @@ class TargetClasses(NamedTuple):
         """Probabilities B x T x H x W of the test set's classes, whose argmax is the prediction.
 
         `soft`: the universal probabilities of a class are added up, and divided by what the classes
-            of the test set
-        have together: that the pixel is in one of them is known. `hard`: 1 for the class of the
+        of the test set have together: that the pixel is in one of them is known. `hard`: 1 for the
+        class of the
         most probable universal class, 0 for all others; where that leads to no class of the test
         set all are 0, and the prediction is its first class, as in GSS' and MSeg's code.
 
@@ -70,8 +69,8 @@ class Taxonomy:
         path: of the table.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no such table, or more than 255 universal classes.
+        MissingFileError: no such file.
+        GenSegError: no such table, or more than 255 universal classes.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -99,7 +98,7 @@ class Taxonomy:
             )
 
     def _read(self) -> list[tuple[str, str, str]]:
-        """Universal class, data set and class of each pair; empty ones for a universal class alone."""
+        """Universal class, data set and class of each row; the last two may be empty."""
         with self.path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter="," if self.path.suffix == ".csv" else "\t")
             rows = [
@@ -136,8 +135,8 @@ class Taxonomy:
         """Lookup table of 256: class of a data set -> universal class, or 255.
 
         Raises:
-            ValueError: the table has no such data set, lacks a class, has one that the data set has
-                not, or has one twice: a label must be of one universal class.
+            GenSegError: the table has no such data set, lacks a class, has one that the data set
+                has not, or has one twice: a label must be of one universal class.
         """
         universal = self._classes(dataset, class_names)
         table = np.full(IGNORE + 1, IGNORE, np.uint8)
@@ -160,22 +159,23 @@ class Taxonomy:
         decision: Decision = "soft",
         without_universal: WithoutUniversal = "refuse",
     ) -> tuple[TargetClasses, NDArray[np.uint8]]:
-        """Classes of a test set to be scored on, and a lookup table of 256: class -> number among these, or 255.
+        """Classes of a test set to be scored on, and a lookup table of 256: class -> their number.
 
-        Classes that the table calls `unlabelled` are left out.
+        Classes that the table calls `unlabelled` are left out; they are 255 in the lookup table.
 
         Args:
             dataset: its name in the table.
             class_names: of the test set.
-            palette: likewise.
+            palette: of the test set.
             decision: see `TargetClasses.probabilities`.
             without_universal: what becomes of classes that the table does not have: `refuse`, or
                 `wrong`, they stay and are never predicted.
 
         Raises:
-            ValueError: the table has no such data set, lacks a class, has one that the data set has
-                not, or leads from a universal class to several of the test set.
+            GenSegError: the table has no such data set, lacks a class, has one that the data set
+                has not, or leads from a universal class to several of the test set.
         """
+        check_arguments(Taxonomy.target_classes, locals())
         universal = self._classes(dataset, class_names, without_universal)
         members = torch.zeros(len(class_names), len(self.class_names), dtype=torch.bool)
         for index, name in enumerate(class_names):
@@ -229,38 +229,3 @@ class Taxonomy:
                 "each, with unlabelled as the universal class to ignore it."
             )
         return universal
-
-
-class MixedImages(RelabelledImages):
-    """Images of several data sets, relabelled; a sample is `image`, `mask` and `name`, `<data set>/<its name>`.
-
-    Args:
-        parts: data sets by name.
-        tables: for each, 256 labels in place of its own.
-        class_names: that the new labels count.
-        transform: albumentations transforms.
-    """
-
-    def __init__(
-        self,
-        parts: Mapping[str, LabelledImages],
-        tables: Mapping[str, NDArray[np.uint8]],
-        class_names: Sequence[str],
-        transform: Sequence[Transform] = (),
-    ) -> None:
-        super().__init__(class_names, transform)
-        self.parts, self.tables = dict(parts), dict(tables)
-        self._places = [(key, i) for key, part in self.parts.items() for i in range(len(part))]
-
-    def __len__(self) -> int:
-        """Number of images of all parts."""
-        return len(self._places)
-
-    def locate(self, index: int) -> tuple[LabelledImages, int, NDArray[np.uint8]]:
-        """See the base."""
-        key, i = self._places[index]
-        return self.parts[key], i, self.tables[key]
-
-    def sample_name(self, index: int) -> str:
-        """Name of an image, below that of its data set."""
-        return f"{self._places[index][0]}/{super().sample_name(index)}"

@@ -7,11 +7,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
-from PIL import Image
 
 from lightning_genseg.cli.check import check_data
-from lightning_genseg.cli.main import main
 from lightning_genseg.data import (
     VOC,
     BaseClassesDataModule,
@@ -26,8 +25,8 @@ from lightning_genseg.data import (
     SyntheticScenesDataModule,
     VOCDataModule,
 )
-from lightning_genseg.data.episodes.datamodule import few_shot_classes, read_folds
-from tests.miniatures import make_coco, make_pascal5i
+from lightning_genseg.data.episodes.folds import few_shot_classes, read_folds
+from tests.miniatures import make_coco, make_pascal5i, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 SCENES = ["sky", "ground", "building", "tree", "vehicle", "person"]
@@ -38,18 +37,15 @@ def scenes():
 
 
 def episodes(data=None, **arguments):
-    given = {
-        "novel_classes": ["tree", "vehicle"],
-        "size": 64,
-        "min_area": 8,
-        "novel_setting": "background",
-        "episodes": 7,
-        "val_episodes": 5,
-        "batch_size": 2,
-        "num_workers": 0,
-        **arguments,
-    }
-    return EpisodesDataModule(data or scenes(), **given)
+    given = {"novel_classes": ["tree", "vehicle"], "size": 64, "min_area": 8}
+    given |= {"novel_setting": "background", "episodes": 7, "val_episodes": 5}
+    given |= {"batch_size": 2, "num_workers": 0}
+    return EpisodesDataModule(data or scenes(), **given | arguments)
+
+
+def base_classes(**arguments):
+    given = {"novel_classes": ["tree", "vehicle"], "size": 40, "num_workers": 0}
+    return BaseClassesDataModule(scenes(), **given | arguments)
 
 
 def categories(dataset):
@@ -110,9 +106,7 @@ def test_choices():
 def test_background_classes():
     data = episodes(background_classes=["sky", "ground"])
     assert data.base_classes == ["building", "person"]
-    base = BaseClassesDataModule(
-        scenes(), ["tree", "vehicle"], background_classes=["sky", "ground"], size=40, num_workers=0
-    )
+    base = base_classes(background_classes=["sky", "ground"])
     assert base.class_names == ["background", *data.base_classes]
     data.setup("fit")
     for index in range(4):
@@ -121,9 +115,7 @@ def test_background_classes():
 
 
 def test_base_learner_batches():
-    data = BaseClassesDataModule(
-        scenes(), ["tree", "vehicle"], size=40, batch_size=3, num_workers=0, class_balanced=True
-    )
+    data = base_classes(batch_size=3, class_balanced=True)
     assert data.num_classes == 5
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (3, 3, 40, 40)
@@ -147,31 +139,30 @@ def test_manifest(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shots": 0}, "shots is 0 but must be at least 1"),
+        *(({name: 0}, name) for name in ("shots", "size", "min_area", "episodes", "val_episodes")),
+        *(({name: -1}, name) for name in ("test_seed", "val_seed")),
+        *(({name: "some"}, name) for name in ("mode", "novel_setting", "val_classes", "support_split")),
+        ({"scale": (0.0, 0.9)}, "scale"),
         ({"scale": (1.2, 0.9)}, r"scale is \(1\.2, 0\.9\) but must be two factors"),
         ({"novel_classes": None}, "give novel_classes, or folds and fold"),
         ({"folds": "pascal5i", "fold": 0}, "give novel_classes, or folds and fold"),
         ({"novel_classes": None, "folds": "pascal5i"}, "give novel_classes, or folds and fold"),
-        (
-            {"novel_classes": None, "folds": "pascal5i", "fold": 4},
-            "fold is 4 but 'pascal5i' has 0 to 3",
-        ),
+        ({"novel_classes": None, "folds": "pascal5i", "fold": 4}, "fold is 4 but 'pascal5i' has 0 to 3"),
         ({"novel_classes": ["tree", "cow"]}, "novel_classes holds 'cow', which is no class"),
         ({"background_classes": ["fog"]}, "background_classes holds 'fog', which is no class"),
         ({"background_classes": ["tree"]}, "'tree' is in novel_classes and in background_classes"),
         ({"novel_classes": SCENES}, "6 novel and 0 base classes"),
         ({"novel_classes": []}, "0 novel and 6 base classes"),
     ],
-)
+)  # fmt: skip
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         episodes(**arguments)
 
 
 def test_too_few_images():
-    with pytest.raises(
-        ValueError, match=r"too few test images hold min_area=8 pixels of tree.* shots=9"
-    ):
+    expected = r"too few test images hold min_area=8 pixels of tree.* shots=9"
+    with pytest.raises(ValueError, match=expected):
         episodes(shots=9).setup("test")
     with pytest.raises(ValueError, match=r"lower min_area \(8\) or shots, or set novel_setting to"):
         episodes(novel_setting="remove").setup("fit")
@@ -238,13 +229,11 @@ def test_pascal5i(tmp_path, fold):
 
 def test_novel_setting(tmp_path):
     """An image with a base class and one pixel of a novel one: gone, or kept with that pixel as background."""
-    for folder in ("images", "masks"):
-        (tmp_path / folder).mkdir()
     for name in ("a", "b", "c", "d"):
         mask = np.ones((20, 20), np.uint8)
         mask[0, 0] = 2 if name == "a" else 255
-        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
-        Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+        save(mask, tmp_path / "masks" / f"{name}.png")
+        save(np.zeros((20, 20, 3), np.uint8), tmp_path / "images" / f"{name}.png")
     for split, names in (("train", "a\nb\nc"), ("val", "d")):
         (tmp_path / f"{split}.txt").write_text(names)
     data = FolderDataModule(
@@ -276,14 +265,10 @@ def test_coco20i(tmp_path):
     assert base.num_classes == 61
 
 
-def test_prediction(tmp_path, monkeypatch):
-    for folder, array in (
-        ("support/images", np.zeros((20, 24, 3), np.uint8)),
-        ("support/masks", np.eye(20, 24, dtype=np.uint8)),
-        ("queries", np.zeros((50, 30, 3), np.uint8)),
-    ):
-        (tmp_path / folder).mkdir(parents=True)
-        Image.fromarray(array).save(tmp_path / folder / "a.png")
+def test_prediction(tmp_path):
+    save(np.zeros((20, 24, 3), np.uint8), tmp_path / "support" / "images" / "a.png")
+    save(np.eye(20, 24, dtype=np.uint8), tmp_path / "support" / "masks" / "a.png")
+    save(np.zeros((50, 30, 3), np.uint8), tmp_path / "queries" / "a.png")
     folders = {"support_root": tmp_path / "support", "predict_root": tmp_path / "queries"}
     for data in (
         FewShotFolderDataModule(**folders, size=32, num_workers=0),
@@ -343,12 +328,13 @@ def test_from_yaml(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["Pascal5iDataModule", "COCO20iDataModule"])
-def test_by_name_on_the_command_line(tmp_path, capsys, monkeypatch, kind):
-    monkeypatch.setattr("sys.argv", ["genseg"])
-    arguments = ["--data", kind, "--data.root=nowhere", "--data.fold=2", "--data.shots=5"]
+def test_by_name_on_the_command_line(genseg, capsys, kind):
+    line = f"--data {kind} --data.root=nowhere --data.fold=2 --data.shots=5 --data.seed=3"
     with pytest.raises(SystemExit, match="0"):
-        main(["fit", *arguments, "--model", "SoftmaxSegmenter", "--print_config"])
-    assert "fold: 2" in capsys.readouterr().out
+        genseg(f"fit {line} --model SoftmaxSegmenter --print_config")
+    given = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert (given["fold"], given["shots"], given["seed"]) == (2, 5, 3)
+    assert not {"novel_classes", "folds", "data", "sparse", "crop_size"} & given.keys()
 
 
 def test_msrc(shared_dir, tmp_path):

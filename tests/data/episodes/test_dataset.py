@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lightning_genseg.data import BaseClasses, EvalEpisodes, Folder, SyntheticScenes, TrainEpisodes
 from lightning_genseg.data.episodes.dataset import Episode, Pool, draw_episodes
-from lightning_genseg.data.episodes.manifest import read_manifest, write_manifest
+from lightning_genseg.data.episodes.manifest import read_episodes, write_episodes
 from lightning_genseg.data.transforms import Letterbox
 from lightning_genseg.data.transforms.pipeline import episode_train_transform
+from tests.miniatures import save
 
 # Pixels of the classes 0 (background), 1, 2, 3 in seven images.
 COUNTS = np.array(
@@ -94,7 +94,8 @@ def test_training_sample(scenes):
     images, counts = scenes
     pool = Pool(counts, [0, 2, 3], shots=2, min_area=30)
     transform = episode_train_transform(72, (0.9, 1.1))
-    dataset = TrainEpisodes(images, pool, {0: 1, 2: 2, 3: 3}, images.class_names, transform)
+    given = {"base_index": {0: 1, 2: 2, 3: 3}, "class_names": images.class_names}
+    dataset = TrainEpisodes(images, pool, transform=transform, **given)
     assert len(dataset) == 12
     sample = dataset[3, 17]
     assert sample["image"].shape == (3, 72, 72)
@@ -120,7 +121,8 @@ def test_object_survives_the_crop(scenes):
     """The crop is drawn again until it holds 85 % of the object, unless that is impossible."""
     images, counts = scenes
     pool = Pool(counts, [2, 3], shots=1, min_area=30)
-    dataset = TrainEpisodes(images, pool, {}, images.class_names, episode_train_transform(56))
+    given = {"base_index": {}, "class_names": images.class_names}
+    dataset = TrainEpisodes(images, pool, transform=episode_train_transform(56), **given)
     empty = sum(not (dataset[i % len(dataset), i]["support_mask"] == 1).any() for i in range(16))
     assert empty <= 1
 
@@ -128,7 +130,8 @@ def test_object_survives_the_crop(scenes):
 def test_evaluation_sample(scenes):
     images, _ = scenes
     episode = Episode(5, 4, (2, 7, 9))
-    dataset = EvalEpisodes(images, images, [episode], 40, {2: 1}, [4, 5], images.class_names)
+    given = {"base_index": {2: 1}, "candidates": [4, 5], "class_names": images.class_names}
+    dataset = EvalEpisodes(images, images, [episode], 40, **given)
     sample = dataset[0]
     assert sample["base_index"] == 0
     assert sample["support_name"] == "scene_0_00002, scene_0_00007, scene_0_00009"
@@ -155,11 +158,11 @@ def test_base_classes(scenes):
 
 
 def test_sizes_that_differ_are_named(tmp_path):
-    for folder, shape in (("images", (20, 24, 3)), ("masks", (20, 23))):
-        (tmp_path / folder).mkdir()
-        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / folder / "a.png")
+    save(np.zeros((20, 24, 3), np.uint8), tmp_path / "images" / "a.png")
+    save(np.zeros((20, 23), np.uint8), tmp_path / "masks" / "a.png")
     images = Folder(tmp_path, ["x", "y"])
-    dataset = EvalEpisodes(images, images, [Episode(0, 0, (0,))], 16, {}, [0], ["x", "y"])
+    given = {"base_index": {}, "candidates": [0], "class_names": ["x", "y"]}
+    dataset = EvalEpisodes(images, images, [Episode(0, 0, (0,))], 16, **given)
     with pytest.raises(ValueError, match=r"mask '.*a\.png' is 20x23 but image"):
         dataset[0]
     with pytest.raises(ValueError, match=r"mask '.*a\.png' is 20x23 but image"):
@@ -172,20 +175,20 @@ def test_manifest(scenes, tmp_path):
     path = tmp_path / "new" / "episodes.json"
     settings = {"seed": 0, "classes": ["building", "tree"]}
     names = images.class_names
-    write_manifest(path, drawn, images, images, names, settings)
-    assert read_manifest(path, images, images, names, settings) == drawn
+    write_episodes(path, drawn, images, images, names, settings)
+    assert read_episodes(path, images, images, names, settings) == drawn
     row = json.loads(path.read_text())["episodes"][0]
     assert row["query"] == "scene_0_00000"
     assert row["class"] in ("building", "tree")
     with pytest.raises(ValueError, match=r"'.*episodes\.json' was drawn with seed 0, not 1"):
-        read_manifest(path, images, images, names, {**settings, "seed": 1})
+        read_episodes(path, images, images, names, {**settings, "seed": 1})
     other = SyntheticScenes(12, (48, 64), seed=1)
     with pytest.raises(ValueError, match=r"holds 'scene_0_\d+', which the data do not have"):
-        read_manifest(path, other, other, names, settings)
+        read_episodes(path, other, other, names, settings)
     path.write_text(path.read_text().replace("scene_0_00000", "scene_0_00001"))
     with pytest.raises(ValueError, match=r"was changed after it was written \(checksum\)"):
-        read_manifest(path, images, images, names, settings)
+        read_episodes(path, images, images, names, settings)
     for text in ("[]", "{", '{"episodes": []}'):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"manifest '.*' is no list of episodes"):
-            read_manifest(path, images, images, names, settings)
+            read_episodes(path, images, images, names, settings)

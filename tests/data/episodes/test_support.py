@@ -3,18 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lightning_genseg.data import SupportedImages, SupportFolder
+from tests.miniatures import save
 
 
 def write(root, name, mask, size=None):
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*(size or mask.shape), 3), dtype=np.uint8)
-    Image.fromarray(image).save(root / "images" / f"{name}.png")
-    Image.fromarray(mask).save(root / "masks" / f"{name}.png")
+    save(image, root / "images" / f"{name}.png")
+    save(mask, root / "masks" / f"{name}.png")
 
 
 def square(value=1, shape=(32, 48)):
@@ -38,10 +36,6 @@ def test_supports_of_different_sizes(tmp_path):
 
 def test_black_and_white_masks(tmp_path):
     write(tmp_path, "a", square(255))
-    with pytest.raises(
-        ValueError, match=r"'.*a\.png' holds only 0 and 255.*support_ids to \{0: 0, 255: 1\}"
-    ):
-        SupportFolder(tmp_path, 16).read()
     supports = SupportFolder(tmp_path, 16, {0: 0, 255: 1}).read()
     assert (supports["support_mask"][0] == 1).any()
 
@@ -52,31 +46,24 @@ def test_black_and_white_masks(tmp_path):
         (square(7), None, "holds the values 7, but 1 is the object, 0 is not"),
         (square(7), {0: 0, 7: 0}, "marks no object: draw it with the value 1"),
         (square(0), None, "holds only 0 and 255"),
+        (square(255), None, r"holds only 0 and 255.*support_ids to \{0: 0, 255: 1\}"),
+        (square(), {0: 3}, r"support_ids is \{0: 3\} but must lead .* to 1 \(object\)"),
     ],
 )
 def test_wrong_masks(tmp_path, mask, ids, message):
     write(tmp_path, "a", mask)
-    with pytest.raises(ValueError, match=rf"'.*a\.png' {message}"):
+    with pytest.raises(ValueError, match=message) as error:
         SupportFolder(tmp_path, 16, ids).read()
+    assert "a.png'" in str(error.value) or "support_ids is" in message
 
 
 def test_an_object_that_vanishes(tmp_path):
     mask = np.zeros((160, 160), np.uint8)
     mask[3, 3] = 1
     write(tmp_path, "a", mask)
-    with pytest.raises(
-        ValueError, match=r"mask '.*a\.png' is too small to be left at size 16: set"
-    ):
+    with pytest.raises(ValueError, match=r"'.*a\.png' is too small to be left at size 16: set"):
         SupportFolder(tmp_path, 16).read()
     assert (SupportFolder(tmp_path, 160).read()["support_mask"] == 1).sum() == 1
-
-
-def test_wrong_table(tmp_path):
-    write(tmp_path, "a", square())
-    with pytest.raises(
-        ValueError, match=r"support_ids is \{0: 3\} but must lead .* to 1 \(object\)"
-    ):
-        SupportFolder(tmp_path, 16, {0: 3})
 
 
 def test_files_that_do_not_match(tmp_path):
@@ -104,11 +91,9 @@ def test_digest(tmp_path):
 
 def test_every_image_comes_with_the_supports(tmp_path):
     write(tmp_path / "support", "a", square())
-    queries = tmp_path / "queries"
-    queries.mkdir()
     for name, shape in (("x", (20, 30, 3)), ("y", (50, 40, 3))):
-        Image.fromarray(np.zeros(shape, np.uint8)).save(queries / f"{name}.jpg")
-    dataset = SupportedImages(queries, tmp_path / "support", 16)
+        save(np.zeros(shape, np.uint8), tmp_path / "queries" / f"{name}.jpg")
+    dataset = SupportedImages(tmp_path / "queries", tmp_path / "support", 16)
     assert [tuple(s["image"].shape) for s in dataset] == [(3, 20, 30), (3, 50, 40)]
     assert dataset[0]["name"] == "x"
     assert torch.equal(dataset[0]["support_image"], dataset[1]["support_image"])

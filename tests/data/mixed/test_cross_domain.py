@@ -26,7 +26,7 @@ from lightning_genseg.data import (
 from lightning_genseg.ops.views import has_several_views
 from tests.domains import FIELD, TABLE, TOWN, write_domain
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 NETWORK = {
     "encoder": "tu-test_resnet",
     "decoder": "fpn",
@@ -37,10 +37,12 @@ METHODS = {
     "SoftmaxSegmenter": (SoftmaxSegmenter, {}),
     "GMMSeg": (
         GMMSeg,
-        {"components": 2, "embedding_dim": 16, "memory_size": 200, "em_interval": 1,
-         "memory_filter": "labelled", "variance_momentum": 0.0, "variance_floor": 0.1},
+        {
+            "mixture": {"components": 2, "embedding_dim": 16, "variance_floor": 0.1},
+            "em": {"memory_size": 200, "interval": 1},
+        },
     ),
-}  # fmt: skip
+}
 TRAINER = {
     "accelerator": "cpu", "max_steps": 20, "check_val_every_n_epoch": None, "val_check_interval": 20,
     "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_progress_bar": False,
@@ -151,7 +153,7 @@ def target(decision):
 )
 @pytest.mark.parametrize("decision", ["soft", "hard"])
 def test_every_kind_of_inference(decision, inference):
-    model = SoftmaxSegmenter(4, "tu-test_resnet", "fpn", inference=inference).eval()
+    model = SoftmaxSegmenter(4, encoder="tu-test_resnet", decoder="fpn", inference=inference).eval()
     torch.nn.init.normal_(model.classifier[1].weight)  # so that every class is somewhere
     model.set_target_classes(target(decision))
     picture = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
@@ -164,7 +166,7 @@ def test_every_kind_of_inference(decision, inference):
 
 
 def test_a_module_returns_to_its_own_classes():
-    model = SoftmaxSegmenter(4, "tu-test_resnet", "fpn").eval()
+    model = SoftmaxSegmenter(4, encoder="tu-test_resnet", decoder="fpn").eval()
     batch = {"image": torch.rand(2, 3, 32, 32), "mask": torch.randint(2, (2, 32, 32))}
     model.set_target_classes(target("soft"))
     assert model.test_step(batch, 0)["mask"].max() <= 1
