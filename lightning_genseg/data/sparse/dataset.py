@@ -11,7 +11,14 @@ from torch.utils.data import Dataset
 
 from lightning_genseg.data.dataset import MissingFiles
 from lightning_genseg.data.labels import IGNORE
-from lightning_genseg.data.sparse.labels import Marks, Raster, SparseLabels, _classes, draw_marks
+from lightning_genseg.data.relabelled import check_readable
+from lightning_genseg.data.sparse.labels import (
+    Marks,
+    Raster,
+    SparseLabels,
+    draw_marks,
+    present_classes,
+)
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.data.transforms.pipeline import apply_all, compose
 from lightning_genseg.errors import GenSegError
@@ -20,13 +27,16 @@ from lightning_genseg.errors import GenSegError
 class SparseDataset(Dataset[dict[str, Any]]):
     """A data set of which only a few pixels are labelled.
 
-    A sample has, beside `image` and `name`, `mask` int64 HxW, the class where there is a label and
-    255 everywhere else; `unlabelled` bool HxW, true in the image where there is none, false on
-    labels, on what an annotator has marked as void, and in padding; `image_classes` bool C, the
-    classes labelled anywhere in the whole image. Void of dense masks, from which labels are drawn,
-    is unlabelled: an annotator would not have marked it. Points and scribbles go through the
-    transforms as coordinates and are drawn afterwards, so that none is lost to a resize; areas move
-    as masks do. Crops that look at the mask (`RandomCropLimitedClass`) see the sparse labels only.
+    A sample has, beside `image` and `name`:
+    - `mask` int64 HxW, the class where there is a label and 255 everywhere else;
+    - `unlabelled` bool HxW, true in the image where there is none, false on labels, on what an
+      annotator has marked as void, and in padding;
+    - `image_classes` bool C, the classes labelled anywhere in the whole image.
+
+    Void of dense masks, from which labels are drawn, is unlabelled: an annotator would not have
+    marked it. Points and scribbles go through the transforms as coordinates and are drawn
+    afterwards, so that none is lost to a resize; areas move as masks do. Crops that look at the
+    mask (`RandomCropLimitedClass`) see the sparse labels only.
 
     Args:
         dataset: a data set with `read_pixels`, `read_mask_labels` and `sample_name`, such as
@@ -36,9 +46,9 @@ class SparseDataset(Dataset[dict[str, Any]]):
         root: where files of labels are looked for that are not in the working folder.
 
     Raises:
-        ValueError: the data set has no such methods, a transform cannot move points, files of
+        GenSegError: the data set has no such methods, a transform cannot move points, files of
             labels are wrong.
-        FileNotFoundError: files of labels do not exist.
+        MissingFileError: files of labels do not exist.
         MissingFiles: images without labels.
     """
 
@@ -49,12 +59,7 @@ class SparseDataset(Dataset[dict[str, Any]]):
         transform: Sequence[Transform] | None = None,
         root: Path | str | None = None,
     ) -> None:
-        for method in ("read_pixels", "read_mask_labels", "sample_name"):
-            if not hasattr(dataset, method):
-                raise GenSegError(
-                    f"{type(dataset).__name__} has no {method}(index), which sparse labels need: "
-                    "derive it from SegmentationDataset, or add that method."
-                )
+        check_readable(dataset, "sparse labels are placed")
         if sparse.from_files and not hasattr(dataset, "samples"):
             raise GenSegError(
                 f"{type(sparse).__name__} finds labels by the names of image files, which "
@@ -77,8 +82,7 @@ class SparseDataset(Dataset[dict[str, Any]]):
         """Read, transform and label one sample."""
         position, seed = index if isinstance(index, tuple) else (index, index)
         name, image = self.dataset.sample_name(position), self.dataset.read_pixels(position)
-        found, raster = self._read(position, image.shape[:2])
-        marks = found if isinstance(found, Marks) else None
+        marks, raster = self._read(position, image.shape)
         # With marks it only tells image from padding.
         blank = np.ones_like(raster.unlabelled) if marks is not None else raster.unlabelled
         result = apply_all(
@@ -98,7 +102,7 @@ class SparseDataset(Dataset[dict[str, Any]]):
             unlabelled &= mask == IGNORE
         classes = torch.zeros(self.num_classes, dtype=torch.bool)
         # Of all marks, also of one that is drawn over here: in a larger image it may be seen.
-        held = _classes(raster.labels) if marks is None else marks.classes.astype(np.int64)
+        held = present_classes(raster.labels) if marks is None else marks.classes.astype(np.int64)
         classes[torch.from_numpy(held)] = True
         return {
             "image": result["image"],
@@ -129,18 +133,17 @@ class SparseDataset(Dataset[dict[str, Any]]):
 
     def read_raster(self, index: int) -> Raster:
         """Sparse labels as areas, without transforms."""
-        return self._read(index, self.read_pixels(index).shape[:2])[1]
+        return self._read(index, self.read_pixels(index).shape)[1]
 
     def read_marks(self, index: int) -> Marks | None:
         """Points and scribbles of an image; None where the labels are areas."""
-        found = self._marks.get(index) or self._read(index, self.read_pixels(index).shape[:2])[0]
-        return found if isinstance(found, Marks) else None
+        return self._marks.get(index) or self._read(index, self.read_pixels(index).shape)[0]
 
-    def _read(self, index: int, shape: Sequence[int]) -> tuple[Marks | Raster, Raster]:
+    def _read(self, index: int, shape: Sequence[int]) -> tuple[Marks | None, Raster]:
         size = (shape[0], shape[1])
         found = self._marks.get(index) or self.sparse.read(self.dataset, index, size)
         if isinstance(found, Raster):
-            return found, found
+            return None, found
         self._marks[index] = found
         labels = draw_marks(found, size, self.sparse.size)
         return found, Raster(labels, labels == IGNORE)

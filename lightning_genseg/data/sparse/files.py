@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.dataset import Sample, check_sizes, read_mask
 from lightning_genseg.data.labels import IGNORE, label_table, map_labels
 from lightning_genseg.data.layout import without_suffix
@@ -17,15 +18,15 @@ from lightning_genseg.errors import GenSegError, MissingFileError
 
 
 class PointFiles(SparseLabels):
-    """Points in JSON files: `{"image": [{"x": 10, "y": 20, "cls": 3}, ...], ...}`, x right, y down, from 0.
+    """Points in JSON files: `{"image": [{"x": 10, "y": 20, "cls": 3}, ...], ...}`.
 
-    An image is named as its sample or its file; an image without points has an empty list. `cls` is
-    a value of the masks or the name of a class. Public files of this form:
-    What's the Point (Bearman et al., ECCV 2016) for VOC, `voc_whats_the_point.json` (cls 1 to 20,
-    all objects of a class in the order of `rank`) and, for the background,
-    `voc_whats_the_point_bg_from_scribbles.json`; simulated clicks for Cityscapes,
-    `cityscapes_synthetic_clicks.json` (cls: labelIds). All three come with GatedCRFLoss
-    (github.com/LEONOB2014/GatedCRFLoss, folder datasets).
+    x counts to the right, y down, both from 0. An image is named as its sample or its file; an
+    image without points has an empty list. `cls` is a value of the masks or the name of a class.
+
+    Public files come with GatedCRFLoss (github.com/LEONOB2014/GatedCRFLoss, folder datasets):
+    What's the Point (Bearman et al., ECCV 2016) for VOC, `voc_whats_the_point.json` (cls 1 to 20)
+    and, for the background, `voc_whats_the_point_bg_from_scribbles.json`; simulated clicks for
+    Cityscapes, `cityscapes_synthetic_clicks.json` (cls: labelIds).
 
     Args:
         files: one file, or several that are joined, as those of the objects and of the background.
@@ -73,13 +74,13 @@ class PointFiles(SparseLabels):
         return None
 
     def labelled_classes(self, dataset: Any) -> set[int] | None:
-        """Classes with a point in some image; None if a point is of no class, which reading it reports."""
+        """Classes with a point in some image; None if a point is of no class, as `read` reports."""
         keys = filter(None, map(self._key, dataset.samples))
         points = (point for key in keys for point in self._points[key])
         try:
             values = {point["cls"] for point in points}
             classes = {_class(value, dataset, self.ids, self._listed()) for value in values}
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, GenSegError):
             return None
         return classes - {IGNORE}
 
@@ -90,22 +91,11 @@ class PointFiles(SparseLabels):
         if key is None:
             raise GenSegError(f"image '{sample.image}' is not in {self._listed()}: add its points.")
         where = f"{self._listed()}, image '{key}'"
-        strokes = []
-        for point in self._points[key]:
-            try:
-                place, value = np.array([[point["x"], point["y"]]], np.float64), point["cls"]
-                if (
-                    place.shape != (1, 2)
-                    or isinstance(value, bool)
-                    or not isinstance(value, int | str)
-                ):
-                    raise ValueError
-            except (TypeError, KeyError, ValueError):
-                raise GenSegError(
-                    f'{where}: {point} is no point, write {{"x": 10, "y": 20, "cls": 3}}.'
-                ) from None
-            strokes.append((_class(value, dataset, self.ids, where), _inside(place, shape, where)))
-        return Marks.of_strokes(strokes)
+        points = [_parse_point(point, where) for point in self._points[key]]
+        return Marks.of_strokes(
+            (_class(value, dataset, self.ids, where), _inside(place, shape, where))
+            for place, value in points
+        )
 
     def label_files(self, name: str) -> list[Path]:
         """All files, for any image."""
@@ -121,13 +111,14 @@ class PointFiles(SparseLabels):
 
 
 class ScribbleFiles(SparseLabels):
-    """Scribbles in XML files, one for each image, as ScribbleSup publishes them for VOC (Lin et al., CVPR 2016).
+    """Scribbles in XML files, one for each image, as ScribbleSup publishes them for VOC.
 
-    Layout: `folder/<image>.xml` with `<annotation><size><width>,
-        <height></size><polygon><tag>class</tag>
-    <point><X>, <Y></point>...</polygon>...`; unpack `voc_scribbles.zip` of GatedCRFLoss
-    (github.com/LEONOB2014/GatedCRFLoss, folder datasets), 12 031 files, or the original
-    `pascal_2012`.
+    Layout: `folder/<image>.xml` with `<annotation><size><width>, <height></size>
+    <polygon><tag>class</tag><point><X>, <Y></point>...</polygon>...`. Unpack `voc_scribbles.zip` of
+    GatedCRFLoss (github.com/LEONOB2014/GatedCRFLoss, folder datasets), 12 031 files, or the
+    original `pascal_2012`.
+
+    Source: Lin et al.: ScribbleSup, CVPR 2016.
 
     Args:
         folder: of the XML files.
@@ -189,7 +180,7 @@ class ScribbleFiles(SparseLabels):
     def _has_line(self, name: str) -> bool:
         try:
             return any(len(points) for _, points in _read_scribbles(self.label_files(name)[0])[1])
-        except ValueError:
+        except GenSegError:
             return True  # reported when it is read
 
     def _class(self, tag: str, dataset: Any, where: str) -> int:
@@ -199,7 +190,7 @@ class ScribbleFiles(SparseLabels):
 
 
 class SparseMasks(SparseLabels):
-    """Masks in which most pixels hold a value that means `no label`: brush strokes of your own, published rasters.
+    """Masks in which most pixels hold a value for `no label`, such as your own brush strokes.
 
     No label and 255 (ignored: void, outside the image) are two things: what is not labelled takes
     part in learning, what is ignored does not. Where files use 255 for both, as the rasters of Tree
@@ -225,22 +216,18 @@ class SparseMasks(SparseLabels):
         ids: dict[int, int] | None = None,
         max_labelled: float = 0.2,
     ) -> None:
+        check_arguments(
+            SparseMasks.__init__, locals(), unlabelled="[0, inf)", max_labelled="(0, 1]"
+        )
         super().__init__()
-        if unlabelled < 0:
-            raise GenSegError(f"unlabelled is {unlabelled} but must be a value of the masks.")
-        if not 0 < max_labelled <= 1:
-            raise GenSegError(f"max_labelled is {max_labelled} but must be above 0 and at most 1.")
         if ids is not None and ids.get(unlabelled, IGNORE) != IGNORE:
             raise GenSegError(
                 f"ids maps {unlabelled} to class {ids[unlabelled]} but unlabelled says that it is "
                 "no label: correct one of them."
             )
         self.needs_masks = folder is None
-        self.unlabelled = unlabelled
-        self.folder = folder
-        self.suffix = suffix
-        self.ids = ids
-        self.max_labelled = max_labelled
+        self.unlabelled, self.max_labelled = unlabelled, max_labelled
+        self.folder, self.suffix, self.ids = folder, suffix, ids
         self._found: Path | None = None
 
     def prepare(self, dataset: Any, root: Path | None = None) -> str | None:
@@ -260,27 +247,22 @@ class SparseMasks(SparseLabels):
     def read(self, dataset: Any, index: int, shape: Shape) -> Raster:
         """Sparse labels of an image."""
         sample = dataset.samples[index]
-        files = self.label_files(sample.name)
-        path = files[0] if files else sample.mask
-        raw = read_mask(path) if files else dataset.read_mask_values(index)
+        path = next(iter(self.label_files(sample.name)), sample.mask)
+        raw = read_mask(path) if self._found else dataset.read_mask_values(index)
         check_sizes(shape, raw.shape, sample._replace(mask=path))
         blank = raw == self.unlabelled
-        if self.ids is None:
-            labels = map_labels(np.where(blank, IGNORE, raw), dataset._table, path)
-        else:
+        table = dataset._table
+        if self.ids is not None:
             table = label_table(self.ids, len(dataset.file_class_names))
-            labels = map_labels(np.where(blank, IGNORE, raw), table, path)
+        labels = map_labels(np.where(blank, IGNORE, raw), table, path)
+        if self.ids is not None:
             labels = dataset.class_of[labels].astype(np.uint8)
         labelled, ignored = float((labels != IGNORE).mean()), float((raw == IGNORE).mean())
         if not blank.any():
-            also = (
-                f", but {ignored:.0%} of 255, which means ignored: what is ignored takes no part"
-                if ignored
-                else ""
-            )
             raise GenSegError(
-                f"mask '{path}' holds no pixel of the value {self.unlabelled} (unlabelled){also}: "
-                "set unlabelled to the value that its pixels without label hold."
+                f"mask '{path}' holds no pixel of the value {self.unlabelled} (unlabelled), but "
+                f"{ignored:.0%} of 255, which means ignored and takes no part: set unlabelled to "
+                "the value that its pixels without label hold."
             )
         if labelled > self.max_labelled:
             raise GenSegError(
@@ -296,7 +278,7 @@ class SparseMasks(SparseLabels):
 
 
 def _class(value: Any, dataset: Any, ids: Mapping[int, int] | None, where: str) -> int:
-    """Class (or 255) of a value or a name of a class in a file of labels; ValueError if there is none."""
+    """Class (or 255) of a value or name in a file of labels; GenSegError if there is none."""
     if isinstance(value, str):
         if value in dataset.file_class_names:
             return int(dataset.class_of[dataset.file_class_names.index(value)])
@@ -315,7 +297,7 @@ def _class(value: Any, dataset: Any, ids: Mapping[int, int] | None, where: str) 
 
 
 def _inside(points: NDArray[np.float64], shape: Shape, where: str) -> NDArray[np.float64]:
-    """Points (x, y), up to a pixel outside the image moved to its border; ValueError if further."""
+    """Points (x, y), up to a pixel outside moved to the border; GenSegError if further."""
     last = np.array([shape[1], shape[0]]) - 1
     far = ~((points >= -1) & (points <= last + 1)).all(1)  # also NaN
     if far.any():
@@ -333,16 +315,12 @@ def _read_points(path: Path) -> dict[str, list[dict[str, Any]]]:
         if len(content) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise _TwiceError(f"'{path}' holds '{twice}' twice: put what it says into one.")
+            raise GenSegError(f"'{path}' holds '{twice}' twice: put what it says into one.")
         return content
 
-    if not path.is_file():
-        raise GenSegError(f"'{path}' is no file: give the JSON file of the points.")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except _TwiceError:
-        raise
-    except ValueError as error:  # JSON or encoding
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise GenSegError(f"'{path}' is no JSON file ({error}): correct or restore it.") from error
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise GenSegError(
@@ -352,7 +330,15 @@ def _read_points(path: Path) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-class _TwiceError(GenSegError): ...
+def _parse_point(point: Any, where: str) -> tuple[NDArray[np.float64], int | str]:
+    """Place (x, y) as 1 x 2, and what it says about the class."""
+    try:
+        place, value = np.array([[point["x"], point["y"]]], np.float64), point["cls"]
+    except (TypeError, KeyError, ValueError):
+        place, value = np.empty(0), None
+    if place.shape != (1, 2) or isinstance(value, bool) or not isinstance(value, int | str):
+        raise GenSegError(f'{where}: {point} is no point, write {{"x": 10, "y": 20, "cls": 3}}.')
+    return place, value
 
 
 def _read_scribbles(path: Path) -> tuple[Shape, list[tuple[str, NDArray[np.float64]]]]:
@@ -379,7 +365,10 @@ def _without_file(sparse: SparseLabels, dataset: Any, what: str) -> str | None:
     ]
     if not lost:
         return None
-    return f"{len(lost)} of {len(dataset)} images have no {what} (expected: {_some(lost)}): add the files or take the images out."
+    return (
+        f"{len(lost)} of {len(dataset)} images have no {what} (expected: {_some(lost)}): add the "
+        "files or take the images out."
+    )
 
 
 def _some(names: Sequence[object]) -> str:
@@ -387,7 +376,7 @@ def _some(names: Sequence[object]) -> str:
 
 
 def _find(path: Path, root: Path | None) -> Path:
-    """Path from the working folder or below `root`; FileNotFoundError if there is none."""
+    """Path from the working folder or below `root`; MissingFileError if there is none."""
     places = [Path(path)] if root is None else [Path(path), root / path]
     for place in places:
         if place.exists():

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.dataset import check_sizes
 from lightning_genseg.data.labels import IGNORE
-from lightning_genseg.errors import GenSegError
 
 Shape = tuple[int, int]
 
@@ -48,8 +48,6 @@ class SparseLabels(ABC):
         size: diameter of a point and width of a line in pixels of the training image, after all
             transforms.
 
-    Raises:
-        ValueError: a wrong argument.
     """
 
     needs_masks = True  # reads the masks of the data set
@@ -57,22 +55,15 @@ class SparseLabels(ABC):
     from_files = False  # and not drawn from masks
 
     def __init__(self, size: int = 3) -> None:
-        if size < 1:
-            raise GenSegError(f"the size of sparse labels is {size} but must be at least 1 pixel.")
+        check_arguments(SparseLabels.__init__, locals(), size="[1, inf)")
         self.size = size
 
     @abstractmethod
     def read(self, dataset: Any, index: int, shape: Shape) -> Marks | Raster:
-        """Labels of one image of (height, width) pixels.
-
-        Args:
-            dataset: what `SparseDataset` wraps.
-            index: of the image.
-            shape: of the image.
-        """
+        """Labels of one image, of this height and width, of what `SparseDataset` wraps."""
 
     def prepare(self, dataset: Any, root: Path | None = None) -> str | None:
-        """Open the files, which lie in the working folder or below `root`; a sentence if some images have none."""
+        """Open the files, in the working folder or below `root`; what is wrong if some are lost."""
         return None
 
     def labelled_classes(self, dataset: Any) -> set[int] | None:
@@ -85,11 +76,12 @@ class SparseLabels(ABC):
 
     def arguments(self) -> list[Any]:
         """What tells these labels from others, but not in which folder they lie."""
-        return [type(self).__qualname__, *((k, _short(v)) for k, v in sorted(vars(self).items()) if k[0] != "_")]  # fmt: skip
+        own = sorted(item for item in vars(self).items() if item[0][0] != "_")
+        return [type(self).__qualname__, *((key, _short(value)) for key, value in own)]
 
 
 def draw_marks(marks: Marks, shape: Shape, size: int) -> NDArray[np.uint8]:
-    """Draw points as discs and scribbles as lines, `size` pixels wide, later over earlier; 255 elsewhere."""
+    """Draw points as discs and scribbles as lines, `size` wide, later over earlier, on 255."""
     canvas = np.full(shape, IGNORE, np.uint8)
     if not len(marks.vertices):
         return canvas
@@ -112,14 +104,14 @@ def draw_marks(marks: Marks, shape: Shape, size: int) -> NDArray[np.uint8]:
 
 
 def dense_labels(dataset: Any, index: int, shape: Shape) -> NDArray[np.uint8]:
-    """Classes of a dense mask, HxW; ValueError if it is not of the size of its image."""
+    """Classes of a dense mask, HxW; GenSegError if it is not of the size of its image."""
     labels: NDArray[np.uint8] = dataset.read_mask_labels(index)
     if labels.shape != shape:
         check_sizes(shape, labels.shape, dataset.samples[index])
     return labels
 
 
-def _classes(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+def present_classes(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Classes that occur, ascending."""
     return np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[:IGNORE])
 
