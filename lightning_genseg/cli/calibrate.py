@@ -1,11 +1,11 @@
-"""Fit what anomaly scores need after training: statistics of known data, and thresholds that keep a promise."""
+"""`genseg calibrate`: statistics of known data, and thresholds that keep a promise."""
 
 import io
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
@@ -32,7 +33,6 @@ from lightning_genseg.ops.views import (
 from lightning_genseg.uncertainty.conformal import (
     Level,
     Threshold,
-    check_share,
     conformal_image_threshold,
     conformal_pixel_threshold,
     conformal_rank,
@@ -55,17 +55,16 @@ class GenSegTrainer(Trainer):
         risk: float = 0.1,
         weights_only: bool | None = None,
     ) -> None:
-        """Fit what anomaly scores need: statistics on the training set, thresholds on the validation set.
+        """Fit what anomaly scores need after training.
 
-        See `lightning_genseg.calibrate.calibrate` for what is promised. One process;
-        `limit_train_batches` and `limit_val_batches` hold.
+        Statistics come from the training set, thresholds from the validation set; see `calibrate`
+        for what is promised. One process; `limit_train_batches` and `limit_val_batches` hold.
 
         Args:
             model: the model to calibrate.
             datamodule: its data.
             ckpt_path: checkpoint of the trained model.
-            output: checkpoint to write; default: `<ckpt_path>` with `-calibrated` before its
-                suffix.
+            output: checkpoint to write; default: `-calibrated` before the suffix of `ckpt_path`.
             false_positive_rate: promised share of known pixels above the threshold, in (0, 1).
             level: `pixel`, or `image` (the share within an image, with probability 1 - `risk`).
             risk: in (0, 1); only for `image`.
@@ -110,13 +109,13 @@ def calibrate(
     risk: float = 0.1,
     progress: bool = True,
 ) -> dict[str, Threshold]:
-    """Fit `sml` and `mahalanobis` on training data, and a threshold for every score on held-out data.
+    """Fit `sml` and `mahalanobis` on training data, and all thresholds on held-out data.
 
-    The model then predicts with `anomaly_mask`. The threshold is a split-conformal quantile of the
-    scores of known pixels: `level="pixel"` promises that a new known pixel exceeds it with at most
-    `false_positive_rate`; `level="image"` that in a new image, with probability 1 - `risk`, at most
-    that share of the known pixels does, which holds although the pixels of an image depend on each
-    other.
+    The model then predicts with `anomaly_mask`. A threshold is a split-conformal quantile of the
+    scores of known pixels. `level="pixel"` promises that a new known pixel exceeds it with at most
+    `false_positive_rate`. `level="image"` promises that in a new image, with probability 1 -
+    `risk`, at most that share of the known pixels does; this holds although the pixels of an image
+    depend on each other.
 
     Args:
         model: trained; its `inference` is used as for prediction.
@@ -131,12 +130,9 @@ def calibrate(
         the thresholds by name of the score; they are in `model.anomaly` as well.
 
     Raises:
-        ValueError: no labelled pixel, or too few images or pixels for the promise.
+        GenSegError: no labelled pixel, or too few images or pixels for the promise.
     """
-    check_share("false_positive_rate", false_positive_rate)
-    check_share("risk", risk)
-    if level not in get_args(Level):
-        raise GenSegError(f"level is {level!r} but must be one of {', '.join(get_args(Level))}.")
+    check_arguments(calibrate, locals(), false_positive_rate="(0, 1)", risk="(0, 1)")
     if level == "image" and isinstance(held_out, DataLoader):  # not after two passes over the data
         count = len(held_out.dataset)  # type: ignore[arg-type]
         conformal_rank(count, risk, "risk", "held-out images")
@@ -176,7 +172,7 @@ def _fit_statistics(model: SegmentationModule, batches: Iterable[dict[str, Any]]
 def _views(
     image: Tensor, mask: Tensor, options: InferenceOptions
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """What the network sees of an image when it predicts, but for mirror images, with its labels."""
+    """What the network sees of an image when it predicts, but for mirror images, with labels."""
     for scale in options.get("scales") or [1.0]:
         size = input_size((image.shape[-2], image.shape[-1]), options, scale)
         scaled, labels = image, mask
@@ -227,7 +223,7 @@ def _thresholds(
 
 
 def save_calibrated(model: SegmentationModule, source: Path, target: Path) -> None:
-    """Write a checkpoint that holds `source` and what `calibrate` has fitted; whole or not at all."""
+    """Write `source` with what `calibrate` has fitted, as a whole or not at all."""
     checkpoint = torch.load(source, weights_only=True, map_location="cpu", mmap=True)
     checkpoint["anomaly"] = model.anomaly.fitted_state()
     buffer = io.BytesIO()

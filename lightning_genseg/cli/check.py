@@ -1,4 +1,4 @@
-"""Whether a copy of a data set is right: counts, sizes, class frequencies, files that cannot be read, a picture."""
+"""`genseg check`: what a copy of a data set holds, and which of its files cannot be read."""
 
 import json
 from collections import Counter
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.cli.parser import Parser, data_arguments, data_parser
 from lightning_genseg.data.class_index import Cache, count_labels
 from lightning_genseg.data.datamodule import SegmentationDataModule
@@ -23,6 +24,7 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import make_folder, replace_file
 from lightning_genseg.plots.pictures import (
     Picture,
+    class_legend,
     colorize,
     encode,
     enlarge,
@@ -41,7 +43,7 @@ _SHOWN = 20  # problems on the screen; the report has all
 def check_data(
     data: SegmentationDataModule, output_dir: Path = Path("data_check"), num_pictures: int = 3
 ) -> dict[str, Any]:
-    """Read every image and mask of all splits; go on past whatever is missing or broken.
+    """Read every image and mask of all splits, also after a missing or broken one.
 
     Writes `data_check.json`, which is what is returned, and `data_check.png`: images, labels, and
     both. The counts go into the class index of `data.cache_dir`.
@@ -53,120 +55,89 @@ def check_data(
         num_pictures: images shown of each split.
 
     Returns:
-        `splits`: by name `images`, `sizes` (height x width: count), `ignored` (share of the pixels)
-            and `classes`: by
-        name `pixels`, `share` of the labelled pixels and `images` that hold the class; where there
-        are anomalies
-        `anomalies`: `share` of the evaluated pixels, `images` that hold some and `not_evaluated`
-            (share of the pixels);
-        where the labels are sparse `sparse`: `labelled` and `unlabelled` (shares of the pixels,
-        `ignored` is the rest), `marks` (points or scribbles, null for areas) and `empty` (images
-        without any label); or `same_as` another split.
-        `shared`: for two splits the number of images in both. `problems`: `splits`, `name`, `file`
-            (both null where a
-        split as a whole is wrong) and `problem`, a sentence.
+        A dict with the keys
+
+        - `splits`: by name `images`, `sizes` (by height x width), `ignored` (share of the pixels)
+          and, by class, `pixels`, `share` of the labelled pixels, and `images` with the class. Or
+          `same_as`, another split with the same images.
+        - `splits` of data with anomalies: `anomalies` with `share` of the evaluated pixels,
+          `images` that hold some, and `not_evaluated` (share of the pixels).
+        - `splits` with sparse labels: `sparse` with the shares `labelled` and `unlabelled`
+          (`ignored` is the rest), `marks` (points or scribbles, null for areas), and `empty`
+          (images without a label).
+        - `shared`: for two splits the number of images in both.
+        - `problems`: `splits`, `name` and `file` (null where a split as a whole is wrong), and
+          `problem`, a sentence.
 
     Raises:
-        ValueError: `num_pictures` is negative, or the folder cannot be written.
+        GenSegError: `num_pictures` is negative, or the folder cannot be written.
     """
-    if num_pictures < 0:
-        raise GenSegError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
+    check_arguments(check_data, locals(), num_pictures="[0, inf)")
     make_folder(output_dir, "output_dir")
     data = data.source
     data.prepare_data()
-    report: dict[str, Any] = {
-        "data": type(data).__name__,
-        "class_names": data.class_names,
-        "splits": {},
-        "shared": {},
-        "problems": [],
-    }
-    wrong: dict[str, list[str]] = {}  # sentence -> splits
-    rows: list[list[Picture]] = []
-    captions: list[str] = []
-    shown: set[int] = set()
+    splits: dict[str, dict[str, Any]] = {}
+    single: list[dict[str, Any]] = []  # problems of one image
+    whole: dict[str, list[str]] = {}  # problems of splits: sentence -> names
     files: dict[str, list[Path]] = {}
-    # In the pictures: what the labels of classes do not say, where there are anomalies or few
-    # labels.
-    anomalous, known, blank = range(data.num_classes, data.num_classes + 3)
-    names = [
-        *data.class_names,
-        "anomalous",
-        "known, without class",
-        "unlabelled (labels are enlarged)",
-    ]
-    palette = [*data.palette, (255, 0, 255), (110, 110, 110), (200, 200, 200)]
-    void = void_color(data.palette)
+    pictures = _Pictures(data)
     for split in data.splits:
         dataset: Any
         try:
             dataset = data.split_dataset(split, ())
         except MissingFiles as error:
             dataset = error.dataset
-            wrong.setdefault(str(error), []).append(split)
-        except (ValueError, FileNotFoundError) as error:
-            wrong.setdefault(str(error), []).append(split)
+            whole.setdefault(str(error), []).append(split)
+        except GenSegError as error:
+            whole.setdefault(str(error), []).append(split)
             continue
         if hasattr(dataset, "samples"):
             files[split] = [sample.image for sample in dataset.samples]
             same = next((s for s in files if s != split and files[s] == files[split]), None)
             if same is not None:
-                report["splits"][split] = {"images": len(dataset), "same_as": same}
+                splits[split] = {"images": len(dataset), "same_as": same}
                 continue
         found = _examine(dataset, split, data.num_workers)
-        report["splits"][split] = _statistics(found, data.class_names)
-        report["problems"] += [
+        splits[split] = _statistics(found, data.class_names)
+        single += [
             {"splits": [split], "name": problem.name, "file": problem.file, "problem": problem.text}
             for one in found
             for problem in one.problems
         ]
+        none = np.zeros(data.num_classes, np.int64)
         Cache(dataset, data.cache_dir).save(
-            np.array([np.zeros(data.num_classes) if f.counts is None else f.counts for f in found], np.int64),
-            np.array([f.counts is not None for f in found]),
-        )  # fmt: skip
+            np.array([none if one.counts is None else one.counts for one in found], np.int64),
+            np.array([one.counts is not None for one in found]),
+        )
         good = [index for index, one in enumerate(found) if not one.problems]
-        spread = np.linspace(0, max(len(good) - 1, 0), num_pictures).round().astype(int)
-        for index in [good[pick] for pick in sorted(set(spread.tolist())) if good]:
-            image, (labels, anomaly, raster) = (
-                dataset.read_pixels(index),
-                read_labels(dataset, index),
-            )
-            if anomaly is not None:
-                labels[(anomaly == 0) & (labels == IGNORE)] = known
-                labels[anomaly == 1] = anomalous
-            drawn: NDArray[np.integer[Any]] = labels
-            opacity = 0.5
-            if raster is not None:
-                labels, opacity = enlarge(labels), 1.0
-                unlabelled = (labels == IGNORE) & raster.unlabelled
-                drawn = np.where(unlabelled, blank, labels.astype(np.int64))
-            colors = colorize(drawn, palette)
-            colors[drawn == IGNORE] = void
-            rows.append([image, colors, overlay(image, labels, palette, opacity)])
-            captions.append(f"{split}: {found[index].name}")
-            shown.update(np.unique(drawn).tolist())
-    report["problems"][:0] = [
-        {"splits": splits, "name": None, "file": None, "problem": text}
-        for text, splits in wrong.items()
-    ]
-    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-        if "same_as" not in report["splits"].get(second, {}):
-            both = len(set(files.get(first, ())) & set(files.get(second, ())))
-            if both:
-                report["shared"][f"{first}, {second}"] = both
+        chosen = np.linspace(0, max(len(good) - 1, 0), num_pictures).round().astype(int)
+        for index in [good[pick] for pick in sorted(set(chosen.tolist())) if good]:
+            pictures.add(dataset, index, f"{split}: {found[index].name}")
+    shared = {
+        f"{first}, {second}": len(both)
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test"))
+        if "same_as" not in splits.get(second, {})
+        and (both := set(files.get(first, ())) & set(files.get(second, ())))
+    }
+    report = {
+        "data": type(data).__name__,
+        "class_names": data.class_names,
+        "splits": splits,
+        "shared": shared,
+        "problems": [
+            {"splits": names, "name": None, "file": None, "problem": text}
+            for text, names in whole.items()
+        ]
+        + single,
+    }
     text = json.dumps(report, indent=1, ensure_ascii=False, default=str)
     replace_file(output_dir / "data_check.json", text.encode())
-    (output_dir / "data_check.png").unlink(missing_ok=True)  # an earlier check's
-    if rows:
-        legend = [(n, c) for i, (n, c) in enumerate(zip(names, palette, strict=True)) if i in shown]
-        legend += [("ignored", void)] if IGNORE in shown else []
-        picture = grid(rows, ["image", "labels", "both"], legend, captions=captions)
-        replace_file(output_dir / "data_check.png", encode(picture, "png"))
+    pictures.write(output_dir / "data_check.png")
     return report
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Say on a screen what `check_data` has found."""
+    """Text for a screen of what `check_data` has found."""
     splits = report["splits"]
     lines = [f"{report['data']}, {len(report['class_names'])} classes", ""]
     without = [s for s, f in splits.items() if "anomalies" in f and f["ignored"] == 1]
@@ -238,6 +209,44 @@ def run(words: list[str]) -> None:
         )
 
 
+class _Pictures:
+    """Images, their labels, and both: also what the labels of classes do not show."""
+
+    def __init__(self, data: SegmentationDataModule) -> None:
+        self.void = void_color(data.palette)
+        self.anomalous, self.known, self.blank = range(data.num_classes, data.num_classes + 3)
+        extra = ("anomalous", "known, without class", "unlabelled (labels are enlarged)")
+        self.names = [*data.class_names, *extra]
+        self.palette = [*data.palette, (255, 0, 255), (110, 110, 110), (200, 200, 200)]
+        self.rows: list[list[Picture]] = []
+        self.captions: list[str] = []
+        self.shown: set[int] = set()
+
+    def add(self, dataset: Any, index: int, caption: str) -> None:
+        image, (labels, anomaly, raster) = dataset.read_pixels(index), read_labels(dataset, index)
+        if anomaly is not None:
+            labels[(anomaly == 0) & (labels == IGNORE)] = self.known
+            labels[anomaly == 1] = self.anomalous
+        drawn: NDArray[np.integer[Any]] = labels
+        opacity = 0.5
+        if raster is not None:
+            labels, opacity = enlarge(labels), 1.0
+            unlabelled = (labels == IGNORE) & raster.unlabelled
+            drawn = np.where(unlabelled, self.blank, labels.astype(np.int64))
+        colors = colorize(drawn, self.palette, void=self.void)
+        self.rows.append([image, colors, overlay(image, labels, self.palette, opacity)])
+        self.captions.append(caption)
+        self.shown.update(np.unique(drawn).tolist())
+
+    def write(self, path: Path) -> None:
+        path.unlink(missing_ok=True)  # an earlier check's
+        if self.rows:
+            legend = class_legend(self.names, self.palette, self.shown, void=self.void)
+            titles = ["image", "labels", "both"]
+            picture = grid(self.rows, titles, legend, captions=self.captions)
+            replace_file(path, encode(picture, "png"))
+
+
 class _Problem(NamedTuple):
     name: str
     file: str | None
@@ -273,7 +282,7 @@ class _Samples(Dataset[_Found]):
         problems: list[_Problem] = []
 
         def complain(error: Exception, *files: Path | None) -> None:
-            known = isinstance(error, ValueError | FileNotFoundError)
+            known = isinstance(error, GenSegError)
             named = [file for file in files if file is not None and f"'{file}'" in str(error)]
             file = next(iter([*named, *files]))
             text = str(error) if known else f"'{file}': {type(error).__name__}: {error}"
@@ -282,7 +291,7 @@ class _Samples(Dataset[_Found]):
         image = labels = anomaly = unlabelled = marks = None
         try:
             image = self.dataset.read_pixels(index)
-        except Exception as error:  # whatever it is, the other files are still to be read
+        except Exception as error:  # the other files are still to be read
             complain(error, sample.image if sample else None)
         try:
             labels, anomaly, raster = read_labels(self.dataset, index)
@@ -295,16 +304,14 @@ class _Samples(Dataset[_Found]):
         if image is not None and labels is not None and sample is not None:
             try:
                 check_sizes(image.shape, labels.shape, sample)
-            except ValueError as error:
+            except GenSegError as error:
                 problems.append(_Problem(name, str(sample.mask), str(error)))
         return _Found(
             name,
             None if image is None else (image.shape[0], image.shape[1]),
             None if labels is None else count_labels(labels, self.dataset.num_classes),
             0 if labels is None else labels.size,
-            None
-            if anomaly is None
-            else np.bincount(anomaly.ravel(), minlength=256)[[0, 1, IGNORE]],
+            None if anomaly is None else np.bincount(anomaly.flat, minlength=256)[[0, 1, IGNORE]],
             unlabelled,
             marks,
             problems,
@@ -314,7 +321,7 @@ class _Samples(Dataset[_Found]):
 def read_labels(
     dataset: Any, index: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, Raster | None]:
-    """Labels of a sample and, where the data set has them, anomalies and sparse labels, without transforms."""
+    """Labels of a sample, its anomalies and its sparse labels, without transforms."""
     if isinstance(dataset, SparseDataset):
         raster = dataset.read_raster(index)
         return raster.labels, None, raster

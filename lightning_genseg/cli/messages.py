@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_genseg import data, methods
+from lightning_genseg.data.dataset import from_worker
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.errors import GenSegError, did_you_mean
 
@@ -30,7 +31,7 @@ def user_message(error: BaseException) -> str | None:
     """Return the sentence for the user, or None for an error that needs its traceback."""
     for link in _chain(error):
         if isinstance(link, GenSegError):
-            return _from_worker(link)
+            return str(from_worker(link))
     if isinstance(error, ArgumentError):
         return _condense(str(error))
     if isinstance(error, FileNotFoundError | MisconfigurationException):
@@ -44,14 +45,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def _from_worker(error: GenSegError) -> str:
-    """Return the message of an error, which a DataLoader's worker sends behind its traceback."""
-    text = str(error)
-    if re.match(r"Caught \w+ in DataLoader worker process", text):
-        text = text.rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2]
-    return text
 
 
 def _condense(message: str) -> str:

@@ -1,4 +1,4 @@
-"""How much of its masks a tokenizer with its colours keeps: to be known before stage two of GSS is trained."""
+"""`genseg reconstruct`: how much of the masks a tokenizer with its colours keeps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.cli.parser import Parser, data_arguments, data_parser
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.errors import GenSegError
@@ -26,7 +27,14 @@ from lightning_genseg.methods.gss.tokenizers.reconstruction import Reconstructio
 from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer, TokenizerConfig
 from lightning_genseg.metrics.segmentation import segmentation_metrics
 from lightning_genseg.ops.resize import resize_labels
-from lightning_genseg.plots.pictures import Picture, colorize, encode, grid, void_color
+from lightning_genseg.plots.pictures import (
+    Picture,
+    class_legend,
+    colorize,
+    encode,
+    grid,
+    void_color,
+)
 
 _HELP = (
     "Draw all masks of a split as maskiges, tokenize and decode them: what GSS can reach at best "
@@ -57,9 +65,10 @@ def reconstruct_data(
 
     Args:
         data: whose masks.
-        tokenizer: `majority-4`, or a path; see `networks.tokenizers.make_tokenizer`.
-        colors: see `networks.colors.class_colors`.
-        color_seed: likewise.
+        tokenizer: `majority-4` or `majority-8`; the .ckpt of a `MaskigeTokenizer` run; the file of
+            a DALL-E dVAE.
+        colors: of the classes, by the name of a table, in a file, or in a list.
+        color_seed: of tables that are drawn at random.
         inverse: of the maskige: the nearest colour, or the least squares that the paper prints.
         scales: at which masks are drawn, relative to their size; default: 1 and f / 4.
         split: train, val or test.
@@ -67,23 +76,21 @@ def reconstruct_data(
         num_pictures: masks drawn, at the first scale.
 
     Returns:
-        `scales`: by scale `mIoU`, `pixel_accuracy`, `IoU` by class (null where a class does not
-            occur), `majority` with
-        the mIoU and pixel accuracy of `CellMajority` with the same cells, in which ignored pixels
-        have no vote, and
-        `tokens`: of the cells with a labelled pixel, how many tokens are `used`, their `perplexity`
-            and `entropy`, and
-        the `conditional_entropy` given the commonest class of the cell, in bits: what an image has
-        to tell beside the class. Also what was measured: `data`, `split`, `images`, `tokenizer`,
-        `fingerprint`, `codebook_size`, `downsample`, `colors` and `inverse`.
+        A dict of what was measured (`data`, `split`, `images`, `tokenizer`, `fingerprint`,
+        `codebook_size`, `downsample`, `colors`, `inverse`) and `scales`, by scale a dict with
+
+        - `mIoU`, `pixel_accuracy`, and `IoU` by class (null where a class does not occur),
+        - `majority`: mIoU and pixel accuracy of `CellMajority` with the same cells, in which
+          ignored pixels have no vote,
+        - `tokens`, of the cells with a labelled pixel: how many are `used`, their `perplexity` and
+          `entropy`, and the `conditional_entropy` given the commonest class of the cell, in bits.
+          The last is what an image has to tell beside the class.
 
     Raises:
-        ValueError: a wrong argument, a tokenizer that does not fit, or a split without a labelled
-            pixel.
-        FileNotFoundError: there is no such tokenizer.
+        GenSegError: a wrong argument, no such tokenizer or one that does not fit, or a split
+            without a labelled pixel.
     """
-    if num_pictures < 0:
-        raise GenSegError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
+    check_arguments(reconstruct_data, locals(), scales="(0, inf)", num_pictures="[0, inf)")
     if hasattr(data, "target_classes"):
         raise GenSegError(
             "reconstruct draws masks in the colours of the universal classes and those of "
@@ -96,8 +103,6 @@ def reconstruct_data(
     maskige = Maskige(table).to(device)
     model = make_tokenizer(tokenizer, maskige.colors[:-1].cpu()).to(device)
     chosen = list(dict.fromkeys(scales or [1.0, model.downsample / _STRIDE]))
-    if min(chosen) <= 0:
-        raise GenSegError(f"scales is {chosen} but must be positive.")
     back = (NearestColor if inverse == "nearest" else LeastSquares)(maskige.colors[:-1])
     measured = [_Scale(scale, model, maskige, data.num_classes) for scale in chosen]
     make_folder(output_dir, "output_dir")  # before the long part
@@ -107,6 +112,7 @@ def reconstruct_data(
     rows: list[list[Picture]] = []
     captions: list[str] = []
     shown: set[int] = set()
+    void = void_color(data.palette)
     images = 0
     for number, batch in enumerate(
         tqdm(loader, f"reconstructing {split}", unit="batch", disable=None)
@@ -116,8 +122,7 @@ def reconstruct_data(
         found = [one.update(mask, back) for one in measured]
         if number in wanted:
             true, decoded = mask[0].cpu().numpy(), found[0].scores[0].argmax(0).cpu().numpy()
-            drawn = colorize(true, data.palette)
-            drawn[true == data.ignore_index] = void_color(data.palette)
+            drawn = colorize(true, data.palette, data.ignore_index, void)
             pictures = (_picture(maskige(mask[:1])[0]), _picture(found[0].picture[0]))
             rows.append([drawn, *pictures, colorize(decoded, data.palette)])
             captions.append(batch["name"][0])
@@ -138,9 +143,7 @@ def reconstruct_data(
     replace_file(output_dir / "reconstruct.json", text.encode())
     (output_dir / "reconstruct.png").unlink(missing_ok=True)  # an earlier run's
     if rows:
-        pairs = enumerate(zip(data.class_names, data.palette, strict=True))
-        legend = [pair for c, pair in pairs if c in shown]
-        legend += [("ignored", void_color(data.palette))] if data.ignore_index in shown else []
+        legend = class_legend(data.class_names, data.palette, shown, data.ignore_index, void)
         titles = ["mask", "maskige", "reconstruction", "decoded mask"]
         picture = grid(rows, titles, legend, captions=captions)
         replace_file(output_dir / "reconstruct.png", encode(picture, "png"))
@@ -148,7 +151,7 @@ def reconstruct_data(
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Say on a screen what `reconstruct_data` has found."""
+    """Text for a screen of what `reconstruct_data` has found."""
     scales: dict[str, dict[str, Any]] = report["scales"]
     width = max(map(len, ["conditional entropy, bits", *next(iter(scales.values()))["IoU"]]))
 
@@ -247,7 +250,7 @@ class _Scale:
 
 
 def cell_classes(mask: Tensor, size: Sequence[int], num_classes: int) -> tuple[Tensor, Tensor]:
-    """The commonest class in each of h x w cells of masks B x H x W, and whether it has a labelled pixel at all."""
+    """Commonest class in each of h x w cells of masks B x H x W; whether a pixel is labelled."""
     labelled = mask < num_classes
     votes = F.one_hot(mask.where(labelled, 0), num_classes) * labelled[..., None]
     shares = F.adaptive_avg_pool2d(votes.movedim(-1, 1).float(), (size[0], size[1]))
@@ -256,7 +259,7 @@ def cell_classes(mask: Tensor, size: Sequence[int], num_classes: int) -> tuple[T
 
 
 def token_statistics(counts: Tensor) -> dict[str, float | int]:
-    """`used`, `perplexity`, `entropy` and `conditional_entropy` (bits) of tokens counted by class, K x V."""
+    """Statistics of tokens counted by class, K x V: see `reconstruct_data`; entropies in bits."""
     joint = counts.double() / counts.sum()
 
     def entropy(shares: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Pictures of images, masks and maps."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 import cv2
@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lightning_genseg.errors import GenSegError
 
-Palette = Sequence[tuple[int, int, int]]
+Color = tuple[int, int, int]
+Palette = Sequence[Color]
 Picture = NDArray[np.uint8]
 Label = TypeVar("Label", bound=np.integer[Any])
 
@@ -21,13 +22,19 @@ ANOMALY_PALETTE: Palette = ((54, 58, 72), (0, 229, 255))  # known, anomalous
 _TEXT = (40, 40, 40)
 
 
-def colorize(mask: NDArray[np.integer[Any]], palette: Palette, ignore_index: int = 255) -> Picture:
+def colorize(
+    mask: NDArray[np.integer[Any]],
+    palette: Palette,
+    ignore_index: int = 255,
+    void: Color = (0, 0, 0),
+) -> Picture:
     """Draw a mask in the colours of its classes.
 
     Args:
-        mask: H x W class indices; ignored pixels become black.
+        mask: H x W class indices.
         palette: one (red, green, blue) per class, 0 to 255.
         ignore_index: label that is no class.
+        void: colour of ignored pixels.
 
     Returns:
         H x W x 3.
@@ -43,7 +50,7 @@ def colorize(mask: NDArray[np.integer[Any]], palette: Palette, ignore_index: int
             f"{len(palette)} colours: give one colour per class."
         )
     colors: Picture = np.asarray(palette, dtype=np.uint8)[classes]
-    colors[ignored] = 0
+    colors[ignored] = void
     return colors
 
 
@@ -79,9 +86,21 @@ def overlay(
     return np.rint(image * (1 - weight) + colors * weight).astype(np.uint8)
 
 
-def void_color(palette: Palette) -> tuple[int, int, int]:
-    """Colour of pixels without a class: black, or white where a class is black, as VOC's background is."""
+def void_color(palette: Palette) -> Color:
+    """Colour of pixels without a class: black, or white where a class is black, as in VOC."""
     return (255, 255, 255) if (0, 0, 0) in map(tuple, palette) else (0, 0, 0)
+
+
+def class_legend(
+    names: Sequence[str],
+    palette: Palette,
+    labels: Collection[int],
+    ignore_index: int = 255,
+    void: Color = (0, 0, 0),
+) -> list[tuple[str, Color]]:
+    """Names and colours of those classes that occur among `labels`, and of ignored pixels."""
+    entries = [(name, palette[c]) for c, name in enumerate(names) if c in labels]
+    return [*entries, ("ignored", void)] if ignore_index in labels else entries
 
 
 def enlarge(mask: NDArray[Label], ignore_index: int = 255) -> NDArray[Label]:
@@ -107,7 +126,7 @@ def enlarge(mask: NDArray[Label], ignore_index: int = 255) -> NDArray[Label]:
 
 
 def outline(
-    picture: Picture, mask: NDArray[np.bool_], color: tuple[int, int, int] = ANOMALY_PALETTE[1]
+    picture: Picture, mask: NDArray[np.bool_], color: Color = ANOMALY_PALETTE[1]
 ) -> Picture:
     """Draw a line in `color` along the inner edge of a region, and a black one around it.
 
@@ -178,7 +197,7 @@ def heat_map(
 def grid(
     rows: Sequence[Sequence[Picture]],
     titles: Sequence[str] | None = None,
-    legend: Sequence[tuple[str, tuple[int, int, int]]] | None = None,
+    legend: Sequence[tuple[str, Color]] | None = None,
     cell_width: int = 320,
     gap: int = 4,
     captions: Sequence[str] | None = None,
@@ -240,11 +259,11 @@ def grid(
 
 
 def _wrap(
-    legend: Sequence[tuple[str, tuple[int, int, int]]],
+    legend: Sequence[tuple[str, Color]],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     line: int,
     width: int,
-) -> list[tuple[int, int, str, tuple[int, int, int]]]:
+) -> list[tuple[int, int, str, Color]]:
     """Left and upper edge of each legend entry, in lines no wider than the pictures."""
     entries = []
     left = down = 0

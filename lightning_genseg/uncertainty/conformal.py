@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.metrics.anomaly import bin_upper_edge, check_finite
 
@@ -13,7 +14,7 @@ Level = Literal["pixel", "image"]
 
 
 class Threshold(NamedTuple):
-    """A score above which a pixel is called anomalous, and what was promised of it (`conformal_*`)."""
+    """A score above which a pixel is called anomalous, and what was promised of it."""
 
     value: float
     false_positive_rate: float
@@ -34,9 +35,9 @@ def conformal_pixel_threshold(histogram: Tensor, false_positive_rate: float) -> 
         false_positive_rate: in (0, 1).
 
     Raises:
-        ValueError: a rate outside (0, 1), or too few pixels for it.
+        GenSegError: a rate outside (0, 1), or too few pixels for it.
     """
-    check_share("false_positive_rate", false_positive_rate)
+    check_arguments(conformal_pixel_threshold, locals(), false_positive_rate="(0, 1)")
     count = int(histogram.sum())
     rank = conformal_rank(count, false_positive_rate, "false_positive_rate", "known pixels")
     value = float(bin_upper_edge(torch.searchsorted(histogram.cumsum(0), rank)))
@@ -46,11 +47,12 @@ def conformal_pixel_threshold(histogram: Tensor, false_positive_rate: float) -> 
 def conformal_image_threshold(
     quantiles: list[float], false_positive_rate: float, risk: float
 ) -> Threshold:
-    """Threshold that a new image keeps: with probability 1 - risk at most the promised share is above it.
+    """Threshold that a new image keeps with probability 1 - risk.
 
-    Split conformal prediction over images, which may be exchangeable where pixels are not: each
-    image's score is the threshold that it would need itself (`image_quantile`); the threshold is
-    the ceil((n + 1)(1 - risk))-th smallest of these.
+    At most the promised share of its known pixels is then above the threshold. Split conformal
+    prediction over images, which may be exchangeable where pixels are not: each image's score is
+    the threshold that it would need itself (`image_quantile`); the threshold is the
+    ceil((n + 1)(1 - risk))-th smallest of these.
 
     Args:
         quantiles: of each held-out image, see `image_quantile`.
@@ -58,20 +60,21 @@ def conformal_image_threshold(
         risk: probability that a new image breaks the promise, in (0, 1).
 
     Raises:
-        ValueError: a share outside (0, 1), or too few images for the risk.
+        GenSegError: a share outside (0, 1), or too few images for the risk.
     """
-    check_share("false_positive_rate", false_positive_rate)
-    check_share("risk", risk)
+    check_arguments(
+        conformal_image_threshold, locals(), false_positive_rate="(0, 1)", risk="(0, 1)"
+    )
     rank = conformal_rank(len(quantiles), risk, "risk", "held-out images")
     value = sorted(quantiles)[rank - 1]
     return Threshold(value, false_positive_rate, "image", risk, len(quantiles))
 
 
 def image_quantile(scores: Tensor, false_positive_rate: float) -> float:
-    """Threshold above which at most that share of one image's known pixels lies; scores of any shape.
+    """Threshold above which at most that share of an image's scores lies; they have any shape.
 
     Raises:
-        ValueError: a score is NaN.
+        GenSegError: a score is NaN.
     """
     check_finite(scores)
     rank = max(1, math.ceil(scores.numel() * (1 - false_positive_rate) - 1e-9))
@@ -82,7 +85,7 @@ def conformal_rank(count: int, share: float, name: str, what: str) -> int:
     """Which of `count` sorted values a new one exceeds with probability `share` at most, from 1.
 
     Raises:
-        ValueError: too few values; the sentence calls them `what` and the share `name`.
+        GenSegError: too few values; the sentence calls them `what` and the share `name`.
     """
     rank = math.ceil((count + 1) * (1 - share) - 1e-9)  # 20 x 0.95 must stay 19
     if rank > count:
@@ -92,9 +95,3 @@ def conformal_rank(count: int, share: float, name: str, what: str) -> int:
             f"or a larger {name}."
         )
     return rank
-
-
-def check_share(name: str, value: float) -> None:
-    """Refuse a share that is not between 0 and 1."""
-    if not 0 < value < 1:
-        raise GenSegError(f"{name} is {value} but must lie between 0 and 1.")

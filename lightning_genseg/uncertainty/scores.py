@@ -6,20 +6,22 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.uncertainty.conformal import Threshold
 
 AnomalyName = Literal["msp", "entropy", "max_logit", "energy", "sml", "mahalanobis", "density"]
-
+LogitScore = Literal["msp", "entropy", "max_logit", "energy"]
 FITTED_SCORES = ("sml", "mahalanobis")
 
 
-def logit_score(name: str, logits: Tensor) -> Tensor:
+def logit_score(name: LogitScore, logits: Tensor) -> Tensor:
     """Anomaly score of class logits B x C x H x W: B x 1 x H x W float32, higher is stranger.
 
     `msp` 1 - max p and `entropy` of p (Hendrycks and Gimpel, ICLR 2017), `max_logit` its negative
     (Hendrycks et al., ICML 2022), `energy` -log sum exp (Liu et al., NeurIPS 2020).
     """
+    check_arguments(logit_score, locals())
     logits = logits.float()
     if name == "max_logit":
         return -logits.amax(1, keepdim=True)
@@ -29,16 +31,12 @@ def logit_score(name: str, logits: Tensor) -> Tensor:
         largest, index = logits.max(1, keepdim=True)
         others = (logits - largest).exp().scatter(1, index, 0).sum(1, keepdim=True)
         return others / (1 + others)
-    if name == "entropy":
-        log_p = logits.log_softmax(1)
-        return -(log_p.exp() * log_p).sum(1, keepdim=True)
-    raise GenSegError(
-        f"there is no score {name} of logits alone; known are msp, entropy, max_logit, energy."
-    )
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1, keepdim=True)
 
 
 class StandardizedMaxLogit(nn.Module):
-    """Max logit, standardised by its mean and deviation over the training pixels predicted as that class.
+    """Max logit, standardised by mean and deviation over the training pixels of that prediction.
 
     Jung et al.: Standardized Max Logits, ICCV 2021, Eq. 3 (without the boundary suppression and
     smoothing that follow there). A class that is never predicted gets the statistics of all pixels.
@@ -181,17 +179,17 @@ class AnomalyScores(nn.Module):
         return {"mahalanobis": "features", "density": "log_density"}.get(name, "logits")
 
     def is_fitted(self, name: str) -> bool:
-        """Whether a score can be computed: all can but `sml` and `mahalanobis` before they are fitted."""
-        return {"sml": self.sml.average, "mahalanobis": self.mahalanobis.means}.get(
-            name, 0
-        ) is not None
+        """Whether a score can be computed: `sml` and `mahalanobis` only after they are fitted."""
+        fitted = {"sml": self.sml.average, "mahalanobis": self.mahalanobis.means}
+        return name not in fitted or fitted[name] is not None
 
-    def forward(self, name: str, outputs: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, name: AnomalyName, outputs: Mapping[str, Tensor]) -> Tensor:
         """Score B x 1 x ..., higher is stranger, at the resolution of what it reads.
 
         Raises:
-            ValueError: the module has no such output, or the score has not been fitted.
+            GenSegError: no such score, no such output of the module, or a score that is not fitted.
         """
+        check_arguments(AnomalyScores.forward, {"name": name})
         if self.needs(name) not in outputs:
             raise GenSegError(
                 f"anomaly_score is {name}, but this model has no class densities: choose one of "
@@ -222,7 +220,7 @@ class AnomalyScores(nn.Module):
         return {"statistics": statistics, "thresholds": thresholds, "inference": self.inference}
 
     def load_fitted_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `fitted_state` has returned."""
+        """Restore what `fitted_state` has returned."""
         for name, value in state.get("statistics", {}).items():
             module, _, buffer = name.rpartition(".")
             setattr(self.get_submodule(module), buffer, value)

@@ -6,12 +6,16 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from lightning_genseg import GMMSeg, SoftmaxSegmenter
+from lightning_genseg import EMOptions, GMMSeg, MixtureOptions, SoftmaxSegmenter
 from lightning_genseg.cli.calibrate import GenSegTrainer, calibrate, save_calibrated
 from lightning_genseg.data import SyntheticScenesDataModule
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.uncertainty.scores import AnomalyName
 
 TINY = {"num_classes": 3, "encoder": "tu-test_resnet", "decoder": "fpn"}
+
+
+MIXTURE, EM = MixtureOptions(components=2, embedding_dim=8), EMOptions(memory_size=50)
 
 
 def batches(count, size=(40, 52)):
@@ -22,7 +26,13 @@ def batches(count, size=(40, 52)):
 
 
 def gmmseg(**arguments):
-    return GMMSeg(**TINY, embedding_dim=8, components=2, memory_size=50, **arguments)
+    return GMMSeg(**TINY, mixture=MIXTURE, em=EM, **arguments)
+
+
+def unread():
+    """Batches that nobody may read."""
+    raise AssertionError("read")
+    yield
 
 
 @pytest.mark.parametrize(
@@ -128,51 +138,48 @@ def test_predict_image_flags_as_well():
     assert (prediction["anomaly_mask"] == above).all()
 
 
-def test_wrong_arguments_are_refused_before_anything_is_read():
-    def unread():
-        raise AssertionError("read")
-        yield
-
-    model = SoftmaxSegmenter(**TINY)
-    for arguments, sentence in (
-        ({"level": "images"}, "level is 'images' but must be one of pixel, image"),
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"level": "images"}, "level is 'images'; it must be one of pixel, image"),
         ({"false_positive_rate": 1.5}, "false_positive_rate is 1.5"),
+        ({"false_positive_rate": float("nan")}, "false_positive_rate is nan"),
         ({"risk": 0.0}, "risk is 0.0"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            calibrate(model, unread(), unread(), progress=False, **arguments)
-    with pytest.raises(ValueError, match="density, but SoftmaxSegmenter has no class densities"):
+        ({"held_out": DataLoader(range(5), batch_size=None)}, "5 held-out images are too few"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_read(arguments, message):
+    data = {"train": unread(), "held_out": unread()}
+    with pytest.raises(GenSegError, match=message):
+        calibrate(SoftmaxSegmenter(**TINY), **{**data, **arguments}, progress=False)
+
+
+def test_scores_that_a_model_cannot_have_are_refused():
+    with pytest.raises(GenSegError, match="density, but SoftmaxSegmenter has no class densities"):
         SoftmaxSegmenter(**TINY, anomaly_score="density")
-    with pytest.raises(ValueError, match="sml, which is fitted after training"):
+    with pytest.raises(GenSegError, match="sml, which is fitted after training"):
         SoftmaxSegmenter(**TINY, anomaly_score="sml").setup("fit")
-    with pytest.raises(ValueError, match="anomaly_score is nonsense; known are msp"):
+    with pytest.raises(GenSegError, match="anomaly_score is 'nonsense'; it must be one of msp"):
         SoftmaxSegmenter(**TINY, anomaly_score="nonsense")
 
 
-def test_nan_images_are_refused():
-    model = SoftmaxSegmenter(**TINY)
-    broken = [{**batch, "image": batch["image"] * torch.nan} for batch in batches(9)]
-    with pytest.raises(ValueError, match="anomaly scores are NaN"):
-        calibrate(model, batches(1), broken, progress=False)
+BROKEN = [{**batch, "image": batch["image"] * torch.nan} for batch in batches(9)]
+VOID = [{**batch, "mask": torch.full((1, 40, 52), 255)} for batch in batches(2)]
 
 
-def test_no_known_pixel_and_too_few_images_are_refused():
-    model = SoftmaxSegmenter(**TINY)
-    with pytest.raises(ValueError, match="5 held-out images are too few"):
-        calibrate(model, batches(1), batches(5), progress=False)
-
-    def unread():
-        raise AssertionError("read")
-        yield
-
-    loader = DataLoader(list(batches(5)), batch_size=None)
-    with pytest.raises(ValueError, match="5 held-out images are too few"):
-        calibrate(model, unread(), loader, progress=False)
-    void = [{**batch, "mask": torch.full((1, 40, 52), 255)} for batch in batches(2)]
-    with pytest.raises(ValueError, match="no labelled training pixel"):
-        calibrate(model, void, batches(9), progress=False)
-    with pytest.raises(ValueError, match="no labelled pixel in the held-out"):
-        calibrate(model, batches(1), void, progress=False)
+@pytest.mark.parametrize(
+    ("train", "held_out", "message"),
+    [
+        (1, BROKEN, "anomaly scores are NaN"),
+        (1, 5, "5 held-out images are too few"),
+        (VOID, 9, "no labelled training pixel"),
+        (1, VOID, "no labelled pixel in the held-out"),
+    ],
+)
+def test_wrong_data_are_refused(train, held_out, message):
+    train, held_out = (batches(x) if isinstance(x, int) else x for x in (train, held_out))
+    with pytest.raises(GenSegError, match=message):
+        calibrate(SoftmaxSegmenter(**TINY), train, held_out, progress=False)
 
 
 def test_the_command_keeps_the_limits_and_the_name(tmp_path: Path):

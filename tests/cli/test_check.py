@@ -1,10 +1,7 @@
-"""The look at the data before training: what it counts, survives, and says."""
+"""The look at the data before training: what it counts, what it survives, what it prints."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,6 @@ import yaml
 from PIL import Image
 
 from lightning_genseg.cli.check import check_data, summary
-from lightning_genseg.cli.main import main
 from lightning_genseg.data import (
     CamVidDataModule,
     FolderDataModule,
@@ -26,13 +22,26 @@ from lightning_genseg.data import (
 from lightning_genseg.data.class_index import Cache, class_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"train": 6, "val": 3, "test": 2}
+
+
+def colors_of(path):
+    """How many pixels of a picture have each colour."""
+    with Image.open(path) as picture:
+        return {color: count for count, color in picture.convert("RGB").getcolors(10**6)}
+
+
+def write_folder(root, names, mask, gray=0):
+    """Images of one grey and equal masks in `FolderDataModule`'s layout."""
+    for folder, array in (("images", np.full((*mask.shape, 3), gray, np.uint8)), ("masks", mask)):
+        (root / folder).mkdir()
+        for name in names:
+            Image.fromarray(array).save(root / folder / f"{name}.png")
 
 
 @pytest.fixture
 def root(tmp_path):
-    """CamVid's layout: sky above, road below, a car in the first frame, a border that is no class."""
+    """CamVid's layout: sky above, road below, a car in the first frame, a border without class."""
     root = tmp_path / "camvid"
     rng = np.random.default_rng(0)
     for split, count in COUNTS.items():
@@ -71,18 +80,14 @@ def test_a_good_copy(data, tmp_path):
     assert {split: found["images"] for split, found in report["splits"].items()} == COUNTS
     assert train["sizes"] == {"20x30": 6}
     assert train["ignored"] == pytest.approx(1 / 20)
-    assert train["classes"]["sky"] == {"pixels": 6 * 270, "share": pytest.approx(270 / 570), "images": 6}  # fmt: skip
-    assert train["classes"]["car"] == {"pixels": 10, "share": pytest.approx(10 / 3420), "images": 1}
+    for name, pixels, images in (("sky", 6 * 270, 6), ("car", 10, 1)):
+        share = pytest.approx(pixels / 3420)
+        assert train["classes"][name] == {"pixels": pixels, "share": share, "images": images}
     assert train["classes"]["tree"]["images"] == 0
-    with Image.open(tmp_path / "out" / "data_check.png") as picture:
-        colors = {color for _, color in picture.convert("RGB").getcolors(10**6)}
-    assert {
-        (128, 128, 128),
-        (128, 64, 128),
-        (64, 0, 128),
-        (0, 0, 0),
-    } <= colors  # drawn and explained
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"data_check.json", "data_check.png"}  # fmt: skip
+    drawn = {(128, 128, 128), (128, 64, 128), (64, 0, 128), (0, 0, 0)}
+    assert drawn <= set(colors_of(tmp_path / "out" / "data_check.png"))  # and explained
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"data_check.json", "data_check.png"}
 
 
 def test_the_class_index_is_there_afterwards(data, tmp_path):
@@ -94,7 +99,7 @@ def test_the_class_index_is_there_afterwards(data, tmp_path):
 
 
 def spoil(root):
-    """One of everything, in `train` but for the last; file names that are to be found, by what is said."""
+    """One of everything, in `train` but for the last; what is to be found of which file."""
     (root / "trainannot" / "train_0.png").unlink()
     (root / "trainannot" / "train_1.png").unlink()
     (root / "train" / "train_2.png").write_bytes(b"")
@@ -169,10 +174,7 @@ def test_nothing_readable_leaves_no_old_picture(data, root, tmp_path):
 
 
 def test_images_of_two_splits(tmp_path):
-    for folder, shape in (("images", (8, 9, 3)), ("masks", (8, 9))):
-        (tmp_path / folder).mkdir()
-        for name in "abcd":
-            Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / folder / f"{name}.png")
+    write_folder(tmp_path, "abcd", np.zeros((8, 9), np.uint8))
     for split, names in {"train": "abc", "val": "d"}.items():
         (tmp_path / f"{split}.txt").write_text("\n".join(names))
     data = FolderDataModule(
@@ -197,10 +199,7 @@ def test_images_of_two_splits(tmp_path):
 
 
 def test_a_mask_without_image_does_not_hide_the_rest(tmp_path):
-    for folder, shape in (("images", (8, 9, 3)), ("masks", (8, 9))):
-        (tmp_path / folder).mkdir()
-        for name in "abcdefgh":
-            Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / folder / f"{name}.png")
+    write_folder(tmp_path, "abcdefgh", np.zeros((8, 9), np.uint8))
     (tmp_path / "images" / "c.png").unlink()
     (tmp_path / "masks" / "e.png").unlink()
     (tmp_path / "masks" / "f.png").write_bytes(b"")
@@ -218,14 +217,11 @@ def test_scenes_that_are_drawn(tmp_path):
     assert report["splits"]["test"]["ignored"] > 0
 
 
-def test_ignored_pixels_are_not_drawn_like_a_class(root, tmp_path):
+def test_ignored_pixels_are_not_drawn_like_a_class(tmp_path):
     """VOC's background is black."""
     mask = np.zeros((20, 30), np.uint8)
     mask[:9] = 255
-    for folder, array in (("images", np.full((20, 30, 3), 90, np.uint8)), ("masks", mask)):
-        (tmp_path / folder).mkdir()
-        for name in "ab":
-            Image.fromarray(array).save(tmp_path / folder / f"{name}.png")
+    write_folder(tmp_path, "ab", mask, gray=90)
     data = FolderDataModule(tmp_path, num_classes=2, cache_dir=tmp_path / "c", num_workers=0)
     assert data.palette[0] == (0, 0, 0)
     check(data, tmp_path / "out", num_pictures=1)
@@ -252,115 +248,6 @@ def test_a_data_set_that_cannot_be_checked(tmp_path):
         check_data(Foreign(["a"]), tmp_path)
 
 
-# --- the command --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def config(root, tmp_path, monkeypatch):
-    """A configuration of `fit`; its model need not even exist."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["genseg"])
-    content = {
-        "seed_everything": 1,
-        "trainer": {"max_epochs": 3, "callbacks": [{"class_path": "NoSuchCallback"}]},
-        "model": {"class_path": "NoSuchModel", "init_args": {"encoder": "none"}},
-        "report": {"num_pictures": 3},
-        "data": {
-            "class_path": "CamVidDataModule",
-            "init_args": {"root": str(root), "num_workers": 0, "cache_dir": "cache"},
-        },
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    return "config.yaml"
-
-
-def test_the_command(config, tmp_path, capsys):
-    main(["check", "--config", config])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "CamVidDataModule, 11 classes"
-    assert lines[2].split() == [
-        "train",
-        "6",
-        "images,",
-        "20x30,",
-        "5.0%",
-        "of",
-        "the",
-        "pixels",
-        "ignored",
-    ]
-    assert any(line.split()[:3] == ["sky", "47.368%", "6"] for line in lines)
-    assert lines[-1] == "the report is in data_check"
-    assert (tmp_path / "data_check" / "data_check.png").exists()
-
-
-def test_the_command_without_a_file(root, config, tmp_path):
-    options = ["--data.num_workers", "0", "--data.cache_dir", "cache", "--output_dir", "elsewhere"]
-    main(["check", "--data", "CamVidDataModule", "--data.root", str(root), *options])
-    assert (tmp_path / "elsewhere" / "data_check.json").exists()
-
-
-def fails(args, capsys):
-    with pytest.raises(SystemExit) as exit:
-        main(args)
-    assert exit.value.code == 2
-    return capsys.readouterr()
-
-
-def test_problems_fail_the_command(config, root, capsys):
-    spoil(root)
-    written = fails(["check", "--config", config], capsys)
-    assert "valannot/val_1.png" in written.out
-    (line,) = written.err.splitlines()
-    assert (
-        line == "genseg: error: 7 problems with the data, all listed in data_check/data_check.json."
-    )
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--data.rot", "x"], "Option 'rot' is not accepted"),
-        (["--data", "CamVidDatModule"], "did you mean CamVidDataModule?"),
-        (["--data.batch_size", "0"], "batch_size is 0 but must be at least 1."),
-        (["--config", "missing.yaml"], "missing.yaml"),
-        (["--num_pictures", "-1"], "num_pictures is -1"),
-        (["--output_dir", "config.yaml/x"], "config.yaml"),
-    ],
-)
-def test_mistakes_are_one_line(args, message, config, capsys):
-    (line,) = fails(["check", "--config", config, *args], capsys).err.splitlines()
-    assert line.startswith("genseg: error: ")
-    assert message in line
-
-
-def test_no_data(config, capsys):
-    (line,) = fails(["check"], capsys).err.splitlines()
-    assert "data" in line
-
-
-def test_help_mentions_it(config, capsys):
-    for args in (["--help"], ["check", "--help"]):
-        with pytest.raises(SystemExit):
-            main(args)
-        assert "genseg check" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_from_a_shell(config, root, tmp_path):
-    spoil(root)
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_genseg", "check", "--config", config],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("genseg: error: 7 problems")
-    assert "train       6 images" in done.stdout
-
-
 def test_sparse_labels(root, tmp_path):
     """Counted as they are, one pixel a point; drawn so that they can be seen."""
     cache = tmp_path / "cache"
@@ -379,13 +266,10 @@ def test_sparse_labels(root, tmp_path):
     assert "sparse" not in val
     assert val["ignored"] == pytest.approx(1 / 20)
     shown = summary(report)
-    assert (
-        "sparse labels: 0.722% of the pixels in 6 images, 26 points or scribbles; 0 images without "
-        "any" in shown
-    )
+    text = "0.722% of the pixels in 6 images, 26 points or scribbles; 0 images without any"
+    assert f"sparse labels: {text}" in shown
     assert (data.class_index() == class_index(data.split_dataset("train", ()), cache)).all()
-    with Image.open(tmp_path / "out" / "data_check.png") as picture:
-        colors = {color: n for n, color in picture.convert("RGB").getcolors(10**6)}
+    colors = colors_of(tmp_path / "out" / "data_check.png")
     assert colors[200, 200, 200] > 10_000  # unlabelled
     assert colors[64, 0, 128] > 200  # two points of a car in a picture of 320 x 213, twice
 
@@ -412,3 +296,78 @@ def test_sparse_labels_that_are_missing_or_broken(root, tmp_path):
     assert train["classes"]["road"] == {"pixels": 24, "share": 1.0, "images": 4}
     assert train["sparse"]["marks"] is None
     assert train["ignored"] == pytest.approx(3 / 600)
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(root, tmp_path):
+    """A configuration of `fit`; its model need not even exist."""
+    content = {
+        "seed_everything": 1,
+        "trainer": {"max_epochs": 3, "callbacks": [{"class_path": "NoSuchCallback"}]},
+        "model": {"class_path": "NoSuchModel", "init_args": {"encoder": "none"}},
+        "report": {"num_pictures": 3},
+        "data": {
+            "class_path": "CamVidDataModule",
+            "init_args": {"root": str(root), "num_workers": 0, "cache_dir": "cache"},
+        },
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_the_command(genseg, config, tmp_path, capsys):
+    genseg("check --config config.yaml")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "CamVidDataModule, 11 classes"
+    assert lines[2].split() == [
+        "train",
+        "6",
+        "images,",
+        "20x30,",
+        "5.0%",
+        "of",
+        "the",
+        "pixels",
+        "ignored",
+    ]
+    assert any(line.split()[:3] == ["sky", "47.368%", "6"] for line in lines)
+    assert lines[-1] == "the report is in data_check"
+    assert (tmp_path / "data_check" / "data_check.png").exists()
+
+
+def test_the_command_without_a_file(genseg, root, tmp_path):
+    options = "--data.num_workers 0 --data.cache_dir cache --output_dir elsewhere"
+    genseg(f"check --data CamVidDataModule --data.root {root} {options}")
+    assert (tmp_path / "elsewhere" / "data_check.json").exists()
+
+
+def test_problems_fail_the_command(genseg, config, root, capsys):
+    spoil(root)
+    with pytest.raises(SystemExit) as exit:
+        genseg("check --config config.yaml")
+    assert exit.value.code == 2
+    written = capsys.readouterr()
+    assert "valannot/val_1.png" in written.out
+    problems = "7 problems with the data, all listed in data_check/data_check.json."
+    assert written.err.splitlines() == [f"genseg: error: {problems}"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--data.rot x", "Option 'rot' is not accepted; did you mean root?"),
+        ("--data CamVidDatModule", "did you mean CamVidDataModule?"),
+        ("--data.batch_size 0", "batch_size is 0"),
+        ("--config missing.yaml", "missing.yaml"),
+        ("--num_pictures -1", "num_pictures is -1"),
+        ("--output_dir config.yaml/x", "config.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(args, message, config, fails):
+    assert message in fails(f"check --config config.yaml {args}")
+
+
+def test_no_data(fails):
+    assert "data" in fails("check")
