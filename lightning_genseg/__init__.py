@@ -13,6 +13,12 @@ from lightning_genseg.methods import (
     SegmentationModule,
     SoftmaxSegmenter,
 )
+from lightning_genseg.methods.fewshot.options import (
+    DecoderOptions,
+    EpisodicMixtureOptions,
+    MatchingOptions,
+    PosteriorOptions,
+)
 from lightning_genseg.methods.gmmseg.head import GMMHead
 from lightning_genseg.methods.gmmseg.options import EMOptions, MixtureOptions
 
@@ -24,13 +30,17 @@ __all__ = [
     "GSS",
     "BaseLearner",
     "CosinePrototypes",
+    "DecoderOptions",
     "EMOptions",
+    "EpisodicMixtureOptions",
     "GMMHead",
     "GMMSeg",
     "GSSInverse",
     "LearnedColors",
     "MaskigeTokenizer",
+    "MatchingOptions",
     "MixtureOptions",
+    "PosteriorOptions",
     "SegmentationModule",
     "SoftmaxSegmenter",
 ]

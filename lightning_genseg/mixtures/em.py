@@ -15,8 +15,7 @@ from lightning_genseg.mixtures.gaussian import (
     full_precision,
     with_squares,
 )
-from lightning_genseg.mixtures.memory import Estimate, central, count_groups
-from lightning_genseg.mixtures.seeds import k_means_plus_plus
+from lightning_genseg.mixtures.memory import Estimate, central, count_groups, ranks_in_group
 from lightning_genseg.mixtures.sinkhorn import Processes, segments, sinkhorn
 
 Assignment = Literal["sinkhorn", "em"]
@@ -124,6 +123,29 @@ def m_step(
         some = update.squeeze(-1).any(1, keepdim=True)
         log_weights = (weights / weights.sum(1, keepdim=True)).log().to(mixture.log_weights.dtype)
         mixture.log_weights.copy_(torch.where(some, log_weights, mixture.log_weights))
+
+
+def k_means_plus_plus(
+    x: Tensor, index: Tensor, num_classes: int, components: int, generator: torch.Generator
+) -> Tensor:
+    """Seeds C x M x D (Arthur and Vassilvitskii, 2007) of N x D features of classes 0..C (C: none).
+
+    A class with fewer pixels than components repeats some.
+    """
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    first = ranks_in_group(index[order], num_classes + 1) == 0
+    centres = x.new_zeros(num_classes + 1, components, x.shape[1])
+    centres[index[order[first]], 0] = x[order[first]]
+    nearest = (x - centres[index, 0]).square().sum(1)
+    for component in range(1, components):
+        # Gumbel-max draws one pixel a class with probability proportional to its squared distance.
+        noise = -torch.empty(len(x)).exponential_(generator=generator).log().to(x)
+        key = nearest.clamp_min(torch.finfo(x.dtype).tiny).log() + noise
+        best = key.new_full((num_classes + 1,), -torch.inf).scatter_reduce(0, index, key, "amax")
+        drawn = key == best[index]
+        centres[index[drawn], component] = x[drawn]
+        nearest = nearest.minimum((x - centres[index, component]).square().sum(1))
+    return centres[:num_classes]
 
 
 @torch.no_grad()

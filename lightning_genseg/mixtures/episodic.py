@@ -17,7 +17,6 @@ from lightning_genseg.mixtures.gaussian import (
     pairs_log_density,
     with_squares,
 )
-from lightning_genseg.mixtures.seeds import farthest_points, k_means
 
 # A component needs as many pixels (CGMGM leaves it open).
 _PIXELS_PER_COMPONENT = 16
@@ -147,7 +146,7 @@ def fit_episodes(
 
         active = (weights.sum(2) / _PIXELS_PER_COMPONENT).floor().clamp(1, components)  # B x C
         spare = torch.arange(components, device=x.device) >= active[..., None]  # B x C x M
-        means = k_means(z, weights, farthest_points(z, weights, components), spare, _KMEANS_STEPS)
+        means = k_means(z, weights, farthest_points(z, weights, components), spare)
         whole = estimate(pairs, weights[:, :, None], full)
         spread = regularized(whole.counts, whole.covariances)
         spread = spread.expand(-1, -1, components, *[-1] * (spread.ndim - 3))
@@ -177,3 +176,40 @@ def _units(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     number = alive.sum(-1, keepdim=True).clamp_min(1)
     scale = ((variance * alive).sum(-1, keepdim=True) / number).sqrt()
     return centre, torch.where(scale > 0, scale, 1.0), alive.to(x.dtype)
+
+
+def farthest_points(z: Tensor, weights: Tensor, components: int) -> Tensor:
+    """Seeds B x C x M x D: pixels far from each other; the origin for a class without pixels."""
+    rows = torch.arange(len(z), device=z.device)[:, None]
+
+    def pixel(score: Tensor) -> Tensor:
+        return z[rows, score.argmax(-1)][:, :, None]  # B x C x 1 x D
+
+    total = weights.sum(-1, keepdim=True)
+    mean = (weights @ z / total.clamp_min(1e-12))[:, :, None]
+    nearest = -_squared_distances(z, mean)[:, :, 0]
+    seeds = pixel(nearest.masked_fill(weights == 0, -torch.inf))
+    for _ in range(components - 1):
+        seeds = torch.cat([seeds, pixel(weights * _squared_distances(z, seeds).amin(2))], 2)
+    return seeds * (total > 0)[..., None]
+
+
+def k_means(z: Tensor, weights: Tensor, means: Tensor, spare: Tensor) -> Tensor:
+    """A few steps of k-means; a centre without pixels stays. Spare components take no part."""
+    for _ in range(_KMEANS_STEPS):
+        distances = _squared_distances(z, means).masked_fill(spare[..., None], torch.inf)
+        owner = torch.zeros_like(distances).scatter_(2, distances.argmin(2, keepdim=True), 1.0)
+        table = owner * weights[:, :, None]  # B x C x M x N
+        counts = table.sum(-1, keepdim=True)
+        sums = (table.flatten(1, 2) @ z).view_as(means)
+        means = torch.where(counts > 0, sums / counts.clamp_min(1e-12), means)
+    return means
+
+
+def _squared_distances(z: Tensor, points: Tensor) -> Tensor:
+    """Features B x N x D and points B x C x M x D: B x C x M x N squared distances."""
+    flat = points.flatten(1, 2)
+    squares = z.square().sum(-1)[:, None] + flat.square().sum(-1)[..., None]
+    squares = (squares - 2 * flat @ z.mT).clamp_min(0)
+    distances: Tensor = squares.unflatten(1, points.shape[1:3])
+    return distances

@@ -234,23 +234,3 @@ class GaussianMixture(nn.Module):
     def log_density(self, x: Tensor, mixture: Mixture = "max") -> Tensor:
         """Class log-densities log p(x|c) of N x D features: N x C."""
         return self.combine(self.component_log_density(x), mixture)
-
-    @torch.no_grad()
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw `count` features from every class: C x count x D."""
-        chosen = torch.multinomial(
-            self.log_weights.exp(), count, replacement=True, generator=generator
-        )
-        rows = torch.arange(self.num_classes, device=chosen.device)[:, None]
-        noise = torch.randn(
-            (*chosen.shape, self.dim),
-            generator=generator,
-            dtype=self.means.dtype,
-            device=self.means.device,
-        )
-        if self.covariance == "full":
-            factors = torch.linalg.cholesky(self.covariances)[rows, chosen]
-            noise = torch.einsum("cnij,cnj->cni", factors, noise)
-        else:
-            noise = noise * self.variances[rows, chosen].sqrt()
-        return self.centres[rows, chosen] + noise

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def letterbox_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width of an image in a square of `size`: the longer side fills it, both are cut to multiples of 8.
+    """Height and width in pixels of an image in a square of `size`, its longer side.
 
-    BAM's rule: 500 x 375 becomes 472 x 352 for a size of 473. At least 8 x 8.
+    Both are cut to multiples of 8, at least 8 (BAM's rule): 500 x 375 becomes 472 x 352 for 473.
     """
     longer = max(height, width)
     # Integers: 8 * 60 / 160 in floating point may fall below 3.
@@ -19,7 +19,7 @@ def letterbox_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def letterbox(images: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Images B x 3 x H x W in the upper left corner of a black square, and where they are: B x S x S bool."""
+    """Images B x 3 x H x W in the upper left of a black square, and where: B x S x S bool."""
     height, width = letterbox_size(images.shape[-2], images.shape[-1], size)
     if (height, width) != tuple(images.shape[-2:]):
         images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)

@@ -23,8 +23,8 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(labels[:, None].float(), list(size), mode="nearest-exact")[:, 0].long()
 
 
-def resize_aligned(maps: Tensor, size: Sequence[int], align_corners: bool = True) -> Tensor:
-    """Bilinear to another size; by default with aligned corners, as PFENet and its descendants do."""
+def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """As `resize_maps`, with aligned corners, as PFENet and its descendants do."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return F.interpolate(maps, list(size), mode="bilinear", align_corners=align_corners)
+    return F.interpolate(maps, list(size), mode="bilinear", align_corners=True)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -18,6 +19,11 @@ FOLD = {"data": SCENES, "novel_classes": ["vehicle"], "size": 65, "batch_size": 
 EPISODES = {"novel_setting": "background", "min_area": 20, "episodes": 3, "val_episodes": 2}
 OWN = {"support_root": "support", "predict_root": "queries", "size": 65, "num_workers": 0}
 NETWORK = {"encoder": "tu-test_resnet"}
+METHOD = {
+    "base_learner": "base.ckpt",
+    "mixture": {"components": 2},
+    "decoder": {"width": 32, "extra_inputs": ["mask"]},
+}
 TRAINER = {
     "accelerator": "cpu",
     "max_epochs": 1,
@@ -32,7 +38,7 @@ def configs(tmp_path):
     """Configurations by name, and two scenes to search with the largest object of a third."""
     for name, model, data, data_args, model_args in (
         ("base", "BaseLearner", "BaseClassesDataModule", FOLD, NETWORK),
-        ("cgmgm", "CGMGM", "EpisodesDataModule", FOLD | EPISODES, {"base_learner": "base.ckpt"}),
+        ("cgmgm", "CGMGM", "EpisodesDataModule", FOLD | EPISODES, METHOD),
         ("own", "CGMGM", "FewShotFolderDataModule", OWN, {}),
         ("untrained", "CosinePrototypes", "FewShotFolderDataModule", OWN, NETWORK),
     ):
@@ -60,8 +66,11 @@ def test_from_base_learner_to_prediction(genseg, fails, configs, tmp_path):
     genseg("fit --config base.yaml")
     (checkpoint,) = tmp_path.glob("runs/base/**/*.ckpt")
     checkpoint.rename(tmp_path / "base.ckpt")
-    genseg("fit --config cgmgm.yaml")
+    genseg("fit --config cgmgm.yaml --model.mixture.iterations 3 --model.posterior.form tempered")
     (trained,) = tmp_path.glob("runs/cgmgm/**/*.ckpt")
+    kept = torch.load(trained, weights_only=True)["hyper_parameters"]
+    assert (kept["mixture"]["components"], kept["mixture"]["iterations"]) == (2, 3)
+    assert kept["posterior"]["form"] == "tempered"
     (tmp_path / "base.ckpt").unlink()  # everything is in the second checkpoint
     genseg(f"test --config cgmgm.yaml --ckpt_path {trained}")
     folder = tmp_path / "runs/cgmgm/version_1"

@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from lightning_genseg.methods.base import IMAGENET_MEAN, IMAGENET_STD, SegmentationModule
+from lightning_genseg.arguments import check_arguments
+from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.checkpoints import read_checkpoint
 from lightning_genseg.methods.fewshot.networks import EncoderStages, OutputStride, PyramidPooling
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.weights import load_weights
 from lightning_genseg.ops.resize import resize_aligned
-from lightning_genseg.ops.views import InferenceOptions
-from lightning_genseg.uncertainty.scores import AnomalyName
 
 
 class BaseLearner(SegmentationModule):
@@ -25,25 +23,14 @@ class BaseLearner(SegmentationModule):
 
     Learning What Not to Segment (BAM), Lang et al., CVPR 2022, in the sizes of its code;
     cross-entropy without auxiliary head. Class 0 is the background, to which the novel classes
-    belong here. Beside the scores of `SegmentationModule` it logs `val_mIoU_base`, the mean without
-    background by which BAM chooses.
+    belong here. It also logs `val_mIoU_base`, the mean without background by which BAM chooses.
 
     Args:
         num_classes: C, the base classes and the background.
         encoder: any encoder of segmentation_models_pytorch; `tu-<name>` for one of timm.
         encoder_weights: `imagenet` (downloads), the path of a state dict, or `None`.
-        output_stride: of the encoder; VGG always has 16. See `EncoderStages`.
+        output_stride: of the encoder; VGG always has 16.
         dropout: of whole channels before the classifier.
-        ignore_index: see `SegmentationModule`, also for the arguments that follow.
-        class_names: see there.
-        mean: see there.
-        std: see there.
-        inference: see there.
-        optimizer: see there.
-        lr_scheduler: see there.
-        head_lr_factor: see there.
-        decay_norms: see there.
-        anomaly_score: see there.
 
     Example:
         >>> import torch
@@ -61,30 +48,10 @@ class BaseLearner(SegmentationModule):
         encoder_weights: str | Path | None = None,
         output_stride: OutputStride = 8,
         dropout: float = 0.1,
-        ignore_index: int = 255,
-        class_names: list[str] | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        inference: InferenceOptions | None = None,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        head_lr_factor: float = 1.0,
-        decay_norms: bool = True,
-        anomaly_score: AnomalyName | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            ignore_index=ignore_index,
-            class_names=class_names,
-            mean=mean,
-            std=std,
-            inference=inference,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            head_lr_factor=head_lr_factor,
-            decay_norms=decay_norms,
-            anomaly_score=anomaly_score,
-        )
+        super().__init__(num_classes, **kwargs)
+        check_arguments(BaseLearner.__init__, locals(), dropout="[0, 1)")
         self.features = EncoderStages(encoder, encoder_weights, output_stride)
         self.pyramid = PyramidPooling(self.features.channels[2])
         self.classifier = nn.Sequential(
@@ -117,23 +84,21 @@ def load_base_learner(path: Path) -> BaseLearner:
     """A trained base learner from its checkpoint, in evaluation mode.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of a `BaseLearner`.
+        MissingFileError: there is no such file.
+        GenSegError: it is no checkpoint of a `BaseLearner`.
     """
-    checkpoint = read_checkpoint(
-        path,
-        "base_learner",
-        "BaseLearner",
-        lambda content: (
+
+    def fits(content: Mapping[str, Any]) -> bool:
+        return (
             any(key.startswith("pyramid.") for key in content["state_dict"])
             and "encoder" in content["hyper_parameters"]
             and "num_classes" in content
-        ),
-    )
+        )
+
+    checkpoint = read_checkpoint(path, "base_learner", "BaseLearner", fits)
     saved = checkpoint["hyper_parameters"]
     names = ("encoder", "output_stride", "class_names", "mean", "std")
     arguments = {name: saved[name] for name in names if name in saved}
-    arguments["num_classes"] = checkpoint["num_classes"]
-    model = BaseLearner(**arguments)
+    model = BaseLearner(checkpoint["num_classes"], **arguments)
     load_weights(model, path, prefix="")
     return model.eval()

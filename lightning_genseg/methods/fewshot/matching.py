@@ -1,4 +1,4 @@
-"""Which pixels of a query look like the object in a support: CGMGM's initial mask (IMGR). No parameters."""
+"""Which pixels of a query look like the object in a support: CGMGM's initial mask (IMGR)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_genseg.arguments import check_arguments
 
 PatchSimilarity = Literal["offsets", "mean"]
 Binarization = Literal["fixed", "otsu", "quantile"]
@@ -18,9 +20,9 @@ _FALLBACK_SHARE = 0.01
 
 
 def global_similarity(query: Tensor, support: Tensor, valid: Tensor) -> Tensor:
-    """Largest cosine with any support pixel, stretched to [0, 1]: CGMGM, Eq. 2; PFENet's prior mask.
+    """Largest cosine with any support pixel, stretched to [0, 1]: CGMGM, Eq. 2.
 
-    The equation only says "MatMul"; the maximum over support pixels is PFENet's.
+    This is PFENet's prior mask. The equation only says "MatMul"; the maximum over support pixels is PFENet's.
 
     Args:
         query: features, B x C x h x w.
@@ -43,11 +45,8 @@ def local_similarity(
     enlarged bilinearly. A row or column too few is repeated and counts as masked out.
     """
     height, width = query.shape[-2:]
-    parts = [
-        _patches(features, patches, repeat)
-        for features, repeat in ((query, True), (support, False))
-    ]
-    similarity = _max_cosine(*parts)
+    check_arguments(local_similarity, locals())
+    similarity = _max_cosine(_patches(query, patches, True), _patches(support, patches, False))
     rows, columns = similarity.shape[-2:]
     enlarged = F.interpolate(similarity, (2 * rows, 2 * columns), mode="bilinear")
     return stretch(enlarged[..., :height, :width], valid)
@@ -77,6 +76,7 @@ def binarize(
     Returns:
         B x 1 x h x w bool.
     """
+    check_arguments(binarize, locals())
     masks = []
     for values, counts in zip(maps[:, 0], valid[:, 0], strict=True):
         inside = values[counts]
@@ -107,9 +107,9 @@ def refine(
     support_valid: Tensor,
     method: Refinement = "cycle",
 ) -> Tensor:
-    """Drop foreground pixels whose best match in the supports leads back to the background: CGMGM, Eqs. 5-7.
+    """Drop foreground whose best match in the supports leads back to the background.
 
-    `literal` hides the query's background before matching, as printed, and changes nothing: what is
+    CGMGM, Eqs. 5-7. `literal` hides the query's background before matching, as printed, and changes nothing: what is
     hidden is similar to nothing, so that every way back ends in the mask. `cycle` matches all
     pixels and is otherwise as printed. `cycle_support` also requires that the best match in the
     supports is labelled foreground, as CyCTR (Zhang et al., NeurIPS 2021) does. A mask that would
@@ -127,6 +127,7 @@ def refine(
     Returns:
         M_q, B x 1 x h x w bool.
     """
+    check_arguments(refine, locals())
     if method == "none":
         return mask
     refined = []
@@ -147,7 +148,7 @@ def refine(
 
 
 def _patches(features: Tensor, patches: PatchSimilarity, repeat: bool) -> Tensor:
-    """B x C x h x w to B x O x C x h/2 x w/2: the O = 4 pixels of each patch apart, or their O = 1 mean."""
+    """B x C x h x w to B x O x C x h/2 x w/2: the O = 4 pixels of a patch apart, or their mean."""
     right, bottom = features.shape[-1] % 2, features.shape[-2] % 2
     if right or bottom:
         mode = "replicate" if repeat else "constant"
@@ -159,7 +160,7 @@ def _patches(features: Tensor, patches: PatchSimilarity, repeat: bool) -> Tensor
 
 
 def _max_cosine(query: Tensor, support: Tensor) -> Tensor:
-    """B x O x C x h x w each: over O the mean cosine, over support positions the largest; B x 1 x h x w.
+    """Mean cosine over O of the best support position; B x O x C x h x w each, to B x 1 x h x w.
 
     Positions of the support that are all zero are masked out; 0 where all are. One image at a time:
     the affinity of two maps of 60 x 60 takes 52 MB.

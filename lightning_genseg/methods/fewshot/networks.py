@@ -1,8 +1,7 @@
-"""Networks of few-shot segmentation: encoder stages, pyramid pooling, BAM's decoder and ensemble."""
+"""Networks of few-shot segmentation: encoder, pyramid pooling, BAM's decoder and its ensemble."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -13,6 +12,7 @@ from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
 from segmentation_models_pytorch.encoders.vgg import VGGEncoder
 from torch import Tensor, nn
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.networks.fcn import conv_bn_relu
 from lightning_genseg.networks.features import check_encoder_name
@@ -23,7 +23,7 @@ OutputStride = Literal[8, 16, 32]
 
 
 class StageFeatures(NamedTuple):
-    """What the last three stages of an encoder say of images.
+    """Features of images from the last three stages of an encoder.
 
     Attributes:
         low: B x C x h x w of the third stage from the end (ResNet: layer2), of whatever size it
@@ -46,8 +46,7 @@ class EncoderStages(nn.Module):
 
     BAM's and PFENet's backbone: ResNet's layer3 and layer4 keep the resolution of layer2 (stride
     8). VGG (whose pooling cannot be dilated) loses its last pooling and rounds sizes up, stride 16.
-    Images are not
-    padded: 473 x 473 pixels give 60 x 60.
+    Images are not padded: 473 x 473 pixels give 60 x 60.
 
     Args:
         encoder: name of an smp encoder, or ``tu-`` and the name of a timm model.
@@ -60,9 +59,9 @@ class EncoderStages(nn.Module):
         channels: of `low`, `mid` and `high`.
 
     Raises:
-        ValueError: an unknown name, an encoder that cannot be dilated, or weights that do not fit.
-        FileNotFoundError: the file of the weights is missing.
-        ConnectionError: the weights cannot be downloaded.
+        GenSegError: an unknown name, an encoder that cannot be dilated, or weights that do not fit.
+        MissingFileError: the file of the weights is missing.
+        DownloadError: the weights cannot be downloaded.
     """
 
     def __init__(
@@ -72,6 +71,7 @@ class EncoderStages(nn.Module):
         output_stride: OutputStride = 8,
     ) -> None:
         super().__init__()
+        check_arguments(EncoderStages.__init__, locals())
         check_encoder_name(encoder)
         self.name, self.output_stride = encoder, output_stride
         stride = 32 if encoder.startswith("vgg") else output_stride
@@ -118,7 +118,7 @@ class EncoderStages(nn.Module):
         """`high` from `mid`, for features that were masked in between.
 
         Raises:
-            ValueError: the encoder's last stage cannot be called on its own.
+            GenSegError: the encoder's last stage cannot be called on its own.
         """
         encoder = self.encoder
         if isinstance(encoder, ResNetEncoder):
@@ -152,32 +152,29 @@ def _vgg_stages(encoder: VGGEncoder, image: Tensor) -> list[Tensor]:
 class PyramidPooling(nn.Module):
     """PSPNet's head without its classifier: context of four grids, then a 3x3 convolution.
 
-    Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, in BAM's sizes: bins 1, 2, 3, 6 of C/4
-    channels.
+    Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, in BAM's sizes: grids of 1, 2, 3, 6 cells
+    per side, of C/4 channels.
 
     Args:
         in_channels: C of the encoder's last stage.
         out_channels: F of the features.
-        bins: cells per side of each grid.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int = 512, bins: Sequence[int] = (1, 2, 3, 6)
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int = 512) -> None:
         super().__init__()
-        each = in_channels // len(bins)
+        each = in_channels // 4
         self.levels = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(bin), conv_bn_relu(in_channels, each, 1))
-            for bin in bins
+            nn.Sequential(nn.AdaptiveAvgPool2d(cells), conv_bn_relu(in_channels, each, 1))
+            for cells in (1, 2, 3, 6)
         )
-        self.fuse = conv_bn_relu(in_channels + len(bins) * each, out_channels, 3)
+        self.fuse = conv_bn_relu(in_channels + 4 * each, out_channels, 3)
         self.out_channels = out_channels
 
     def forward(self, high: Tensor) -> Tensor:
         """B x C x h x w to B x F x h x w.
 
         Raises:
-            ValueError: one image in training: its pooled pixel has no batch statistics.
+            GenSegError: one image in training: its pooled pixel has no batch statistics.
         """
         if self.training and len(high) == 1:
             raise GenSegError(
@@ -190,7 +187,7 @@ class PyramidPooling(nn.Module):
 
 
 class GuidedDecoder(nn.Module):
-    """Query features and guidance to scores of background and foreground: the meta learner's decoder.
+    """The meta learner's decoder: query features and guidance to scores of the two classes.
 
     BAM's (after PFENet and CANet): 1x1 merge, atrous spatial pyramid pooling, one residual block,
     classifier; no batch normalisation.
@@ -198,31 +195,26 @@ class GuidedDecoder(nn.Module):
     Args:
         in_channels: of features and guidance together.
         channels: of everything inside.
-        rates: dilations of the pyramid.
     """
 
-    def __init__(
-        self, in_channels: int, channels: int = 256, rates: Sequence[int] = (6, 12, 18)
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int = 256) -> None:
         super().__init__()
-        self.merge = nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), nn.ReLU())
-        self.context = _conv_relu(channels, channels, 1)
-        self.branches = nn.ModuleList(
-            [
-                _conv_relu(channels, channels, 1),
-                *(_conv_relu(channels, channels, 3, rate) for rate in rates),
-            ]
-        )
-        width = (len(rates) + 2) * channels
-        self.fuse = nn.Sequential(nn.Conv2d(width, channels, 1, bias=False), nn.ReLU())
-        self.residual = nn.Sequential(
-            _conv_relu(channels, channels, 3, bias=False),
-            _conv_relu(channels, channels, 3, bias=False),
-        )
+
+        def conv(inputs: int, size: int = 1, dilation: int = 1, bias: bool = True) -> nn.Sequential:
+            padding = dilation * (size // 2)
+            layer = nn.Conv2d(inputs, channels, size, 1, padding, dilation, bias=bias)
+            if bias:  # only the pyramid's, in BAM
+                nn.init.kaiming_normal_(layer.weight)
+            return nn.Sequential(layer, nn.ReLU())
+
+        self.merge = conv(in_channels, bias=False)
+        self.context = conv(channels)
+        pyramid = ((1, 1), (3, 6), (3, 12), (3, 18))
+        self.branches = nn.ModuleList(conv(channels, *branch) for branch in pyramid)
+        self.fuse = conv(5 * channels, bias=False)
+        self.residual = nn.Sequential(*(conv(channels, 3, bias=False) for _ in range(2)))
         self.classifier = nn.Sequential(
-            _conv_relu(channels, channels, 3, bias=False),
-            nn.Dropout2d(0.1),
-            nn.Conv2d(channels, 2, 1),
+            conv(channels, 3, bias=False), nn.Dropout2d(0.1), nn.Conv2d(channels, 2, 1)
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -235,7 +227,7 @@ class GuidedDecoder(nn.Module):
 
 
 class GuidanceResidual(nn.Module):
-    """Scores that a decoder adds to: the guidance itself, scaled and shifted by two learned numbers.
+    """Scores that a decoder adds to: the guidance, scaled and shifted by two learned numbers.
 
     Not in the papers. Their decoder has to find out which of its inputs the guidance is, which
     takes longer than short schedules last; with this one it starts where the guidance alone would
@@ -248,45 +240,24 @@ class GuidanceResidual(nn.Module):
         self.shift = nn.Parameter(torch.zeros(1))
 
     def forward(self, guidance: Tensor) -> Tensor:
-        """Guidance B x 1 x h x w, cut to [0, 1], to scores of background and foreground B x 2 x h x w."""
+        """Guidance B x 1 x h x w, cut to [0, 1], to scores of the two classes B x 2 x h x w."""
         score = self.scale * (2 * guidance.clamp(0, 1) - 1) + self.shift
         return torch.cat([-score, score], 1)
-
-
-def _conv_relu(
-    in_channels: int, out_channels: int, size: int, dilation: int = 1, bias: bool = True
-) -> nn.Sequential:
-    conv = nn.Conv2d(
-        in_channels,
-        out_channels,
-        size,
-        padding=dilation * (size // 2),
-        dilation=dilation,
-        bias=bias,
-    )
-    if bias:  # only the pyramid's, in BAM
-        nn.init.kaiming_normal_(conv.weight)
-    return nn.Sequential(conv, nn.ReLU())
 
 
 class ShotWeights(nn.Module):
     """How much each support image counts, from how unlike the query its style is: BAM's, Sec. 3.5.
 
     Args:
-        shots: K of training. With another number of supports all count alike: nothing was learned
-            for it.
-        hidden: channels in between.
+        shots: K of training. With another number of supports all count alike.
     """
 
-    def __init__(self, shots: int, hidden: int = 2) -> None:
+    def __init__(self, shots: int) -> None:
         super().__init__()
         self.shots = shots
         if shots > 1:
-            self.layers = nn.Sequential(
-                nn.Linear(shots, hidden, bias=False),
-                nn.ReLU(),
-                nn.Linear(hidden, shots, bias=False),
-            )
+            first, second = nn.Linear(shots, 2, bias=False), nn.Linear(2, shots, bias=False)
+            self.layers = nn.Sequential(first, nn.ReLU(), second)
 
     def forward(self, distances: Tensor) -> Tensor:
         """Distances B x K of `gram_distance` to weights B x K that sum to one."""
@@ -300,14 +271,8 @@ class ShotWeights(nn.Module):
 def gram_distance(query: Tensor, support: Tensor) -> Tensor:
     """Difference in style of two images, from 0 to 1: BAM's adjustment factor psi.
 
-    Frobenius distance of the matrices of cosines between channel maps, over C.
-
-    Args:
-        query: features B x C x h x w.
-        support: likewise, of any size.
-
-    Returns:
-        B.
+    Frobenius distance of the matrices of cosines between channel maps, over C. Of features
+    B x C x h x w each, of any size, to B.
     """
 
     def gram(features: Tensor) -> Tensor:

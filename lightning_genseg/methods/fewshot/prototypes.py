@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,17 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genseg.methods.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-)
-from lightning_genseg.methods.fewshot.base import FewShotModule, Scoring, support_shares
+from lightning_genseg.arguments import check_arguments
+from lightning_genseg.methods.fewshot.base import FewShotModule
 from lightning_genseg.methods.fewshot.base_learner import load_base_learner
-from lightning_genseg.methods.fewshot.networks import OutputStride
+from lightning_genseg.methods.fewshot.support import support_shares
 
 
 class CosinePrototypes(FewShotModule):
-    """A pixel is foreground if it is more like the object's mean feature than like the background's: no training.
+    """Foreground is what is more like the object's mean feature than the background's: no training.
 
     PANet (Wang et al., ICCV 2019) on frozen features: cosine with the mean of the supports'
     foreground pixels and with the mean of their background pixels.
@@ -31,15 +28,6 @@ class CosinePrototypes(FewShotModule):
         scale: by which the cosines are multiplied to be scores (PANet: 20); it changes no
             prediction.
         base_learner: checkpoint of a `BaseLearner`, whose encoder is used; or give `encoder`.
-        encoder: see `FewShotModule`, also for the arguments that follow.
-        encoder_weights: see there.
-        output_stride: see there.
-        scoring: see there.
-        num_classes: see there.
-        ignore_index: see there.
-        class_names: see there.
-        mean: see there.
-        std: see there.
 
     Example:
         >>> model = CosinePrototypes(encoder="tu-test_resnet")
@@ -57,28 +45,11 @@ class CosinePrototypes(FewShotModule):
         level: Literal["high", "middle"] = "middle",
         scale: float = 20.0,
         base_learner: Path | None = None,
-        encoder: str | None = None,
-        encoder_weights: str | Path | None = None,
-        output_stride: OutputStride = 8,
-        scoring: Scoring = "compat",
-        num_classes: int = 2,
-        ignore_index: int = 255,
-        class_names: list[str] | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            None if base_learner is None else load_base_learner(base_learner),
-            encoder,
-            encoder_weights,
-            output_stride,
-            scoring,
-            num_classes,
-            ignore_index,
-            class_names,
-            mean,
-            std,
-        )
+        check_arguments(CosinePrototypes.__init__, locals(), scale="(0, inf)")
+        base = None if base_learner is None else load_base_learner(base_learner)
+        super().__init__(base, **kwargs)
         self.level, self.scale = level, scale
 
     def episode_outputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,0 +1,142 @@
+"""Options of CGMGM: the mixtures, their posterior, the first mask by matching, the decoder."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_genseg.arguments import check_arguments
+from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods.fewshot.matching import Binarization, PatchSimilarity, Refinement
+from lightning_genseg.mixtures import Covariance
+
+
+@dataclass(frozen=True)
+class EpisodicMixtureOptions:
+    """The mixtures of an episode, one of the object and one of the background.
+
+    Args:
+        components: M; the paper takes 3 on PASCAL, 6 on COCO.
+        covariance: `diagonal`, or `full` (Fig. 6).
+        iterations: of EM.
+        prior_strength: kappa, the pixels that the prior of the covariances counts for.
+        variance_floor: least variance, in units of the mean variance of a channel.
+        features: what is modelled: the `reduced` features of the decoder, before dropout, or the
+            `raw` ones of the encoder, without any learned parameter.
+        query_statistics: whether the query's own pixels take part (the "cross" of the title).
+        query_background: which of them are background: the `complement` of M_q (the paper); without
+            the pixels that the refinement dropped; or only those `unlike` the object, of similarity
+            below half the threshold.
+    """
+
+    components: int = 3
+    covariance: Covariance = "diagonal"
+    iterations: int = 10
+    prior_strength: float = 10.0
+    variance_floor: float = 0.1
+    features: Literal["reduced", "raw"] = "reduced"
+    query_statistics: bool = True
+    query_background: Literal["complement", "without_dropped", "unlike"] = "complement"
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        check_arguments(
+            type(self),
+            vars(self),
+            components="[1, inf)",
+            iterations="[0, inf)",
+            prior_strength="(0, inf)",
+            variance_floor="(0, inf)",
+        )
+
+
+@dataclass(frozen=True)
+class PosteriorOptions:
+    """The posterior of the query's pixels.
+
+    Args:
+        form: `bayes`, p = sigmoid(log p(x|fg) - log p(x|bg)); `tempered`, the same logit over
+            `temperature`; or `literal`, the ratio of log-densities that Eqs. 12-13 print, which
+            depends on the features' unit.
+        temperature: of `tempered`; the number of dimensions when left out.
+        gradient: whether the loss reaches the features through the posterior; only if `tempered`.
+    """
+
+    form: Literal["bayes", "tempered", "literal"] = "bayes"
+    temperature: float | None = None
+    gradient: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range, or needs another form."""
+        check_arguments(type(self), vars(self), temperature="(0, inf)")
+        if self.form != "tempered" and self.temperature is not None:
+            raise GenSegError("posterior.temperature needs posterior.form tempered.")
+        if self.form != "tempered" and self.gradient:
+            raise GenSegError(
+                "posterior.gradient needs posterior.form tempered: the gradients of the others are "
+                "too large to train with."
+            )
+
+
+@dataclass(frozen=True)
+class MatchingOptions:
+    """The query's first mask M_q, by similarity to the supports.
+
+    Args:
+        level: features by which supports and query are compared: `high`, the encoder's last stage
+            (the paper), or `middle`, the two before, which suits encoders whose last stage knows
+            nothing but ImageNet's classes.
+        patch_similarity: cosine of two patches: mean over `offsets`, or of their `mean` features.
+        threshold: similarity above which a pixel is foreground (`fixed`), or the share of pixels
+            below it (`quantile`).
+        binarization: `fixed`, `quantile`, or `otsu`, which finds its own threshold.
+        refinement: drops pixels whose best match leads back to the background: by a `cycle` between
+            query and supports; by `cycle_support`, through labelled foreground only; as printed
+            (`literal`), which drops none; `none` is Table 5 without IMR.
+        mask_before_last_stage: whether the similarity of guidance `prior` masks the supports before
+            the last stage as well as after (BAM), or only after.
+        source: `imgr`, or `gt`: the query's own labels, the oracle of Table 1, whose mixtures are
+            of the query alone where ours are of the supports as well.
+    """
+
+    level: Literal["high", "middle"] = "high"
+    patch_similarity: PatchSimilarity = "offsets"
+    threshold: float = 0.5
+    binarization: Binarization = "fixed"
+    refinement: Refinement = "cycle"
+    mask_before_last_stage: bool = False
+    source: Literal["imgr", "gt"] = "imgr"
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range or excludes each other."""
+        check_arguments(type(self), vars(self), threshold="(0, 1)")
+        if self.mask_before_last_stage and self.level == "middle":
+            raise GenSegError(
+                "matching.mask_before_last_stage concerns the last stage: set matching.level to "
+                "high."
+            )
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """The decoder, and the reduced features that it reads.
+
+    Args:
+        width: channels of the reduced features, which are what is modelled, and of the decoder.
+            Less than the papers' 256 is for small data and slow machines.
+        dropout: of whole channels of the reduced features, for the decoder only.
+        shared_reduction: one 1x1 convolution for supports and query; BAM has two, which no joint
+            mixture can have.
+        extra_inputs: what it is given beside features and guidance: the supports' mean foreground
+            feature (`prototype`), the `mask` M_q.
+        residual: whether its scores are added to those of the guidance; not in the papers, for
+            short schedules.
+    """
+
+    width: int = 256
+    dropout: float = 0.5
+    shared_reduction: bool = True
+    extra_inputs: tuple[Literal["prototype", "mask"], ...] = ()
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        check_arguments(type(self), vars(self), width="[1, inf)", dropout="[0, 1)")
