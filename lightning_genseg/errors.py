@@ -31,3 +31,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]}?"
     return f"; known are {', '.join(known)}." if 0 < len(known) <= 40 else "."
+
+
+def listed(values: Iterable[object], most: int = 5) -> str:
+    """Some of many values for a message: `a, b, c`, with ` ...` where there are more."""
+    words = list(map(str, values))
+    return ", ".join(words[:most]) + (" ..." if len(words) > most else "")

@@ -16,6 +16,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 __all__ = [
     "make_ade20k",
     "make_anomaly_folder",
+    "make_camvid",
     "make_cityscapes",
     "make_coco",
     "make_coco_stuff_10k",
@@ -66,6 +67,17 @@ def make_cityscapes(
                 if split == "train":
                     clicks[stem] = [click(ids, value) for value in to_train if value in ids]
     (root / "cityscapes_synthetic_clicks.json").write_text(json.dumps(clicks))
+    return root
+
+
+def make_camvid(root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0) -> Path:
+    """CamVid in SegNet's layout: images and masks (0 to 10, 11 = unlabelled) of three splits."""
+    rng = np.random.default_rng(seed)
+    for split in ("train", "val", "test"):
+        for number in range(images):
+            image, ids = scene(rng, size, [*range(11), 11])
+            save(image, root / split / f"{split}_{number}.png")
+            save(ids, root / f"{split}annot" / f"{split}_{number}.png")
     return root
 
 

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_genseg import data, methods
-from lightning_genseg.data.dataset import from_worker
+from lightning_genseg.data.loaders import from_worker
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.errors import GenSegError, did_you_mean
 

@@ -1,4 +1,4 @@
-"""The check of a batch."""
+"""The check of a batch: what modules expect, and the sentence for everything else."""
 
 from collections.abc import Sequence
 
@@ -6,160 +6,120 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_genseg.data.dataset import (
-    Batch,
-)
+from lightning_genseg.data.dataset import Batch
 from lightning_genseg.data.labels import IGNORE
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, listed
+
+_RANGE = (
+    "image {name} holds values from {low:.4g} to {high:.4g} but must lie in [0, 1]: divide by 255, "
+    "and leave out Normalize, which the module does itself."
+)
+_NO_CLASS = (
+    "mask {name} holds the labels {values} but there are {count} classes: use 0 to {last} and 255 "
+    "for ignore, or raise num_classes."
+)
+_ODD_ANOMALY = (
+    "anomaly mask {name} holds {values}: use 1 for anomalous, 0 for known and 255 for not "
+    "evaluated."
+)
+_NAMED_ANOMALY = (
+    "mask {name} names a class where the anomaly mask says 1: make it 255 (ignore) there, or the "
+    "unknown is learned."
+)
+_NAMED_BLANK = (
+    "mask {name} names a class at {pixels} pixels where unlabelled is true: make the mask 255 "
+    "there, or unlabelled false."
+)
+_ABSENT_CLASS = (
+    "mask {name} holds class {values}, which image_classes says is not in the image: make it true "
+    "there."
+)
 
 
 def check_batch(batch: Batch, num_classes: int | None = None) -> None:
-    """Check that a batch is what the modules expect, and warn if all its pixels are ignored.
+    """Check that a batch is what the modules expect; warn if all its pixels are ignored.
 
     Args:
-        batch: see `SegmentationDataModule`; without `mask` only the images are checked, `anomaly`
-            may be absent.
+        batch: see `SegmentationDataModule`; only `image` is required.
         num_classes: C; None: labels are not compared with it.
 
     Raises:
-        ValueError: wrong type, shape or range, naming the file.
+        GenSegError: wrong type, shape or values, naming the file.
     """
     names = batch.get("name", [])
     image = batch["image"]
-    if (
-        not isinstance(image, Tensor)
-        or image.dtype != torch.float32
-        or image.ndim != 4
-        or image.shape[1] != 3
-    ):
-        raise GenSegError(
-            f"the images of the batch with {_name(names, 0)} are {_kind(image)} but must be "
-            "float32 Bx3xHxW: return an image as float32 3xHxW in [0, 1] from the data set."
-        )
-    low, high = image.amin((1, 2, 3)), image.amax((1, 2, 3))
-    for index in range(len(image)):
-        if not (low[index] >= 0 and high[index] <= 1):  # also catches NaN
-            raise GenSegError(
-                f"image {_name(names, index)} holds values from {low[index]:.4g} to "
-                f"{high[index]:.4g} but must lie in [0, 1]: divide by 255, and leave out "
-                "Normalize, which the module does itself."
-            )
+    _check_type("image", image, torch.float32, ("B", 3, "H", "W"), "float32 3xHxW in [0, 1]", names)
+    _refuse(~((image >= 0) & (image <= 1)), image, _RANGE, names)  # NaN is neither
     if "mask" not in batch:
         return
-    mask = batch["mask"]
-    if (
-        not isinstance(mask, Tensor)
-        or mask.dtype != torch.int64
-        or mask.shape != image.shape[:1] + image.shape[2:]
+    size = (len(image), *image.shape[2:])
+    classes = "C" if num_classes is None else num_classes
+    for key, dtype, shape, form in (
+        ("mask", torch.int64, size, "int64 HxW"),
+        ("anomaly", torch.int64, size, "int64 HxW"),
+        ("unlabelled", torch.bool, size, "bool HxW"),
+        ("image_classes", torch.bool, (len(image), classes), f"bool {classes}"),
     ):
-        raise GenSegError(
-            f"the masks of the batch with {_name(names, 0)} are {_kind(mask)} but must be int64 of "
-            f"shape {_shape(image.shape[:1] + image.shape[2:])}, like the images: return a mask as "
-            "int64 HxW from the data set."
-        )
+        needed = key == "mask" or (key == "image_classes" and "unlabelled" in batch)
+        if needed or batch.get(key) is not None:
+            _check_type(key, batch.get(key), dtype, shape, form, names)
+    mask, anomaly, unlabelled = batch["mask"], batch.get("anomaly"), batch.get("unlabelled")
+    named = mask != IGNORE
     if num_classes is not None:
-        wrong = ((mask < 0) | (mask >= num_classes)) & (mask != IGNORE)
-        for index in torch.nonzero(wrong.flatten(1).any(1)).flatten().tolist():
-            values = sorted(set(mask[index][wrong[index]].tolist()))
-            raise GenSegError(
-                f"mask {_name(names, index)} holds the labels {', '.join(map(str, values[:8]))} "
-                f"but there are {num_classes} classes: use 0 to {num_classes - 1} and 255 for "
-                "ignore, or raise num_classes."
-            )
-    anomaly = batch.get("anomaly")
+        outside = ((mask < 0) | (mask >= num_classes)) & named
+        _refuse(outside, mask, _NO_CLASS, names, count=num_classes, last=num_classes - 1)
     if anomaly is not None:
-        _check_anomaly(anomaly, mask, names)
-    if "unlabelled" in batch:
-        _check_unlabelled(batch["unlabelled"], mask, names)
-        _check_image_classes(batch.get("image_classes"), mask, num_classes, names)
+        odd = (anomaly != 0) & (anomaly != 1) & (anomaly != IGNORE)
+        _refuse(odd, anomaly, _ODD_ANOMALY, names)
+        _refuse((anomaly == 1) & named, mask, _NAMED_ANOMALY, names)
+    if unlabelled is not None:
+        _refuse(unlabelled & named, mask, _NAMED_BLANK, names)
+        image_of = torch.arange(len(mask), device=mask.device)[:, None, None]
+        held = batch["image_classes"][image_of, mask.where(named, 0)]
+        _refuse(named & ~held, mask, _ABSENT_CLASS, names)
         return  # a few crops without a single point are to be expected
-    if bool((mask == IGNORE).all()) and (anomaly is None or bool((anomaly == IGNORE).all())):
+    if not named.any() and (anomaly is None or bool((anomaly == IGNORE).all())):
         rank_zero_warn(
             f"every pixel of the first batch ({', '.join(names)}) is ignored (255), nothing is "
             "learned from it: check the masks, the ids table and the size of the crop."
         )
 
 
-def _check_anomaly(anomaly: object, mask: Tensor, names: Sequence[str]) -> None:
-    if (
-        not isinstance(anomaly, Tensor)
-        or anomaly.dtype != torch.int64
-        or anomaly.shape != mask.shape
-    ):
-        raise GenSegError(
-            f"the anomaly masks of the batch with {_name(names, 0)} are {_kind(anomaly)} but must "
-            f"be int64 of shape {_shape(mask.shape)}, like the masks: return anomaly as int64 HxW "
-            "from the data set."
-        )
-    odd = (anomaly != 0) & (anomaly != 1) & (anomaly != IGNORE)
-    both = (anomaly == 1) & (mask != IGNORE)
-    for index in torch.nonzero((odd | both).flatten(1).any(1)).flatten().tolist():
-        if odd[index].any():
-            values = sorted(set(anomaly[index][odd[index]].tolist()))
-            raise GenSegError(
-                f"anomaly mask {_name(names, index)} holds {', '.join(map(str, values[:8]))}: use "
-                "1 for anomalous, 0 for known and 255 for not evaluated."
-            )
-        raise GenSegError(
-            f"mask {_name(names, index)} names a class where the anomaly mask says 1: make it 255 "
-            "(ignore) there, or the unknown is learned."
-        )
-
-
-def _check_unlabelled(unlabelled: object, mask: Tensor, names: Sequence[str]) -> None:
-    if (
-        not isinstance(unlabelled, Tensor)
-        or unlabelled.dtype != torch.bool
-        or unlabelled.shape != mask.shape
-    ):
-        raise GenSegError(
-            f"unlabelled of the batch with {_name(names, 0)} is {_kind(unlabelled)} but must be "
-            f"bool of shape {_shape(mask.shape)}, like the masks: return it as bool HxW from the "
-            "data set."
-        )
-    both = unlabelled & (mask != IGNORE)
-    for index in torch.nonzero(both.flatten(1).any(1)).flatten().tolist():
-        raise GenSegError(
-            f"mask {_name(names, index)} names a class at {int(both[index].sum())} pixels where "
-            "unlabelled is true: make the mask 255 there, or unlabelled false."
-        )
-
-
-def _check_image_classes(
-    classes: object, mask: Tensor, num_classes: int | None, names: Sequence[str]
+def _check_type(
+    key: str,
+    value: object,
+    dtype: torch.dtype,
+    shape: Sequence[int | str],
+    form: str,
+    names: Sequence[str],
 ) -> None:
-    width = num_classes if num_classes is not None else "C"
-    if (
-        not isinstance(classes, Tensor)
-        or classes.dtype != torch.bool
-        or classes.ndim != 2
-        or len(classes) != len(mask)
-        or (num_classes is not None and classes.shape[1] != num_classes)
-    ):
-        raise GenSegError(
-            f"image_classes of the batch with {_name(names, 0)} is {_kind(classes)} but must be "
-            f"bool of shape {len(mask)}x{width}: return it as bool {width} from the data set, the "
-            "classes labelled in the image."
-        )
-    for index in range(len(mask)):
-        held = mask[index][mask[index] != IGNORE].unique()
-        absent = held[~classes[index][held]].tolist()
-        if absent:
-            raise GenSegError(
-                f"mask {_name(names, index)} holds class {absent[0]}, which image_classes says is "
-                "not in the image: make it true there."
-            )
+    """Compare type and shape, in which a letter stands for any number; `form` is one sample's."""
+    right = isinstance(value, Tensor) and value.dtype == dtype and value.ndim == len(shape)
+    if right and all(isinstance(n, str) or m == n for m, n in zip(value.shape, shape, strict=True)):  # type: ignore[attr-defined]
+        return
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        kind = _kind(value.dtype, value.shape)
+    raise GenSegError(
+        f"{key} of the batch with {_name(names, 0)} is {kind} but must be {_kind(dtype, shape)}: "
+        f"return {key} as {form} from the data set."
+    )
+
+
+def _refuse(
+    wrong: Tensor, values: Tensor, sentence: str, names: Sequence[str], **words: object
+) -> None:
+    """Raise a sentence about the first image of a batch in which anything is wrong."""
+    for index in wrong.flatten(1).any(1).nonzero().flatten().tolist():
+        found = values[index][wrong[index]]
+        words |= {"low": values[index].min().item(), "high": values[index].max().item()}
+        words |= {"values": listed(found.unique()[:9].tolist(), 8), "pixels": len(found)}
+        raise GenSegError(sentence.format(name=_name(names, index), **words))
 
 
 def _name(names: Sequence[str], index: int) -> str:
     return f"'{names[index]}'" if index < len(names) else f"number {index} of the batch"
 
 
-def _kind(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} of shape {_shape(value.shape)}"
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+def _kind(dtype: torch.dtype, shape: Sequence[int | str]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} of shape {'x'.join(map(str, shape))}"

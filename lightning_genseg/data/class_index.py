@@ -1,4 +1,4 @@
-"""How many pixels of each class every image of a data set holds: counted once, kept in a cache."""
+"""Pixels of each class in each image of a data set: counted once, kept in a cache."""
 
 import hashlib
 import io
@@ -7,16 +7,18 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lightning_genseg.data.dataset import SegmentationDataset, from_worker
+from lightning_genseg.data.dataset import SegmentationDataset
+from lightning_genseg.data.loaders import from_worker
+from lightning_genseg.data.relabelled import Labelled
 from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.transforms.pipeline import single_thread
 from lightning_genseg.errors import GenSegError
@@ -27,46 +29,27 @@ _SAVE_EVERY = 30.0  # seconds of work that a killed process loses at most
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
-class Labelled(Protocol):
-    """What a data set needs for a class index; those of this package have it."""
+def class_index(dataset: Labelled, cache_dir: Path | None = None, num_workers: int = 0) -> Counts:
+    """Count the pixels of each class in each image, without those of 255.
 
-    @property
-    def num_classes(self) -> int:
-        """C."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
-        """HxW classes and 255."""
-
-
-def class_index(
-    dataset: Labelled,
-    cache_dir: Path | None = None,
-    num_workers: int = 0,
-    heartbeat: Callable[[], None] | None = None,
-) -> Counts:
-    """Count the pixels of each class in each image; pixels of 255 are not counted, of sparse labels those drawn.
-
-    For a `SegmentationDataset`, also with sparse labels, the counts are kept in one file of
-    `cache_dir`, found again by the names of the samples and the table of labels, wherever the data
-    lie; an image is counted again when its mask has another size or time of change. What an
-    interrupted call has counted is kept as well. Two processes that count at once do not disturb
-    each other. Scenes that are drawn on the fly are counted at every call.
+    Of sparse labels the pixels are counted that are drawn. For a `SegmentationDataset`, also with
+    sparse labels, the counts are kept in one file of `cache_dir`. It is found again by the names of
+    the samples and the table of labels, wherever the data lie. An image is counted again when its
+    mask has another size or time of change. What an interrupted call has counted is kept as well.
+    Two processes that count at once do not disturb each other. Scenes that are drawn on the fly are
+    counted at every call.
 
     Args:
         dataset: of N images and C classes.
         cache_dir: folder to keep the counts in; default: `default_cache_dir()`.
         num_workers: processes that read masks.
-        heartbeat: called now and then while it counts.
 
     Returns:
         N x C.
 
     Raises:
-        ValueError: a mask is unreadable, or holds labels that are no classes.
-        FileNotFoundError: a mask does not exist.
+        GenSegError: a mask is unreadable, or holds labels that are no classes.
+        MissingFileError: a mask does not exist.
     """
     cache = Cache(dataset, cache_dir)
     counts, done = cache.load()
@@ -95,12 +78,10 @@ def class_index(
             counts[batch], done[batch] = rows, True
             position += len(rows)
             bar.update(len(rows))
-            if heartbeat is not None:
-                heartbeat()
             if time.monotonic() - saved > _SAVE_EVERY:
                 cache.save(counts, done)
                 saved = time.monotonic()
-    except (ValueError, FileNotFoundError) as error:
+    except GenSegError as error:
         raise from_worker(error) from None
     finally:
         bar.close()
@@ -170,7 +151,7 @@ class Cache:
             with self.path.open("rb") as content, np.load(content) as file:
                 counts, stamps = file["counts"], file["stamps"]
             if (counts.shape, counts.dtype) != (self.shape, np.int64):
-                raise GenSegError(f"counts of shape {counts.shape}")
+                raise ValueError(f"counts of shape {counts.shape}")
             done = (stamps == self.stamps).all(1)
         except _UNREADABLE as error:
             warnings.warn(
@@ -199,7 +180,7 @@ class Cache:
 
 
 def _digest(dataset: SegmentationDataset, sparse: list[Any]) -> str:
-    """Names and tables, but not where the root folder lies: clusters unpack data into a new one for every job."""
+    """Of names and tables, not of the root folder: clusters unpack data into a new one every time."""
     content: list[Any] = [type(dataset).__qualname__, dataset.num_classes, dataset.label_values()]
     content += sparse
     content += [(sample.name, sample.mask.parts[-3:]) for sample in dataset.samples]

@@ -1,24 +1,21 @@
 """What every datamodule shares: stages, data sets, loaders."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from lightning_genseg.data.class_index import Labelled, class_index
-from lightning_genseg.data.dataset import (
-    Batch,
-    ImageFolder,
-    MissingFiles,
-    SegmentationDataset,
-)
+from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data.class_index import class_index
+from lightning_genseg.data.dataset import Batch, ImageFolder, MissingFiles, SegmentationDataset
 from lightning_genseg.data.labels import IGNORE, Color, check_palette, known_classes
 from lightning_genseg.data.loaders import (
     CheckedLoader,
@@ -26,8 +23,8 @@ from lightning_genseg.data.loaders import (
     EpochSampler,
     TrainLoader,
     collate,
-    on_first_process,
 )
+from lightning_genseg.data.relabelled import Labelled
 from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
@@ -35,21 +32,22 @@ from lightning_genseg.data.transforms.pipeline import (
     default_train_transform,
     single_thread,
 )
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, listed
 
 Split = Literal["train", "val", "test"]
 
 
 class SegmentationDataModule(LightningDataModule, ABC):
-    """Datamodule of images with masks; a subclass says in `make_dataset` what a split consists of.
+    """Datamodule of images with masks; a subclass makes the data set of a split.
 
     `num_classes`, `ignore_index` (255), `class_names` and `palette` are there at once,
-    `train_dataset`, `val_dataset`, `test_dataset` and `predict_dataset` after `setup`. A batch is a
-    dict: `image` float32 Bx3xHxW in [0, 1], `mask` int64 BxHxW (not when predicting), `name` list
-        of str, and where the data have unknown objects `anomaly`
-    int64 BxHxW: 1 anomalous, 0 known, 255 not evaluated; `mask` is 255 where it is 1. With `sparse`
-    a training batch also has `unlabelled` and `image_classes`, see `datasets.SparseDataset`. Works
+    `train_dataset`, `val_dataset`, `test_dataset` and `predict_dataset` after `setup`. Works
     without a Trainer.
+
+    A batch is a dict: `image` float32 Bx3xHxW in [0, 1], `mask` int64 BxHxW (not when predicting),
+    `name` list of str. Where the data have unknown objects it has `anomaly` int64 BxHxW: 1
+    anomalous, 0 known, 255 not evaluated; `mask` is 255 where it is 1. With `sparse` a training
+    batch also has `unlabelled` and `image_classes`, see `SparseDataset`.
 
     Args:
         class_names: one per class.
@@ -57,26 +55,29 @@ class SegmentationDataModule(LightningDataModule, ABC):
         unknown_classes: classes to leave out: 255 in `mask` and 1 in `anomaly`, in all splits. The
             others keep their order and are numbered anew; `class_names`, `palette` and
             `num_classes` are theirs.
-        batch_size: of training, per process.
-        eval_batch_size: of validation, test and prediction; more than 1 needs images of one size.
+        batch_size: images of a training batch, per process.
+        eval_batch_size: likewise of validation, test and prediction; more than 1 needs images of
+            one size.
         num_workers: processes that load data.
-        crop_size: (height, width) of training images; not used when `train_transform` is given.
+        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
+            given.
         class_balanced: draw a class uniformly among those that occur, then an image that holds it,
-            instead of every image once an epoch; needs the `class_index` of the training set, built
-            at the first use.
+            instead of every image once an epoch. Pixels of the training set are counted for it at
+            the first use.
         sparse: label only these few pixels of the training images (`Points`, `Scribbles`, `Blocks`,
             `PointFiles`, `ScribbleFiles`, `SparseMasks`); validation and test keep their masks.
-        train_transform: albumentations transforms; default: `default_train_transform(crop_size)`.
+        train_transform: albumentations transforms of training images; default:
+            `default_train_transform(crop_size)`.
         eval_transform: likewise for validation, test and prediction; default: none, every image at
             its own size.
         seed: of order and augmentation, which depend on it, the epoch and the sample, not on
             `num_workers`.
         predict_root: folder of images (searched recursively), or one image, for prediction.
-        cache_dir: folder that keeps class indices; default: `lightning_genseg` in $XDG_CACHE_HOME
-            or ~/.cache.
+        cache_dir: folder that keeps counts of pixels; default: `lightning_genseg` in
+            $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        ValueError: a wrong argument.
+        GenSegError: a wrong argument.
     """
 
     splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")  # those that there are
@@ -99,16 +100,16 @@ class SegmentationDataModule(LightningDataModule, ABC):
         predict_root: Path | None = None,
         cache_dir: Path | None = None,
     ) -> None:
+        check_arguments(
+            SegmentationDataModule.__init__,
+            locals(),
+            batch_size="[1, inf)",
+            eval_batch_size="[1, inf)",
+            num_workers="[0, inf)",
+            crop_size="[1, inf)",
+            seed="[0, inf)",
+        )
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("crop_size", min(crop_size), 1),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise GenSegError(f"{name} is {value} but must be at least {least}.")
         colors = check_palette(palette, len(class_names))
         self.unknown_classes = list(unknown_classes or ())
         known = known_classes(class_names, self.unknown_classes)
@@ -136,23 +137,40 @@ class SegmentationDataModule(LightningDataModule, ABC):
 
     @property
     def source(self) -> "SegmentationDataModule":
-        """The dense datamodule that these data are made of; the datamodule itself if it reads files."""
+        """The dense datamodule that these data are made of; itself if it reads files."""
         return self
+
+    def get_files(self) -> None:
+        """Download or make files that are missing, if asked to; quick when they are there."""
+
+    def count_classes(self) -> None:
+        """Fill the cache of `class_index` with what the other processes will look up in it."""
+        if self.class_balanced and self.trainer and self.trainer.state.fn == TrainerFn.FITTING:
+            self.class_index()
+
+    def prepare_data(self) -> None:
+        """Get files and counts; Lightning calls it in one process per machine, the others wait."""
+        if self.trainer is None or not self.trainer.predicting:
+            self.get_files()
+        if self.trainer is not None and self.trainer.world_size > 1:
+            self.count_classes()
 
     @abstractmethod
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
         """Build the data set of one split, with all classes; called by `split_dataset`."""
 
     def split_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
-        """Build the data set of one split: without the unknown classes, that for training with its `sparse` labels.
+        """Build the data set of one split, without unknown classes and with its sparse labels.
 
-        ValueError if there is no such split.
+        Raises:
+            GenSegError: there is no such split.
         """
         if split not in self.splits:
             raise GenSegError(
                 f"{type(self).__name__} has no {split} split, only {', '.join(self.splits)}: train "
                 "and validate on data with the same classes."
             )
+        self.get_files()  # a loop without a Trainer needs it
         sparse = self.sparse_labels(split)
         missing: MissingFiles | None = None
         try:
@@ -190,24 +208,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
         if stage == "predict" or (stage is None and self.predict_root is not None):
             self.predict_dataset = self.make_predict_dataset()
 
-    def _warn_of_unlabelled_classes(self) -> None:
-        if self.sparse is None or not isinstance(self.train_dataset, SparseDataset):
-            return
-        if self.class_balanced:  # says it itself, of all labels
-            return
-        labelled = self.sparse.labelled_classes(self.train_dataset.dataset)
-        if labelled is None:
-            return
-        absent = [name for c, name in enumerate(self.class_names) if c not in labelled]
-        if absent:
-            shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
-            rank_zero_warn(
-                f"{len(absent)} classes are labelled in no training image and cannot be learned "
-                f"({shown}): label them, or leave them out."
-            )
-
     def make_predict_dataset(self) -> ImageFolder:
-        """Build the images under `predict_root`; ValueError if it is not set."""
+        """Build the images under `predict_root`; a GenSegError if it is not set."""
         if self.predict_root is None:
             raise GenSegError(
                 "there is nothing to predict: set predict_root (--data.predict_root) to a folder "
@@ -215,8 +217,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
             )
         return ImageFolder(self.predict_root, self.eval_transform)
 
-    def train_dataloader(self) -> "TrainLoader":
-        """Shuffled batches; ValueError if the training set is smaller than one batch."""
+    def train_dataloader(self) -> TrainLoader:
+        """Shuffled batches; a GenSegError if the training set is smaller than one batch."""
         if self.train_dataset is None:
             self.setup("fit")
         assert self.train_dataset is not None
@@ -234,53 +236,53 @@ class SegmentationDataModule(LightningDataModule, ABC):
             **self._loader_options(),
         )
 
-    def train_sampler(self) -> "EpochSampler":
+    def train_sampler(self) -> EpochSampler:
         """What draws an epoch from `train_dataset`."""
         assert self.train_dataset is not None
         if self.class_balanced:
             return ClassSampler(self.train_dataset, self._class_images(), self.seed)
         return EpochSampler(self.train_dataset, self.seed)
 
-    def val_dataloader(self) -> "CheckedLoader":
+    def val_dataloader(self) -> CheckedLoader:
         """Batches of the validation set in its order."""
         if self.val_dataset is None:
             self.setup("validate")
-        assert self.val_dataset is not None
         return self._eval_loader(self.val_dataset)
 
-    def test_dataloader(self) -> "CheckedLoader":
+    def test_dataloader(self) -> CheckedLoader:
         """Batches of the test set in its order."""
         if self.test_dataset is None:
             self.setup("test")
-        assert self.test_dataset is not None
         return self._eval_loader(self.test_dataset)
 
-    def predict_dataloader(self) -> "CheckedLoader":
+    def predict_dataloader(self) -> CheckedLoader:
         """Batches without masks of the images under `predict_root`."""
         if self.predict_dataset is None:
             self.setup("predict")
-        assert self.predict_dataset is not None
         return self._eval_loader(self.predict_dataset)
 
-    def plain_loader(self, split: Split) -> "CheckedLoader":
-        """Batches of all images of a split in its order, with `eval_transform`, without augmentation."""
+    def plain_loader(self, split: Split) -> CheckedLoader:
+        """Batches of all images of a split in its order, with `eval_transform`."""
         return self._eval_loader(self.split_dataset(split, self.eval_transform))
 
     def class_index(self, split: Split = "train") -> NDArray[np.int64]:
-        """Count pixels of each class in each image of a split, N x C; see `datasets.class_index`."""
-        dataset = self.split_dataset(split, ())
-        return class_index(_labelled(dataset), self.cache_dir, self.num_workers)
+        """Count the pixels of each class in each image of a split, N x C; see `class_index`."""
+        return self._pixel_counts(self.split_dataset(split, ()))
+
+    def _pixel_counts(self, dataset: object) -> NDArray[np.int64]:
+        if not hasattr(dataset, "read_mask_labels"):
+            raise GenSegError(
+                f"{type(dataset).__name__} has no read_mask_labels(index), by which classes are "
+                "counted: derive it from SegmentationDataset, or add that method, or set "
+                "class_balanced to false."
+            )
+        labelled: Labelled = dataset  # type: ignore[assignment]
+        return class_index(labelled, self.cache_dir, self.num_workers)
 
     def _class_images(self) -> list[NDArray[np.intp]]:
-        """For each class the training images that hold it; under DDP one process counts, the others wait."""
+        """For each class the training images that hold it."""
         if self._images_of is None:
-            dataset = _labelled(self.train_dataset)
-
-            def build(heartbeat: Callable[[], None]) -> list[NDArray[np.intp]]:
-                counts = class_index(dataset, self.cache_dir, self.num_workers, heartbeat)
-                return [np.flatnonzero(column) for column in counts.T]
-
-            images = on_first_process(build)
+            images = [np.flatnonzero(column) for column in self._pixel_counts(self.train_dataset).T]
             absent = [self.class_names[c] for c, held in enumerate(images) if not held.size]
             if len(absent) == len(images):
                 raise GenSegError(
@@ -288,14 +290,30 @@ class SegmentationDataModule(LightningDataModule, ABC):
                     "and the table of labels."
                 )
             if absent:
-                shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else ".")
                 rank_zero_warn(
-                    f"{len(absent)} classes occur in no training image and are never drawn: {shown}"
+                    f"{len(absent)} classes occur in no training image and are never drawn "
+                    f"({listed(absent)}): label them, or leave them out."
                 )
             self._images_of = images
         return self._images_of
 
-    def _eval_loader(self, dataset: Dataset[Batch]) -> "CheckedLoader":
+    def _warn_of_unlabelled_classes(self) -> None:
+        if self.sparse is None or not isinstance(self.train_dataset, SparseDataset):
+            return
+        if self.class_balanced:  # warns itself, of all labels
+            return
+        labelled = self.sparse.labelled_classes(self.train_dataset.dataset)
+        if labelled is None:
+            return
+        absent = [name for c, name in enumerate(self.class_names) if c not in labelled]
+        if absent:
+            rank_zero_warn(
+                f"{len(absent)} classes are labelled in no training image and cannot be learned "
+                f"({listed(absent)}): label them, or leave them out."
+            )
+
+    def _eval_loader(self, dataset: Dataset[Batch] | None) -> CheckedLoader:
+        assert dataset is not None
         return CheckedLoader(
             dataset=dataset, batch_size=self.eval_batch_size, **self._loader_options()
         )
@@ -310,12 +328,20 @@ class SegmentationDataModule(LightningDataModule, ABC):
         }
 
 
-def _labelled(dataset: object) -> Labelled:
-    if not hasattr(dataset, "read_mask_labels"):
-        raise GenSegError(
-            f"{type(dataset).__name__} has no read_mask_labels(index), by which classes are "
-            "counted: derive it from SegmentationDataset, or add that method, or set "
-            "class_balanced to false."
+class EvaluationDataModule(SegmentationDataModule):
+    """Data for testing a trained network: there is only a test split."""
+
+    splits: ClassVar[tuple[Split, ...]] = ("test",)
+
+    def __init__(self, **kwargs: Any) -> None:
+        # Named here, these are no arguments of data that are not trained on.
+        super().__init__(
+            unknown_classes=None,
+            batch_size=1,
+            crop_size=(1, 1),
+            class_balanced=False,
+            sparse=None,
+            train_transform=None,
+            seed=0,
+            **kwargs,
         )
-    labelled: Labelled = dataset  # type: ignore[assignment]
-    return labelled

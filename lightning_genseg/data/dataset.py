@@ -1,19 +1,17 @@
-"""What every data set shares: samples, images, masks."""
+"""What every data set shares: samples of an image and its masks; folders of images to predict."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
+from lightning_genseg.data.images import find_images, read_image, read_mask, unique_names
 from lightning_genseg.data.labels import (
-    _ANOMALY,
-    _UNKNOWN,
     IGNORE,
+    UNLISTED,
     Color,
     anomaly_table,
     check_palette,
@@ -22,16 +20,25 @@ from lightning_genseg.data.labels import (
     map_labels,
 )
 from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.data.transforms.pipeline import (
-    apply,
-    apply_all,
-    compose,
+from lightning_genseg.data.transforms.pipeline import apply, apply_all, compose
+from lightning_genseg.errors import GenSegError
+
+Batch = dict[str, Any]
+_ANOMALIES = (
+    "an anomaly mask holds 1 (anomalous), 0 (known) and 255 (not evaluated): correct it, or list "
+    "its values in anomaly_ids"
 )
-from lightning_genseg.errors import GenSegError, MissingFileError
 
 
 class Sample(NamedTuple):
-    """Where one sample lies; `name` is unique in its data set, `anomaly` a file of its own where there is one."""
+    """Where one sample lies.
+
+    Args:
+        name: unique in its data set.
+        image: file of the image.
+        mask: file of the mask.
+        anomaly: file of the anomaly mask, where there is one of its own.
+    """
 
     name: str
     image: Path
@@ -54,7 +61,7 @@ class MissingFiles(GenSegError):
 
 
 class SegmentationDataset(Dataset[dict[str, Any]]):
-    """Images with masks; a sample is `image` float32 3xHxW in [0, 1], `mask` int64 HxW (255 = ignore), `name`.
+    """Images with masks: `image` float32 3xHxW in [0, 1], `mask` int64 HxW (255 = ignore), `name`.
 
     An index is an int, or a pair (int, seed): the seed decides the augmentation, so that it does
     not depend on the worker that happens to read the sample.
@@ -72,9 +79,9 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         anomaly_ids: value in the anomaly files, or without these in the mask files -> 1, 0 or 255.
 
     Raises:
-        ValueError: no sample, wrong lengths or a wrong table; on reading: an unreadable file, sizes
-            that differ, a label that is not in the table.
-        FileNotFoundError: on reading: a file does not exist.
+        GenSegError: no sample, wrong lengths or a wrong table; on reading: an unreadable file,
+            sizes that differ, a label that is not in the table.
+        MissingFileError: on reading: a file does not exist.
     """
 
     def __init__(
@@ -109,7 +116,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 
     def label_values(self) -> dict[int, int]:
         """Value in the mask files -> class or 255, all that may occur."""
-        known = np.flatnonzero(self._table != _UNKNOWN)
+        known = np.flatnonzero(self._table != UNLISTED)
         return dict(zip(known.tolist(), self._table[known].tolist(), strict=True))
 
     def __len__(self) -> int:
@@ -126,9 +133,10 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return {**apply_all(self.transform, image, masks, seed, sample.name), "name": sample.name}
 
     def hold_out(self, unknown: Sequence[str]) -> None:
-        """Make classes unknown: 255 in `mask`, 1 in `anomaly`; the others keep their order and are numbered anew.
+        """Make classes unknown: 255 in `mask`, 1 in `anomaly`; the others are numbered anew.
 
-        ValueError if a name is no class, none remains, or the data have anomalies already.
+        Raises:
+            GenSegError: a name is no class, none remains, or the data have anomalies already.
         """
         if self._anomaly_table is not None:
             raise GenSegError(
@@ -136,8 +144,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
                 "hold_out once."
             )
         known = known_classes(self.class_names, unknown)
-        classes, anomalies = np.full((2, _UNKNOWN + 1), IGNORE, np.uint16)
-        classes[_UNKNOWN] = anomalies[_UNKNOWN] = _UNKNOWN
+        classes, anomalies = np.full((2, UNLISTED + 1), IGNORE, np.uint16)
+        classes[UNLISTED] = anomalies[UNLISTED] = UNLISTED
         anomalies[: self.num_classes] = 1
         anomalies[known], classes[known] = 0, range(len(known))
         self._anomaly_table, self._table = anomalies[self._table], classes[self._table]
@@ -154,17 +162,16 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return self.read_labels(index)[0]
 
     def read_labels(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Read classes (255 = ignore) and, where the data have them, anomalies (1, 0, 255), both HxW."""
+        """Read classes (255 = ignore) and, where there are any, anomalies (1, 0, 255), both HxW."""
         sample, values = self.samples[index], self.read_mask_values(index)
-        expected = None if (self._table < IGNORE).any() else _ANOMALY  # without classes
+        expected = None if (self._table < IGNORE).any() else _ANOMALIES  # without classes
         labels = map_labels(values, self._table, sample.mask, expected)
         if self._anomaly_table is None:
             return labels, None
         if sample.anomaly is None:
             return labels, map_labels(values, self._anomaly_table, sample.mask, expected)
-        anomaly = map_labels(
-            read_mask(sample.anomaly), self._anomaly_table, sample.anomaly, _ANOMALY
-        )
+        raw = read_mask(sample.anomaly)
+        anomaly = map_labels(raw, self._anomaly_table, sample.anomaly, _ANOMALIES)
         if anomaly.shape != labels.shape:
             raise GenSegError(
                 f"anomaly mask '{sample.anomaly}' is {anomaly.shape[0]}x{anomaly.shape[1]} but "
@@ -174,24 +181,23 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return np.where(anomaly == 1, np.uint8(IGNORE), labels), anomaly
 
     def read_mask_values(self, index: int) -> NDArray[np.integer[Any]]:
-        """Read what the file of a mask holds, HxW, before the table of labels; override it for other formats."""
+        """Read what the file of a mask holds, HxW; override it for other formats."""
         return read_mask(self.samples[index].mask)
 
 
 class ImageFolder(Dataset[dict[str, Any]]):
-    """Images to predict: every image under a folder, or one file; a sample is `image`, `name`, `path` (str).
+    """Images to predict, a folder of them or one file: `image`, `name`, `path` (str).
 
     `name` is the path relative to `root` without its suffix; where two files share it (a.jpg,
-    a.png) the suffix
-    stays: `a_jpg`, `a_png`.
+    a.png) the suffix stays: `a_jpg`, `a_png`.
 
     Args:
         root: folder, searched recursively, or an image file.
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: `root` does not exist.
-        ValueError: no image in it; on reading: an unreadable file.
+        MissingFileError: `root` does not exist.
+        GenSegError: no image in it; on reading: an unreadable file.
     """
 
     def __init__(self, root: Path | str, transform: Sequence[Transform] | None = None) -> None:
@@ -217,133 +223,9 @@ class ImageFolder(Dataset[dict[str, Any]]):
 
 
 def check_sizes(image: Sequence[int], mask: Sequence[int], sample: Sample) -> None:
-    """Compare the shapes HxWx3 and HxW; ValueError naming both files if they differ."""
+    """Compare the shapes HxWx3 and HxW; a GenSegError names both files if they differ."""
     if image[0] != mask[0] or image[1] != mask[1]:
         raise GenSegError(
             f"mask '{sample.mask}' is {mask[0]}x{mask[1]} but image '{sample.image}' is "
             f"{image[0]}x{image[1]} (height x width, after EXIF rotation): give both the same size."
         )
-
-
-def find_images(root: Path) -> list[Path]:
-    """All files under a folder that PIL can read by their suffix, sorted; hidden files and folders are left out.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-        ValueError: no image in it.
-    """
-    if not root.is_dir():
-        raise MissingFileError(f"folder '{root}' does not exist: check the path.")
-    suffixes = readable_suffixes()
-    paths = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    )
-    if not paths:
-        raise GenSegError(
-            f"no image in folder '{root}': put images (png, jpg, tif ...) there or give another "
-            "folder."
-        )
-    return paths
-
-
-@cache
-def readable_suffixes() -> set[str]:
-    """Lower-case suffixes (with dot) of the image formats that PIL reads."""
-    # PIL also registers documents and films (.pdf, .mpg, .hdf ...), some of which it can only write
-    # or not decode.
-    return {
-        suffix
-        for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
-    }
-
-
-def unique_names(paths: Sequence[Path], root: Path) -> list[str]:
-    """Path relative to `root` without suffix, with `_suffix` appended where two files would share it."""
-    plain = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-    count: dict[str, int] = {}
-    for name in plain:
-        count[name] = count.get(name, 0) + 1
-    names: list[str] = []
-    taken = {name for name in plain if count[name] == 1}
-    for name, path in zip(plain, paths, strict=True):
-        if count[name] > 1:
-            name = f"{name}_{path.suffix[1:]}"
-            while name in taken:  # a.png and a.jpg beside a file that is itself called a_png.bmp
-                name += "_"
-            taken.add(name)
-        names.append(name)
-    return names
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image file of any format as HxWx3 uint8, turned as its EXIF orientation says.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: unreadable, or pixels of more than 16 bits.
-    """
-    image = _open(path, "image")
-    if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise GenSegError(
-            f"image '{path}' has 32-bit pixels, whose range is not known: save it with 8 bits a "
-            "channel."
-        )
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def read_mask(path: Path) -> NDArray[np.integer[Any]]:
-    """Read a mask file as HxW integers: grey values of 1 to 32 bits, or the indices of a palette image.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: unreadable, or a colour or floating-point image.
-    """
-    mask = _open(path, "mask")
-    if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
-        raise GenSegError(
-            f"mask '{path}' is a {mask.mode} image but must hold one class number per pixel (grey "
-            "or palette PNG, 255 = ignore): convert its colours to class numbers first."
-        )
-    array = np.array(mask)
-    return array.astype(np.uint8) if array.dtype == bool else array
-
-
-def _open(path: Path, kind: str) -> Image.Image:
-    if not path.is_file():
-        raise MissingFileError(
-            f"{kind} '{path}' does not exist: restore it or take it out of the data set."
-        )
-    try:
-        with Image.open(path) as file:
-            file.load()
-            if kind == "image":
-                ImageOps.exif_transpose(file, in_place=True)
-            return file
-    except (
-        Exception
-    ) as error:  # PIL raises a dozen types on broken files: OSError, SyntaxError, struct.error ...
-        raise GenSegError(
-            f"{kind} '{path}' cannot be read ({' '.join(str(error).split())}): replace it or take "
-            "it out of the data set."
-        ) from error
-
-
-def from_worker(error: ValueError | FileNotFoundError) -> ValueError | FileNotFoundError:
-    """Undo what DataLoader does to the message of an exception in its worker process."""
-    # It arrives with its whole traceback as message; the last line is the sentence we wrote.
-    message = str(error)
-    if not message.startswith("Caught "):
-        return error
-    return type(error)(message.strip().splitlines()[-1].partition(": ")[2])
-
-
-Batch = dict[str, Any]

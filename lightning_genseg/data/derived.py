@@ -24,9 +24,9 @@ class DerivedDataModule(SegmentationDataModule):
         """The datamodule whose images these are."""
         return self.data
 
-    def prepare_data(self) -> None:
-        """Prepare the data that these are made of."""
-        self.data.prepare_data()
+    def get_files(self) -> None:
+        """Get the files of the data that these are made of."""
+        self.data.get_files()
 
 
 def labelled_images(data: SegmentationDataModule, split: Split) -> LabelledImages:

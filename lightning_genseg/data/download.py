@@ -1,21 +1,14 @@
-"""Getting public archives: whole or not at all, checked, with a progress bar, never twice."""
+"""Getting public archives: whole or not at all, checked, never twice."""
 
-import hashlib
 import shutil
-import tarfile
-import urllib.request
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from http.client import HTTPException
-from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+import pooch  # type: ignore[import-untyped]
 
 from lightning_genseg.errors import DownloadError, GenSegError
-
-_CHUNK = 1 << 20  # bytes
 
 
 class Archive(NamedTuple):
@@ -23,8 +16,8 @@ class Archive(NamedTuple):
 
     Args:
         url: its address.
-        checksum: `md5:` or `sha1:` and the hexadecimal digest; `None` where nobody published one
-            (the length and the archive's own checksums are checked all the same).
+        checksum: `md5:` or `sha1:` and the hexadecimal digest. None where nobody published one:
+            such an archive is not downloaded, users are asked to do it.
         folders: folder or file in the archive -> where it goes below the root.
     """
 
@@ -45,112 +38,57 @@ def fetch(root: Path, archives: Sequence[Archive]) -> None:
         archives: see `Archive`.
 
     Raises:
-        ConnectionError: the address does not answer or the connection breaks.
-        ValueError: the file is not the expected one or not a readable archive.
+        DownloadError: the address does not answer, the connection breaks, or the file is not the
+            expected one.
+        GenSegError: an archive without checksum, or one that cannot be unpacked.
     """
-    root.mkdir(parents=True, exist_ok=True)
     for archive in archives:
         wanted = {
             inside: root / place
             for inside, place in archive.folders.items()
             if not (root / place).exists()
         }
-        if wanted:
-            path = root / archive.url.rpartition("/")[2]
-            if path.is_file():
-                _check(path, archive.checksum, f"remove '{path}' and start again")
-            else:
-                _download(archive, path)
-            _unpack(path, wanted)
-            path.unlink()
-
-
-def _download(archive: Archive, path: Path) -> None:
-    url, checksum, _ = archive
-    part = path.with_name(path.name + ".part")
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "lightning-genseg"})
-        with urllib.request.urlopen(request, timeout=60) as answer, part.open("wb") as file:
-            length = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name) as bar:
-                while chunk := answer.read(_CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            if length and file.tell() != length:
-                raise OSError(f"it ended after {file.tell()} of {length} bytes")
-        _check(part, checksum, f"try again, or put the right file at '{path}' yourself")
-        part.rename(path)
-    except (OSError, HTTPException) as error:  # urllib's own errors are OSErrors
-        raise DownloadError(
-            f"'{url}' could not be downloaded ({error}): try again, or put the file at '{path}' "
-            "yourself."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)  # also when the user interrupts
-
-
-def _check(path: Path, checksum: str | None, remedy: str) -> None:
-    if checksum is None:
-        return
-    kind, _, expected = checksum.partition(":")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, kind).hexdigest()
-    if found != expected:
-        raise GenSegError(
-            f"'{path.name}' is not the expected file (its {kind} is {found} instead of "
-            f"{expected}): {remedy}."
-        )
+        if not wanted:
+            continue
+        if archive.checksum is None:
+            places = " and ".join(f"its '{inside}' to '{path}'" for inside, path in wanted.items())
+            raise GenSegError(
+                f"'{archive.url}' has no published checksum, so it is not downloaded "
+                f"automatically: download it yourself and unpack {places}."
+            )
+        path = root / archive.url.rpartition("/")[2]
+        try:
+            downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 20)
+            pooch.retrieve(archive.url, archive.checksum, path.name, root, downloader=downloader)
+        except (OSError, ValueError) as error:  # requests' errors, another checksum
+            raise DownloadError(
+                f"'{archive.url}' could not be downloaded ({error}): try again, or put the file at "
+                f"'{path}' yourself."
+            ) from error
+        _unpack(path, wanted)
+        path.unlink()
 
 
 def _unpack(path: Path, wanted: Mapping[str, Path]) -> None:
-    """Write the wanted members below a temporary folder, then move them to their places."""
+    """Unpack into a temporary folder, then move what is wanted to its places."""
     temporary = path.with_name(path.name + ".unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    print(f"unpacking {path.name}", file=sys.stderr)
     try:
-        found: dict[str, Path] = {}
-        with tqdm(unit=" files", desc=f"unpacking {path.name}") as bar:
-            for name, content in _members(path):
-                member = PurePosixPath(name)
-                for number, inside in enumerate(wanted):
-                    if ".." not in member.parts and member.is_relative_to(inside):
-                        target = temporary / str(number) / member.relative_to(inside)
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        with target.open("wb") as file:
-                            shutil.copyfileobj(content, file, _CHUNK)
-                        found[inside] = temporary / str(number)
-                        bar.update()
-        missing = [inside for inside in wanted if inside not in found]
+        # Neither kind writes outside of the folder; of a .zip file shutil makes sure itself.
+        if path.suffix == ".zip":
+            shutil.unpack_archive(path, temporary)
+        else:
+            shutil.unpack_archive(path, temporary, filter="data")
+        missing = [inside for inside in wanted if not (temporary / inside).exists()]
         if missing:
-            raise GenSegError(f"it holds no '{missing[0]}'")
+            raise GenSegError(f"'{path}' holds no '{missing[0]}': remove it and download again.")
         for inside, place in wanted.items():
             place.parent.mkdir(parents=True, exist_ok=True)
-            found[inside].rename(place)
-    except (
-        ValueError,
-        EOFError,
-        OSError,
-        zlib.error,
-        zipfile.BadZipFile,
-        tarfile.TarError,
-    ) as error:
+            (temporary / inside).rename(place)
+    except OSError as error:
         raise GenSegError(
-            f"'{path}' cannot be unpacked ({error}): make room on the disk, or remove it and "
-            "download again."
+            f"'{path}' cannot be unpacked ({error}): make room on the disk."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if not name.endswith("/"):
-                    with archive.open(name) as content:
-                        yield name, content
-    else:
-        with tarfile.open(path, "r:*") as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.isfile() else None
-                if file is not None:
-                    yield member.name.removeprefix("./"), file

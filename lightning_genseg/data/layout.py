@@ -1,27 +1,22 @@
-"""What the public data sets share: the official folders, files that miss their partner, ids of another convention."""
+"""Copies of public data sets: their folders, files without a partner, ids of another convention."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_genseg.data.dataset import (
-    MissingFiles,
-    SegmentationDataset,
-    read_mask,
-    readable_suffixes,
-)
-from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset
+from lightning_genseg.errors import GenSegError, MissingFileError, listed
 
 
 def check_root(root: Path, needs: Sequence[str], name: str, downloads: bool = False) -> None:
     """Check that `root` directly holds the folders `needs`.
 
     Raises:
-        FileNotFoundError: it does not; the sentence names a folder one or two levels up or down
+        MissingFileError: it does not; the sentence names a folder one or two levels up or down
             that does.
     """
     hint = ", or set download to true" if downloads else ""
@@ -48,7 +43,7 @@ def check_root(root: Path, needs: Sequence[str], name: str, downloads: bool = Fa
 
 
 def check_split(folder: Path, split: str, name: str) -> None:
-    """Check that a split has its folder; FileNotFoundError naming what is there instead."""
+    """Check that a split has its folder; a MissingFileError names what is there instead."""
     if not folder.is_dir():
         raise MissingFileError(
             f"the {split} split of {name} is missing: '{folder}' does not exist (found beside it: "
@@ -57,7 +52,7 @@ def check_split(folder: Path, split: str, name: str) -> None:
 
 
 def list_files(folder: Path, suffix: str, levels: int = 0) -> dict[str, Path]:
-    """Files in a folder (or `levels` below) whose names end in `suffix`, by the rest of their names, sorted."""
+    """Files in a folder (or `levels` below) whose names end in `suffix`, sorted, by the rest."""
     # os.listdir, because Path.glob takes seconds for COCO's 118 000 images.
     files = {}
     for place in [folder] if levels == 0 else sorted(folder.glob("*/" * levels)):
@@ -71,8 +66,8 @@ def read_list(path: Path, name: str) -> list[str]:
     """Read the image names of a split: one per line, as a stem or as the paths "image mask".
 
     Raises:
-        FileNotFoundError: no such list.
-        ValueError: it is empty.
+        MissingFileError: no such list.
+        GenSegError: it is empty.
     """
     if not path.is_file():
         raise MissingFileError(
@@ -100,45 +95,48 @@ def check_files(dataset: SegmentationDataset) -> None:
             known[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()  # noqa: PTH208
         return name not in known[folder]
 
-    for what, lost in (
-        ("images are missing", [s.image for s in dataset.samples if missing(s.image)]),
-        ("images have no mask", [s.mask for s in dataset.samples if missing(s.mask)]),
+    for what, paths in (
+        ("images are missing", [sample.image for sample in dataset.samples]),
+        ("images have no mask", [sample.mask for sample in dataset.samples]),
     ):
+        lost = [f"'{path}'" for path in paths if missing(path)]
         if lost:
-            shown = ", ".join(f"'{path}'" for path in lost[:3]) + (" ..." if len(lost) > 3 else "")
             raise MissingFiles(
-                f"{len(lost)} {what} (expected: {shown}): add the files or leave the images out.",
+                f"{len(lost)} {what} (expected: {listed(lost, 3)}): add the files or leave the "
+                "images out.",
                 dataset,
             )
 
 
-def check_ids(
-    dataset: SegmentationDataset,
-    wrong: Collection[int],
-    expected: str,
-    read: Callable[[Path], NDArray[np.integer[Any]]] = read_mask,
-) -> None:
-    """Look into eight masks, at the end of the constructor, for values of another convention than the expected one.
+def check_ids(dataset: SegmentationDataset, wrong: Collection[int], expected: str) -> None:
+    """Look for values of another convention in eight masks, at the end of the constructor.
 
     Args:
         dataset: its masks.
-        wrong: raw values that do not occur in the expected convention.
-        expected: what was expected and what to do, as the end of the message.
-        read: reads a mask file.
+        wrong: values that do not occur in the expected convention.
+        expected: what was expected and the remedy, as the end of the message.
 
     Raises:
-        ValueError: they do occur, naming a file.
+        GenSegError: they do occur, naming a file.
     """
-    positions = np.linspace(0, len(dataset) - 1, min(8, len(dataset))).astype(int)
-    for path in (dataset.samples[position].mask for position in positions.tolist()):
-        try:
-            values = np.unique(read(path)).tolist()
-        except (ValueError, FileNotFoundError):
-            continue  # reported when the file is read, or by `genseg check` with all the others
-        odd = [value for value in values if value in wrong]
+    for position, values in some_values(len(dataset), dataset.read_mask_values):
+        odd = sorted(values.intersection(wrong))
         if odd:
-            shown = ", ".join(map(str, odd[:5])) + (" ..." if len(odd) > 5 else "")
-            raise GenSegError(f"mask '{path}' holds the values {shown}, but {expected}.")
+            raise GenSegError(
+                f"mask '{dataset.samples[position].mask}' holds the values {listed(odd)}, but "
+                f"{expected}."
+            )
+
+
+def some_values(
+    count: int, read: Callable[[int], NDArray[np.integer[Any]]]
+) -> Iterator[tuple[int, set[int]]]:
+    """Positions of up to eight of `count` masks, and the values that occur in them."""
+    for position in np.linspace(0, count - 1, min(8, count)).astype(int).tolist():
+        try:
+            yield position, set(np.unique(read(position)).tolist())
+        except GenSegError:
+            continue  # reported when the file is read, or by `genseg check` with all the others
 
 
 def _stem(name: str) -> str:
@@ -153,15 +151,9 @@ def _folders(folder: Path) -> list[Path]:
 
 def _found(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "") or "nothing"
+    return listed(names) or "nothing"
 
 
 def _and(names: Iterable[str]) -> str:
     *most, last = (f"'{name}'" for name in names)
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def without_suffix(name: str) -> str:
-    """Cut the suffix of an image off; in `frame.0001` the part after the dot belongs to the name."""
-    path = Path(name)
-    return (path.with_suffix("") if path.suffix.lower() in readable_suffixes() else path).as_posix()

@@ -1,27 +1,20 @@
 """Samplers and loaders: order, resuming, errors of workers."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from lightning_genseg.data.checks import check_batch
-from lightning_genseg.data.dataset import (
-    Batch,
-    from_worker,
-)
+from lightning_genseg.data.dataset import Batch
 from lightning_genseg.errors import GenSegError
-
-T = TypeVar("T")
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """A permutation per epoch that yields (index, seed) pairs, split by striding over the processes.
+    """A permutation per epoch of (index, seed) pairs, split by striding over the processes.
 
     Order and seeds are a function of (`seed`, epoch) that all processes compute alike, so that
     batch k of W processes together holds the samples of batch k of one process with a W times
@@ -43,7 +36,7 @@ class EpochSampler(DistributedSampler[Any]):
             drop_last=True,
         )
         self.size = len(dataset)  # type: ignore[arg-type]
-        self.start = 0  # samples that the next iteration leaves out, because they were seen before an interruption
+        self.start = 0  # samples that the next iteration leaves out: seen before an interruption
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Pairs of this process in this epoch."""
@@ -59,7 +52,7 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class ClassSampler(EpochSampler):
-    """Draws a class uniformly among those that occur, then an image that holds it, as often as there are images.
+    """Draws a class that occurs, then an image that holds it, as often as there are images.
 
     Args:
         dataset: a sized data set.
@@ -84,12 +77,12 @@ class ClassSampler(EpochSampler):
 
 
 class CheckedLoader(DataLoader[Batch]):
-    """DataLoader that checks its first batch and reports errors of worker processes as they were raised."""
+    """DataLoader that checks its first batch; errors of workers arrive as they were raised."""
 
     _checked = False
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Batches; ValueError or FileNotFoundError with one sentence if a sample is wrong."""
+        """Batches; a GenSegError of one sentence if a sample is wrong."""
         # A generator, so that nothing starts before the first batch is asked for.
         batches = super().__iter__()
         while True:
@@ -97,7 +90,7 @@ class CheckedLoader(DataLoader[Batch]):
                 batch: Batch = next(batches)
             except StopIteration:
                 return
-            except (ValueError, FileNotFoundError) as error:
+            except GenSegError as error:
                 raise from_worker(error) from None
             if not self._checked:
                 check_batch(batch, getattr(self.dataset, "num_classes", None))
@@ -119,18 +112,15 @@ class TrainLoader(CheckedLoader):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches of the sampler's epoch, from the position that was loaded."""
         sampler = self.sampler
-        if not isinstance(
-            sampler, EpochSampler
-        ):  # Trainer(overfit_batches=...) puts its own one here
+        if not isinstance(sampler, EpochSampler):  # Trainer(overfit_batches=...) has its own
             yield from super().__iter__()
             return
         resume, self._resume = self._resume, None
         self._batch = resume[1] if resume is not None and resume[0] == sampler.epoch else 0
         sampler.start = self._batch * (self.batch_size or 1)
         for batch in super().__iter__():
-            self._batch += (
-                1  # before the yield: a checkpoint is written while the consumer holds the batch
-            )
+            # Before the yield: a checkpoint is written while the consumer holds the batch.
+            self._batch += 1
             yield batch
         sampler.set_epoch(sampler.epoch + 1)
         self._batch = 0
@@ -150,62 +140,25 @@ class TrainLoader(CheckedLoader):
         self._resume = (epoch, batch)
 
 
-def on_first_process(build: Callable[[Callable[[], None]], T], every: float = 5.0) -> T:
-    """Let the first process of a process group build something for all; alone it just builds it.
-
-    `build` gets a function to call now and then while it works: through it the others, who wait in
-    a collective operation, hear every `every` seconds that it goes on, so that their timeout says
-    nothing about how long the work may take. What `build` raises is raised in all processes.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return build(lambda: None)
-    said = time.monotonic()
-
-    def say(word: str, value: Any = None) -> tuple[str, Any]:
-        message = [(word, value)]
-        torch.distributed.broadcast_object_list(message, src=0)
-        return message[0]
-
-    def heartbeat() -> None:
-        nonlocal said
-        if time.monotonic() - said > every:
-            say("wait")
-            said = time.monotonic()
-
-    if torch.distributed.get_rank() == 0:
-        try:
-            result = build(heartbeat)
-        except (ValueError, FileNotFoundError) as error:
-            missing = isinstance(error, FileNotFoundError)
-            say("error", (FileNotFoundError if missing else ValueError)(str(error)))
-            raise
-        except BaseException as error:
-            say("error", RuntimeError(f"the first process stopped: {error!r}"))
-            raise
-        say("result", result)
-        return result
-    word, value = say("")
-    while word == "wait":
-        word, value = say("")
-    if word == "error":
-        raise value
-    shared: T = value
-    return shared
+def from_worker(error: GenSegError) -> GenSegError:
+    """Undo what DataLoader does to the message of an exception in its worker process."""
+    # It arrives with its whole traceback as message; the last line is the sentence we wrote.
+    message = str(error)
+    if not message.startswith("Caught "):
+        return error
+    return type(error)(message.strip().splitlines()[-1].partition(": ")[2])
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:
-    """Stack samples into a batch; ValueError naming two files whose sizes differ."""
+    """Stack samples into a batch; a GenSegError names two files whose sizes differ."""
     first = samples[0]
     for sample in samples[1:]:
-        if sample["image"].shape != first["image"].shape:
+        size, other = (tuple(one["image"].shape[-2:]) for one in (first, sample))
+        if size != other:
             raise GenSegError(
-                f"images '{first['name']}' {_size(first['image'])} and '{sample['name']}' "
-                f"{_size(sample['image'])} cannot share a batch: let the transforms end in a crop "
+                f"images '{first['name']}' ({size[0]}x{size[1]}) and '{sample['name']}' "
+                f"({other[0]}x{other[1]}) cannot share a batch: let the transforms end in a crop "
                 "or resize of fixed size, or (evaluation) set eval_batch_size=1."
             )
     batch: Batch = default_collate(samples)
     return batch
-
-
-def _size(image: Tensor) -> str:
-    return f"({image.shape[-2]}x{image.shape[-1]})"

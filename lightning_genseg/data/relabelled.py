@@ -13,8 +13,8 @@ from lightning_genseg.data.transforms.pipeline import apply, compose
 from lightning_genseg.errors import GenSegError
 
 
-class LabelledImages(Protocol):
-    """A data set whose images and masks can be read one by one; those of this package can."""
+class Labelled(Protocol):
+    """A data set whose labels can be read one by one; those of this package can."""
 
     @property
     def num_classes(self) -> int:
@@ -23,14 +23,18 @@ class LabelledImages(Protocol):
     def __len__(self) -> int:
         """N."""
 
+    def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
+        """HxW classes and 255."""
+
+
+class LabelledImages(Labelled, Protocol):
+    """A data set whose images and labels can be read one by one; those of this package can."""
+
     def sample_name(self, index: int) -> str:
         """Name of an image."""
 
     def read_pixels(self, index: int) -> NDArray[np.uint8]:
         """HxWx3."""
-
-    def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
-        """HxW classes and 255."""
 
 
 def check_readable(dataset: Any, purpose: str) -> LabelledImages:

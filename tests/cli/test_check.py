@@ -123,7 +123,7 @@ def test_all_that_is_wrong_is_found_in_one_go(data, root, tmp_path, num_workers)
     data.num_workers = num_workers
     report = check(data, tmp_path / "out")
     whole, *single = report["problems"]
-    assert whole["problem"].startswith("2 images of")
+    assert whole["problem"].startswith("2 images have no mask")
     assert (whole["splits"], whole["name"], whole["file"]) == (["train"], None, None)
     found = {str(Path(p["file"]).relative_to(root)): p["problem"] for p in single}
     assert found.keys() == expected.keys()

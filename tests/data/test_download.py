@@ -1,6 +1,7 @@
 """Downloads from a server on this machine: whole or not at all, never twice, checked."""
 
 import hashlib
+import io
 import re
 import shutil
 import tarfile
@@ -25,18 +26,14 @@ from lightning_genseg.data import (
     VOCDataModule,
 )
 from lightning_genseg.data.download import Archive, fetch
-from tests.miniatures import (
-    make_ade20k,
-    make_coco_stuff_10k,
-    make_coco_stuff_164k,
-    make_voc,
-)
+from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError
+from tests.miniatures import make_ade20k, make_coco_stuff_10k, make_coco_stuff_164k, make_voc
 
 SIZE = (24, 32)
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """A file server that writes down what is asked for, and hangs up in the middle of files called broken."""
+    """A file server that notes what is asked for, and hangs up in the middle of broken files."""
 
     def do_GET(self):
         self.server.asked.append(self.path)
@@ -66,18 +63,11 @@ def server(tmp_path):
         thread.join()
 
 
-def pack(folder, path):
-    """Put a folder, by its own name, into a .zip or .tgz file."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.mkdir(folder.name)
-            for file in files:
-                archive.write(file, file.relative_to(folder.parent))
-    else:
-        with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz") as archive:
-            for file in files:
-                archive.add(file, file.relative_to(folder.parent))
+def pack(folder, path, inside="."):
+    """Put a folder, or one of its sub-folders, into a .zip, .tar or .tgz file."""
+    kind = {".zip": "zip", ".tar": "tar", ".tgz": "gztar"}[path.suffix]
+    made = shutil.make_archive(str(path.with_suffix("")), kind, folder, inside)
+    shutil.move(made, path)
 
 
 def digest(path, kind="md5"):
@@ -116,96 +106,79 @@ def check_datamodule(server, datamodule, dataset, source, splits):
     datamodule.setup("fit")
     datamodule.prepare_data()
     assert server.asked == asked
-    leftovers = [
-        name for name in tree(datamodule.root) if re.search(r"zip|tar|tgz|part|unpack", name)
-    ]
-    assert leftovers == []
+    left = [name for name in tree(datamodule.root) if re.search("zip|tar|tgz|tmp|unpack", name)]
+    assert left == []
 
 
 def test_ade20k(tmp_path, server, monkeypatch, capsys):
     source = make_ade20k(tmp_path / "source", SIZE)
-    pack(source, server.folder / "ADEChallengeData2016.zip")
+    pack(source.parent, server.folder / "ADEChallengeData2016.zip")
     serve(server, monkeypatch, ADE20K)
-    data = ADE20KDataModule(tmp_path / "new" / "ade", download=True, num_workers=0)
+    root = tmp_path / "new" / "ade"
+    unasked = ADE20KDataModule(root, num_workers=0)
+    unasked.prepare_data()
+    with pytest.raises(MissingFileError, match=r"does not exist.*or set download to true\."):
+        unasked.setup("fit")
+    assert server.asked == []
+    data = ADE20KDataModule(root, download=True, num_workers=0)
     check_datamodule(server, data, ADE20K, source, ("train", "val"))
     shown = capsys.readouterr().err
-    assert "ADEChallengeData2016.zip: 100%" in shown
+    assert "100%" in shown
     assert "unpacking ADEChallengeData2016.zip" in shown
 
 
-def test_coco_stuff_10k(tmp_path, server, monkeypatch):
-    source = make_coco_stuff_10k(tmp_path / "source", SIZE)
-    # This archive has no folder around its folders.
-    shutil.make_archive(str(server.folder / "cocostuff-10k-v1.1"), "zip", source)
-    serve(server, monkeypatch, COCOStuff10k)
-    data = COCOStuff10kDataModule(tmp_path / "new", download=True, num_workers=0)
-    check_datamodule(server, data, COCOStuff10k, source, ("train", "test"))
-
-
-def test_coco_stuff_164k_gets_only_what_is_missing(tmp_path, server, monkeypatch):
-    source = make_coco_stuff_164k(tmp_path / "source", SIZE)
-    root = tmp_path / "new"
+def test_masks_without_checksum_are_asked_for(tmp_path, server, monkeypatch):
+    source, root = make_coco_stuff_164k(tmp_path / "source", SIZE), tmp_path / "new"
     shutil.copytree(source / "images" / "train2017", root / "images" / "train2017")
-    pack(source / "images" / "train2017", server.folder / "train2017.zip")
-    pack(source / "images" / "val2017", server.folder / "val2017.zip")
-    shutil.make_archive(
-        str(server.folder / "stuffthingmaps_trainval2017"), "zip", source / "annotations"
-    )
+    for split in ("train2017", "val2017"):
+        pack(source / "images", server.folder / f"{split}.zip", split)
+    pack(source / "annotations", server.folder / "stuffthingmaps_trainval2017.zip")
     serve(server, monkeypatch, COCOStuff164k)
     data = COCOStuff164kDataModule(root, download=True, num_workers=0)
+    places = "unpack its 'train2017' to '.*annotations/train2017' and its 'val2017' to '.*val2017'"
+    with pytest.raises(GenSegError, match=f"_trainval2017.zip' has no published .*{places}"):
+        data.prepare_data()
+    assert server.asked == []
+    shutil.copytree(source / "annotations", root / "annotations")
     check_datamodule(server, data, COCOStuff164k, source, ("train", "val"))
-    assert server.asked == ["/stuffthingmaps_trainval2017.zip", "/val2017.zip"]
+    assert server.asked == ["/val2017.zip"]  # only what is missing
+    small = COCOStuff10kDataModule(tmp_path / "10k", download=True)
+    with pytest.raises(GenSegError, match=r"/cocostuff-10k-v1.1.zip' has no published checksum"):
+        small.setup("fit")
+    source = make_coco_stuff_10k(tmp_path / "10k", SIZE)
+    small.setup("fit")
+    assert small.train_dataset.samples == COCOStuff10k(source).samples
 
 
-def pack_voc(tmp_path, server, monkeypatch):
+@pytest.mark.parametrize("split", ["trainaug", "train"])
+def test_voc(tmp_path, server, monkeypatch, split):
     """VOC's archive without, and SBD's with, what the augmentation consists of."""
     source = make_voc(tmp_path / "source", SIZE)
     plain = tmp_path / "plain" / "VOCdevkit"
     shutil.copytree(source.parent, plain)
     shutil.rmtree(plain / "VOC2012" / "SegmentationClassAug")
-    (plain / "VOC2012" / "ImageSets" / "Segmentation" / "trainaug.txt").unlink()
-    (plain / "VOC2012" / "ImageSets" / "Segmentation" / "aug.txt").unlink()
-    pack(plain, server.folder / "VOCtrainval_11-May-2012.tar")
-    sbd = tmp_path / "benchmark_RELEASE"
-    (sbd / "dataset" / "cls").mkdir(parents=True)
+    for name in ("trainaug", "aug"):
+        (plain / "VOC2012" / "ImageSets" / "Segmentation" / f"{name}.txt").unlink()
+    pack(plain.parent, server.folder / "VOCtrainval_11-May-2012.tar")
+    sbd = tmp_path / "sbd" / "benchmark_RELEASE" / "dataset"
+    (sbd / "cls").mkdir(parents=True)
     names = sorted(path.stem for path in (source / "SegmentationClassAug").iterdir())
     for name in names:
         mask = np.array(Image.open(source / "SegmentationClassAug" / f"{name}.png"))
         contents = {"GTcls": {"Segmentation": mask, "CategoriesPresent": np.unique(mask)}}
-        savemat(sbd / "dataset" / "cls" / f"{name}.mat", contents)
+        savemat(sbd / "cls" / f"{name}.mat", contents)
     # SBD's own splits cut across those of VOC.
-    (sbd / "dataset" / "train.txt").write_text("\n".join(names[::2]))
-    (sbd / "dataset" / "val.txt").write_text("\n".join(names[1::2]))
-    pack(sbd, server.folder / "benchmark.tgz")
+    (sbd / "train.txt").write_text("\n".join(names[::2]))
+    (sbd / "val.txt").write_text("\n".join(names[1::2]))
+    pack(tmp_path / "sbd", server.folder / "benchmark.tgz")
     serve(server, monkeypatch, VOC)
     serve(server, monkeypatch, VOC, "AUGMENTATION")
-    return source
-
-
-def test_voc_with_augmentation(tmp_path, server, monkeypatch):
-    source = pack_voc(tmp_path, server, monkeypatch)
-    data = VOCDataModule(tmp_path / "new", download=True, num_workers=0)
-    check_datamodule(server, data, VOC, source, ("trainaug", "train", "val"))
-    assert server.asked == ["/VOCtrainval_11-May-2012.tar", "/benchmark.tgz"]
-
-
-def test_voc_alone(tmp_path, server, monkeypatch):
-    source = pack_voc(tmp_path, server, monkeypatch)
-    data = VOCDataModule(tmp_path / "new", "train", download=True, num_workers=0)
-    check_datamodule(server, data, VOC, source, ("train", "val"))
-    assert server.asked == ["/VOCtrainval_11-May-2012.tar"]
-    assert not (data.root / "SegmentationClassAug").exists()
-
-
-def test_nothing_is_downloaded_unless_asked(tmp_path, server, monkeypatch):
-    source = make_ade20k(tmp_path / "source", SIZE)
-    pack(source, server.folder / "ADEChallengeData2016.zip")
-    serve(server, monkeypatch, ADE20K)
-    data = ADE20KDataModule(tmp_path / "new", num_workers=0)
-    data.prepare_data()
-    with pytest.raises(FileNotFoundError, match=r"does not exist.*or set download to true\."):
-        data.setup("fit")
-    assert server.asked == []
+    data = VOCDataModule(tmp_path / "new", split, download=True, num_workers=0)
+    augmented = split == "trainaug"
+    splits = ("trainaug", "train", "val") if augmented else ("train", "val")
+    check_datamodule(server, data, VOC, source, splits)
+    assert server.asked == ["/VOCtrainval_11-May-2012.tar", "/benchmark.tgz"][: 1 + augmented]
+    assert (data.root / "SegmentationClassAug").exists() == augmented
 
 
 # --- when something goes wrong -----------------------------------------------------------------
@@ -217,59 +190,46 @@ def archive(server, tmp_path):
     source = tmp_path / "some" / "pictures"
     source.mkdir(parents=True)
     (source / "a.txt").write_text("a" * 5000)
-    pack(source, server.folder / "some.zip")
+    pack(source.parent, server.folder / "some.zip")
     url = f"{server.url}/some.zip"
     return Archive(url, digest(server.folder / "some.zip"), {"pictures": "images"})
 
 
-def test_connection_breaks(tmp_path, server, archive):
+def test_a_file_that_does_not_arrive(tmp_path, server, archive):
     root = tmp_path / "new"
-    (server.folder / "some.zip").rename(server.folder / "broken.zip")
-    with pytest.raises(
-        ConnectionError,
-        match=r"broken\.zip' could not be downloaded \(it ended after .* of .* bytes",
+    shutil.copy(server.folder / "some.zip", server.folder / "broken.zip")
+    for wrong, message in (
+        (archive._replace(url=f"{server.url}/broken.zip"), r"broken\.zip' could not be downloaded"),
+        (archive._replace(url=f"{server.url}/other.zip"), r"other\.zip' .*404"),
+        (
+            archive._replace(url="http://127.0.0.1:9/x.zip"),
+            r"or put the file at '.*x.zip' yourself",
+        ),
+        (archive._replace(checksum="md5:00"), "does not match the known hash: expected md5:00"),
     ):
-        fetch(root, [archive._replace(url=f"{server.url}/broken.zip")])
-    assert tree(root) == set()
-    (server.folder / "broken.zip").rename(server.folder / "some.zip")
-    fetch(root, [archive])
-    assert tree(root) == {"images/a.txt"}
-
-
-def test_user_interrupts(tmp_path, archive, monkeypatch):
-    root = tmp_path / "new"
-
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("lightning_genseg.data.download.tqdm.update", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            fetch(root, [archive])
+        with pytest.raises(DownloadError, match=message) as error:
+            fetch(root, [wrong])
+        assert str(error.value).endswith(".")
+        assert "\n" not in str(error.value)
         assert tree(root) == set()
-        shutil.copy(tmp_path / "served" / "some.zip", root)  # now while it is unpacked
-        with pytest.raises(KeyboardInterrupt):
-            fetch(root, [archive])
-        assert tree(root) == {"some.zip"}
     fetch(root, [archive])
     assert tree(root) == {"images/a.txt"}
 
 
-def test_no_such_address(tmp_path, server, archive):
-    with pytest.raises(ConnectionError, match=r"other\.zip' could not be downloaded \(.*404"):
-        fetch(tmp_path / "new", [archive._replace(url=f"{server.url}/other.zip")])
-    with pytest.raises(ConnectionError, match=r"or put the file at '.*some\.zip' yourself\.$"):
-        fetch(tmp_path / "new", [archive._replace(url="http://127.0.0.1:9/some.zip")])
-    assert tree(tmp_path / "new") == set()
+def interrupt(*arguments, **keywords):
+    raise KeyboardInterrupt
 
 
-def test_another_file_than_expected(tmp_path, archive):
+@pytest.mark.parametrize("place", ["shutil.unpack_archive", "pooch.core.shutil.move"])
+def test_user_interrupts(tmp_path, archive, monkeypatch, place):
     root = tmp_path / "new"
-    with pytest.raises(
-        ValueError, match=r"'some\.zip.*' is not the expected file \(its md5 is .* instead of 00"
-    ):
-        fetch(root, [archive._replace(checksum="md5:00")])
-    assert tree(root) == set()
+    with monkeypatch.context() as patch:
+        patch.setattr(place, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(root, [archive])
+        assert tree(root) == ({"some.zip"} if "unpack" in place else set())
+    fetch(root, [archive])
+    assert tree(root) == {"images/a.txt"}
 
 
 def test_archive_that_was_put_there(tmp_path, server, archive):
@@ -279,39 +239,40 @@ def test_archive_that_was_put_there(tmp_path, server, archive):
     fetch(root, [archive])
     assert tree(root) == {"images/a.txt"}
     assert server.asked == []
-
-
-def test_wrong_archive_that_was_put_there_stays(tmp_path, archive):
-    root = tmp_path / "new"
-    root.mkdir()
-    (root / "some.zip").write_bytes(b"something")
-    with pytest.raises(
-        ValueError, match=r"not the expected file .*remove '.*new/some\.zip' and start again"
-    ):
-        fetch(root, [archive])
-    with pytest.raises(ValueError, match=r"cannot be unpacked \(File is not a zip file\)"):
-        fetch(root, [archive._replace(checksum=None)])
-    assert tree(root) == {"some.zip"}
+    shutil.rmtree(root / "images")
+    (root / "some.zip").write_bytes(b"something else")
+    with pytest.raises(DownloadError, match=r"put the file at '.*some\.zip' yourself"):
+        fetch(root, [archive._replace(url="http://127.0.0.1:9/some.zip")])
+    assert tree(root) == {"some.zip"}  # perhaps it is wanted for something else
+    fetch(root, [archive])
+    assert tree(root) == {"images/a.txt"}
 
 
 def test_archive_without_the_folder(tmp_path, archive):
-    with pytest.raises(ValueError, match=r"cannot be unpacked \(it holds no 'photos'\)"):
+    with pytest.raises(GenSegError, match=r"some\.zip' holds no 'photos': remove it"):
         fetch(tmp_path / "new", [archive._replace(folders={"pictures": "a", "photos": "b"})])
     assert not (tmp_path / "new" / "a").exists()
 
 
-def test_archive_that_points_outside(tmp_path):
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_archive_that_points_outside(tmp_path, kind):
     root = tmp_path / "root"
     root.mkdir()
-    with zipfile.ZipFile(root / "evil.zip", "w") as archive:
-        archive.writestr("pictures/a.txt", "a")
-        archive.writestr("pictures/../../../evil.txt", "evil")
-        archive.writestr("/etc/evil.txt", "evil")
-    fetch(root, [Archive("http://nowhere/evil.zip", None, {"pictures": "images"})])
-    assert tree(tmp_path) == {"root/images/a.txt"}
-
-
-def test_file_address(tmp_path, server, archive):
-    """A mirror on a disk."""
-    fetch(tmp_path / "new", [archive._replace(url=(server.folder / "some.zip").as_uri())])
-    assert tree(tmp_path / "new") == {"images/a.txt"}
+    path = root / f"evil.{kind}"
+    names = ("pictures/a.txt", "pictures/../../../evil.txt", f"{tmp_path}/evil.txt")
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, "content")
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name in names:
+                archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    evil = Archive(f"http://127.0.0.1:9/{path.name}", digest(path), {"pictures": "images"})
+    if kind == "zip":
+        fetch(root, [evil])
+        assert tree(tmp_path) == {"root/images/a.txt"}
+    else:
+        with pytest.raises(tarfile.FilterError):
+            fetch(root, [evil])
+        assert tree(tmp_path) == {"root/evil.tar"}

@@ -1,6 +1,6 @@
 """Episodes of few-shot segmentation over any dense data set, and its base classes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,6 @@ from lightning_genseg.data.episodes.dataset import (
 from lightning_genseg.data.episodes.folds import Folds, few_shot_classes, shown
 from lightning_genseg.data.episodes.manifest import read_episodes, write_episodes
 from lightning_genseg.data.episodes.support import SupportedImages
-from lightning_genseg.data.loaders import on_first_process
 from lightning_genseg.data.relabelled import LabelledImages
 from lightning_genseg.data.transforms.crops import Letterbox, Transform
 from lightning_genseg.data.transforms.pipeline import episode_train_transform
@@ -181,6 +180,11 @@ class EpisodesDataModule(FoldDataModule):
         self.support_ids = support_ids
         self._counts: dict[Split, NDArray[np.int64]] = {}
 
+    def count_classes(self) -> None:
+        """Build the data once in one process: the others find counts and manifest."""
+        if self.trainer is not None and not self.trainer.predicting:
+            self.setup(self.trainer.state.fn)
+
     def make_predict_dataset(self) -> SupportedImages:
         """Build the images under `predict_root`, each with the supports of `support_root`."""
         return SupportedImages(self.predict_root, self.support_root, self.size, self.support_ids)
@@ -240,13 +244,8 @@ class EpisodesDataModule(FoldDataModule):
         return pool
 
     def _count(self, split: Split, images: LabelledImages) -> NDArray[np.int64]:
-        """Count pixels of classes; under DDP one process counts, the others wait."""
         if split not in self._counts:
-
-            def build(heartbeat: Callable[[], None]) -> NDArray[np.int64]:
-                return class_index(images, self.cache_dir, self.num_workers, heartbeat)
-
-            self._counts[split] = on_first_process(build)
+            self._counts[split] = class_index(images, self.cache_dir, self.num_workers)
         return self._counts[split]
 
 

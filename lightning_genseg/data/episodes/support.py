@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.data.dataset import ImageFolder, check_sizes, read_image, read_mask
+from lightning_genseg.data.dataset import ImageFolder, check_sizes
+from lightning_genseg.data.images import read_image, read_mask
 from lightning_genseg.data.labels import anomaly_table, map_labels
 from lightning_genseg.data.sets.folder import match_masks
 from lightning_genseg.data.transforms.crops import Letterbox

@@ -70,10 +70,10 @@ class MixedDataModule(SegmentationDataModule):
         every = SegmentationDataModule.splits
         self.splits = tuple(s for s in every if s in found)  # type: ignore[misc]
 
-    def prepare_data(self) -> None:
-        """Prepare the data of all datamodules."""
+    def get_files(self) -> None:
+        """Get the files of all datamodules."""
         for data in self.data.values():
-            data.prepare_data()
+            data.get_files()
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> RelabelledImages:
         """Build the relabelled images of a split, each once."""

@@ -2,32 +2,30 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.download import Archive, fetch
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.layout import check_files, check_ids, check_root, check_split, list_files
-from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 
 class ADE20K(SegmentationDataset):
-    """ADE20K of the SceneParsing challenge 2016: 150 classes, 20 210 training and 2000 validation images.
+    """ADE20K of the SceneParsing challenge 2016: 150 classes, 20 210 and 2000 images.
 
     Layout: `root/images/{training,validation}/*.jpg` and
-        `root/annotations/{training,validation}/*.png` (0 = other
-    objects, ignored; 1 to 150), as `ADEChallengeData2016.zip` unpacks. The test labels were never
-    published. Get it from http://sceneparsing.csail.mit.edu (non-commercial research and
-    education), or with `download`.
+    `root/annotations/{training,validation}/*.png` (0 = other objects, ignored; 1 to 150), as
+    `ADEChallengeData2016.zip` unpacks. The test labels were never published. Get it from
+    http://sceneparsing.csail.mit.edu (non-commercial research and education), or with `download`.
 
     Sources: Zhou et al.: Scene parsing through ADE20K dataset, CVPR 2017, and Semantic
-        understanding of scenes through
-    the ADE20K dataset, IJCV 127, 2019, arXiv:1608.05442; names (the first synonym of each) and
-    colours: github.com/CSAILVision/sceneparsing, objectInfo150.txt and color150.mat. Road and
-        skyscraper share a colour there.
+    understanding of scenes through the ADE20K dataset, IJCV 127, 2019, arXiv:1608.05442. Names (the
+    first synonym of each) and colours: github.com/CSAILVision/sceneparsing, objectInfo150.txt and
+    color150.mat. Road and skyscraper share a colour there.
 
     Args:
         root: folder that holds `images` and `annotations`, usually `ADEChallengeData2016`.
@@ -35,52 +33,58 @@ class ADE20K(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no image, an image without mask, masks with shifted ids; on reading as in
+        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
+        GenSegError: no image, an image without mask, masks with shifted ids; on reading as in
             `SegmentationDataset`.
     """
 
     # fmt: off
     CLASS_NAMES = (
-        "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass", "cabinet",
-        "sidewalk", "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair", "car", "water",
-        "painting", "sofa", "shelf", "house", "sea", "mirror", "rug", "field", "armchair", "seat", "fence", "desk",
-        "rock", "wardrobe", "lamp", "bathtub", "railing", "cushion", "base", "box", "column", "signboard",
-        "chest of drawers", "counter", "sand", "sink", "skyscraper", "fireplace", "refrigerator", "grandstand", "path",
-        "stairs", "runway", "case", "pool table", "pillow", "screen door", "stairway", "river", "bridge", "bookcase",
-        "blind", "coffee table", "toilet", "flower", "book", "hill", "bench", "countertop", "stove", "palm",
-        "kitchen island", "computer", "swivel chair", "boat", "bar", "arcade machine", "hovel", "bus", "towel",
-        "light", "truck", "tower", "chandelier", "awning", "streetlight", "booth", "television", "airplane",
-        "dirt track", "apparel", "pole", "land", "bannister", "escalator", "ottoman", "bottle", "buffet", "poster",
-        "stage", "van", "ship", "fountain", "conveyer belt", "canopy", "washer", "plaything", "swimming pool", "stool",
-        "barrel", "basket", "waterfall", "tent", "bag", "minibike", "cradle", "oven", "ball", "food", "step", "tank",
-        "trade name", "microwave", "pot", "animal", "bicycle", "lake", "dishwasher", "screen", "blanket", "sculpture",
-        "hood", "sconce", "vase", "traffic light", "tray", "ashcan", "fan", "pier", "crt screen", "plate", "monitor",
+        "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass",
+        "cabinet", "sidewalk", "person", "earth", "door", "table", "mountain", "plant", "curtain",
+        "chair", "car", "water", "painting", "sofa", "shelf", "house", "sea", "mirror", "rug",
+        "field", "armchair", "seat", "fence", "desk", "rock", "wardrobe", "lamp", "bathtub",
+        "railing", "cushion", "base", "box", "column", "signboard", "chest of drawers", "counter",
+        "sand", "sink", "skyscraper", "fireplace", "refrigerator", "grandstand", "path", "stairs",
+        "runway", "case", "pool table", "pillow", "screen door", "stairway", "river", "bridge",
+        "bookcase", "blind", "coffee table", "toilet", "flower", "book", "hill", "bench",
+        "countertop", "stove", "palm", "kitchen island", "computer", "swivel chair", "boat", "bar",
+        "arcade machine", "hovel", "bus", "towel", "light", "truck", "tower", "chandelier",
+        "awning", "streetlight", "booth", "television", "airplane", "dirt track", "apparel", "pole",
+        "land", "bannister", "escalator", "ottoman", "bottle", "buffet", "poster", "stage", "van",
+        "ship", "fountain", "conveyer belt", "canopy", "washer", "plaything", "swimming pool",
+        "stool", "barrel", "basket", "waterfall", "tent", "bag", "minibike", "cradle", "oven",
+        "ball", "food", "step", "tank", "trade name", "microwave", "pot", "animal", "bicycle",
+        "lake", "dishwasher", "screen", "blanket", "sculpture", "hood", "sconce", "vase",
+        "traffic light", "tray", "ashcan", "fan", "pier", "crt screen", "plate", "monitor",
         "bulletin board", "shower", "radiator", "glass", "clock", "flag",
     )
     PALETTE = (
-        (120, 120, 120), (180, 120, 120), (6, 230, 230), (80, 50, 50), (4, 200, 3), (120, 120, 80), (140, 140, 140),
-        (204, 5, 255), (230, 230, 230), (4, 250, 7), (224, 5, 255), (235, 255, 7), (150, 5, 61), (120, 120, 70),
-        (8, 255, 51), (255, 6, 82), (143, 255, 140), (204, 255, 4), (255, 51, 7), (204, 70, 3), (0, 102, 200),
-        (61, 230, 250), (255, 6, 51), (11, 102, 255), (255, 7, 71), (255, 9, 224), (9, 7, 230), (220, 220, 220),
-        (255, 9, 92), (112, 9, 255), (8, 255, 214), (7, 255, 224), (255, 184, 6), (10, 255, 71), (255, 41, 10),
-        (7, 255, 255), (224, 255, 8), (102, 8, 255), (255, 61, 6), (255, 194, 7), (255, 122, 8), (0, 255, 20),
-        (255, 8, 41), (255, 5, 153), (6, 51, 255), (235, 12, 255), (160, 150, 20), (0, 163, 255), (140, 140, 140),
-        (250, 10, 15), (20, 255, 0), (31, 255, 0), (255, 31, 0), (255, 224, 0), (153, 255, 0), (0, 0, 255),
-        (255, 71, 0), (0, 235, 255), (0, 173, 255), (31, 0, 255), (11, 200, 200), (255, 82, 0), (0, 255, 245),
-        (0, 61, 255), (0, 255, 112), (0, 255, 133), (255, 0, 0), (255, 163, 0), (255, 102, 0), (194, 255, 0),
-        (0, 143, 255), (51, 255, 0), (0, 82, 255), (0, 255, 41), (0, 255, 173), (10, 0, 255), (173, 255, 0),
-        (0, 255, 153), (255, 92, 0), (255, 0, 255), (255, 0, 245), (255, 0, 102), (255, 173, 0), (255, 0, 20),
-        (255, 184, 184), (0, 31, 255), (0, 255, 61), (0, 71, 255), (255, 0, 204), (0, 255, 194), (0, 255, 82),
-        (0, 10, 255), (0, 112, 255), (51, 0, 255), (0, 194, 255), (0, 122, 255), (0, 255, 163), (255, 153, 0),
-        (0, 255, 10), (255, 112, 0), (143, 255, 0), (82, 0, 255), (163, 255, 0), (255, 235, 0), (8, 184, 170),
-        (133, 0, 255), (0, 255, 92), (184, 0, 255), (255, 0, 31), (0, 184, 255), (0, 214, 255), (255, 0, 112),
-        (92, 255, 0), (0, 224, 255), (112, 224, 255), (70, 184, 160), (163, 0, 255), (153, 0, 255), (71, 255, 0),
-        (255, 0, 163), (255, 204, 0), (255, 0, 143), (0, 255, 235), (133, 255, 0), (255, 0, 235), (245, 0, 255),
-        (255, 0, 122), (255, 245, 0), (10, 190, 212), (214, 255, 0), (0, 204, 255), (20, 0, 255), (255, 255, 0),
-        (0, 153, 255), (0, 41, 255), (0, 255, 204), (41, 0, 255), (41, 255, 0), (173, 0, 255), (0, 245, 255),
-        (71, 0, 255), (122, 0, 255), (0, 255, 184), (0, 92, 255), (184, 255, 0), (0, 133, 255), (255, 214, 0),
-        (25, 194, 194), (102, 255, 0), (92, 0, 255),
+        (120, 120, 120), (180, 120, 120), (6, 230, 230), (80, 50, 50), (4, 200, 3), (120, 120, 80),
+        (140, 140, 140), (204, 5, 255), (230, 230, 230), (4, 250, 7), (224, 5, 255), (235, 255, 7),
+        (150, 5, 61), (120, 120, 70), (8, 255, 51), (255, 6, 82), (143, 255, 140), (204, 255, 4),
+        (255, 51, 7), (204, 70, 3), (0, 102, 200), (61, 230, 250), (255, 6, 51), (11, 102, 255),
+        (255, 7, 71), (255, 9, 224), (9, 7, 230), (220, 220, 220), (255, 9, 92), (112, 9, 255),
+        (8, 255, 214), (7, 255, 224), (255, 184, 6), (10, 255, 71), (255, 41, 10), (7, 255, 255),
+        (224, 255, 8), (102, 8, 255), (255, 61, 6), (255, 194, 7), (255, 122, 8), (0, 255, 20),
+        (255, 8, 41), (255, 5, 153), (6, 51, 255), (235, 12, 255), (160, 150, 20), (0, 163, 255),
+        (140, 140, 140), (250, 10, 15), (20, 255, 0), (31, 255, 0), (255, 31, 0), (255, 224, 0),
+        (153, 255, 0), (0, 0, 255), (255, 71, 0), (0, 235, 255), (0, 173, 255), (31, 0, 255),
+        (11, 200, 200), (255, 82, 0), (0, 255, 245), (0, 61, 255), (0, 255, 112), (0, 255, 133),
+        (255, 0, 0), (255, 163, 0), (255, 102, 0), (194, 255, 0), (0, 143, 255), (51, 255, 0),
+        (0, 82, 255), (0, 255, 41), (0, 255, 173), (10, 0, 255), (173, 255, 0), (0, 255, 153),
+        (255, 92, 0), (255, 0, 255), (255, 0, 245), (255, 0, 102), (255, 173, 0), (255, 0, 20),
+        (255, 184, 184), (0, 31, 255), (0, 255, 61), (0, 71, 255), (255, 0, 204), (0, 255, 194),
+        (0, 255, 82), (0, 10, 255), (0, 112, 255), (51, 0, 255), (0, 194, 255), (0, 122, 255),
+        (0, 255, 163), (255, 153, 0), (0, 255, 10), (255, 112, 0), (143, 255, 0), (82, 0, 255),
+        (163, 255, 0), (255, 235, 0), (8, 184, 170), (133, 0, 255), (0, 255, 92), (184, 0, 255),
+        (255, 0, 31), (0, 184, 255), (0, 214, 255), (255, 0, 112), (92, 255, 0), (0, 224, 255),
+        (112, 224, 255), (70, 184, 160), (163, 0, 255), (153, 0, 255), (71, 255, 0), (255, 0, 163),
+        (255, 204, 0), (255, 0, 143), (0, 255, 235), (133, 255, 0), (255, 0, 235), (245, 0, 255),
+        (255, 0, 122), (255, 245, 0), (10, 190, 212), (214, 255, 0), (0, 204, 255), (20, 0, 255),
+        (255, 255, 0), (0, 153, 255), (0, 41, 255), (0, 255, 204), (41, 0, 255), (41, 255, 0),
+        (173, 0, 255), (0, 245, 255), (71, 0, 255), (122, 0, 255), (0, 255, 184), (0, 92, 255),
+        (184, 255, 0), (0, 133, 255), (255, 214, 0), (25, 194, 194), (102, 255, 0), (92, 0, 255),
     )
     # fmt: on
     IDS: ClassVar[dict[int, int]] = {0: IGNORE} | {c + 1: c for c in range(150)}
@@ -98,6 +102,7 @@ class ADE20K(SegmentationDataset):
         split: Literal["train", "val"] = "train",
         transform: Sequence[Transform] | None = None,
     ) -> None:
+        check_arguments(ADE20K.__init__, locals())
         root = Path(root)
         check_root(root, ("images", "annotations"), "ADE20K", downloads=True)
         folder = {"train": "training", "val": "validation"}[split]
@@ -121,12 +126,12 @@ class ADE20K(SegmentationDataset):
 
     @classmethod
     def download(cls, root: Path | str) -> None:
-        """Download what is missing in `root` (1 GB), see `datasets.download.fetch`."""
+        """Download what is missing in `root` (1 GB)."""
         fetch(Path(root), cls.ARCHIVES)
 
 
 class ADE20KDataModule(SegmentationDataModule):
-    """ADE20K SceneParsing 150 (`datasets.ADE20K`: layout, sources, where to get it).
+    """ADE20K SceneParsing 150; layout, sources and where to get it: see `ADE20K`.
 
     `test` is the validation split, because the labels of the test images are not published.
 
@@ -134,62 +139,34 @@ class ADE20KDataModule(SegmentationDataModule):
         root: folder that holds images and annotations, usually ADEChallengeData2016; not needed for
             prediction.
         download: get what is missing in `root` before the run (1 GB).
-        unknown_classes: see `SegmentationDataModule`, like all that follow.
-        batch_size: see there.
-        eval_batch_size: see there.
-        num_workers: see there.
-        crop_size: see there.
-        class_balanced: see there.
-        sparse: see there.
-        train_transform: see there.
-        eval_transform: see there.
-        seed: see there.
-        predict_root: see there.
-        cache_dir: see there.
+        batch_size: images of a training batch, per process.
+        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
+            given.
     """
 
     def __init__(
         self,
         root: Path,
         download: bool = False,
-        unknown_classes: list[str] | None = None,
         batch_size: int = 16,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
         crop_size: tuple[int, int] = (512, 512),
-        class_balanced: bool = False,
-        sparse: SparseLabels | None = None,
-        train_transform: list[Transform] | None = None,
-        eval_transform: list[Transform] | None = None,
-        seed: int = 0,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             class_names=ADE20K.CLASS_NAMES,
             palette=ADE20K.PALETTE,
-            unknown_classes=unknown_classes,
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
             crop_size=crop_size,
-            class_balanced=class_balanced,
-            sparse=sparse,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            seed=seed,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
+            **kwargs,
         )
         self.root = root
         self.download = download
 
-    def prepare_data(self) -> None:
-        """Download what is missing, if asked to; Lightning calls it in one process per machine."""
-        if self.download and not (self.trainer and self.trainer.predicting):
+    def get_files(self) -> None:
+        """Download what is missing, if asked to."""
+        if self.download:
             ADE20K.download(self.root)
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> ADE20K:
         """Build the training or the validation split."""
-        self.prepare_data()  # does nothing when the files are there; a loop without a Trainer needs it
         return ADE20K(self.root, "train" if split == "train" else "val", transform)

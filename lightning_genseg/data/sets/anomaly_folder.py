@@ -1,41 +1,42 @@
-"""Anybody's own anomalies: a folder of images, one of anomaly masks, and perhaps one of class masks."""
+"""Anybody's own anomalies: folders of images, of anomaly masks, and perhaps of class masks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
-import numpy as np
-
-from lightning_genseg.data.datamodule import SegmentationDataModule, Split
-from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset, read_mask
+from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data.datamodule import EvaluationDataModule, Split
+from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset
+from lightning_genseg.data.images import read_mask
 from lightning_genseg.data.labels import IGNORE, Color, anomaly_table, label_table
-from lightning_genseg.data.sets.folder import named_classes, pair_files, read_names
+from lightning_genseg.data.layout import some_values
+from lightning_genseg.data.sets.folder import find_list, named_classes, pair_files, read_names
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 
 class AnomalyFolder(SegmentationDataset):
-    """Images and anomaly masks (1 anomalous, 0 known, 255 not evaluated) of the same names in two folders under `root`.
+    """Images and anomaly masks (1 anomalous, 0 known, 255 not evaluated) of the same names.
 
     With `class_masks` also the labels of the known classes are read; `mask` is 255 where the
     anomaly mask is 1. Without them it is 255 everywhere.
 
     Args:
-        root: folder that holds them.
+        root: folder that holds the others.
         class_names: one for each class of the model.
         images: folder of the images, of any format.
         masks: folder of the anomaly masks.
         class_masks: folder of the class masks, one class number per pixel.
         names: which samples, in this order; default: all, sorted.
-        palette: see `SegmentationDataset`.
-        ids: of the class masks, see `SegmentationDataset`.
+        palette: one RGB colour per class; default: the colours of PASCAL VOC.
+        ids: value in the class masks -> class (or 255); None: the files hold classes.
         anomaly_ids: value in the anomaly masks -> 1, 0 or 255; default: the files hold these. `{0:
             0, 255: 1}` for masks that are white where something is anomalous.
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: a folder does not exist.
-        ValueError: no image, names that do not match, anomaly masks of 0 and 255 only without
+        MissingFileError: a folder does not exist.
+        GenSegError: no image, names that do not match, anomaly masks of 0 and 255 only without
             `anomaly_ids`; on reading as in `SegmentationDataset`.
     """
 
@@ -77,37 +78,27 @@ class AnomalyFolder(SegmentationDataset):
 
     def _check_white(self) -> None:
         """Complain of masks painted in black and white, in which nothing would be anomalous."""
-        white = False
-        for position in np.linspace(0, len(self) - 1, min(8, len(self))).astype(int).tolist():
-            path = self.samples[position].anomaly or self.samples[position].mask
-            try:
-                values = set(np.unique(read_mask(path)).tolist())
-            except (ValueError, FileNotFoundError):
-                continue  # reported when the file is read, or by `genseg check` with all the others
-            if not values <= {0, IGNORE}:
-                return
-            white = white or values == {0, IGNORE}
-        if white:
+        paths = [sample.anomaly or sample.mask for sample in self.samples]
+        found = [values for _, values in some_values(len(self), lambda i: read_mask(paths[i]))]
+        if {0, IGNORE} in found and all(values <= {0, IGNORE} for values in found):
             raise GenSegError(
-                f"the anomaly masks of '{path.parent}' hold 0 and 255 only, but 255 means not "
-                "evaluated: set anomaly_ids "
-                "to {0: 0, 255: 1} if they are white where something is anomalous, or {0: 0, 1: 1} "
-                "if all is known."
+                f"the anomaly masks of '{paths[-1].parent}' hold 0 and 255 only, but 255 means not "
+                "evaluated: set anomaly_ids to {0: 0, 255: 1} if they are white where something is "
+                "anomalous, or {0: 0, 1: 1} if all is known."
             )
 
 
-class AnomalyFolderDataModule(SegmentationDataModule):
-    """Your own anomalies, for testing a trained network: `root/images` and `root/masks` with files of the same names.
+class AnomalyFolderDataModule(EvaluationDataModule):
+    """Your own anomalies, for testing a trained network: `root/images` and `root/masks`.
 
-    A mask holds 1 where something is anomalous, 0 where all is known, 255 where nothing is to be
-    evaluated. With `class_masks` also mIoU of the known classes is scored. There is only a test
-    split.
+    Images and masks have the same names. A mask holds 1 where something is anomalous, 0 where all
+    is known, 255 where nothing is to be evaluated. With `class_masks` also mIoU of the known
+    classes is scored. There is only a test split.
 
     Args:
         root: folder that holds `images` and `masks`; not needed for prediction.
         num_classes: C of the network to be tested; may be left out when `class_names` are given.
         class_names: the network's classes in its order; default: class_0, class_1 ...
-        palette: one RGB colour per class; default: PASCAL VOC's.
         images: folder of the images below `root`.
         masks: folder of the anomaly masks below `root`.
         class_masks: folder of masks with the network's classes below `root`, if there are any.
@@ -115,37 +106,26 @@ class AnomalyFolderDataModule(SegmentationDataModule):
         anomaly_ids: value in the anomaly masks -> 1, 0 or 255, for instance `{0: 0, 255: 1}` for
             black and white ones.
         test_list: file of names, from the working folder or below `root`; default: all images.
-        eval_batch_size: see `SegmentationDataModule`, like all that follow.
-        num_workers: see there.
-        eval_transform: see there.
-        predict_root: see there.
-        cache_dir: see there.
 
     Raises:
-        ValueError: wrong arguments; in `setup`: names that do not match.
-        FileNotFoundError: in `setup`: a folder or list does not exist.
+        GenSegError: wrong arguments; in `setup`: names that do not match.
+        MissingFileError: in `setup`: a folder or list does not exist.
     """
-
-    splits: ClassVar[tuple[Split, ...]] = ("test",)
 
     def __init__(
         self,
         root: Path,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
-        palette: list[tuple[int, int, int]] | None = None,
         images: str = "images",
         masks: str = "masks",
         class_masks: str | None = None,
         ids: dict[int, int] | None = None,
         anomaly_ids: dict[int, int] | None = None,
         test_list: Path | None = None,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        eval_transform: list[Transform] | None = None,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
+        check_arguments(AnomalyFolderDataModule.__init__, locals())
         class_names = named_classes(num_classes, class_names)
         # Wrong tables are reported before anything is read.
         label_table(ids, len(class_names))
@@ -156,15 +136,7 @@ class AnomalyFolderDataModule(SegmentationDataModule):
                 "ids is about class masks, of which there are none: give class_masks, or "
                 "anomaly_ids for the anomaly masks."
             )
-        super().__init__(
-            class_names=class_names,
-            palette=palette,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            eval_transform=eval_transform,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
-        )
+        super().__init__(class_names=class_names, **kwargs)
         self.root = Path(root)
         self.images = images
         self.masks = masks
@@ -175,17 +147,13 @@ class AnomalyFolderDataModule(SegmentationDataModule):
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> AnomalyFolder:
         """Build the test split."""
-        names = None
-        if self.test_list is not None:
-            here = Path(self.test_list).is_file()
-            names = read_names(self.test_list if here else self.root / self.test_list)
         return AnomalyFolder(
             self.root,
             self.class_names,
             self.images,
             self.masks,
             self.class_masks,
-            names,
+            None if self.test_list is None else read_names(find_list(self.test_list, self.root)),
             self.palette,
             self.ids,
             self.anomaly_ids,

@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.layout import check_files, check_ids, check_root, check_split, list_files
-from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
+Labels = Literal["labelIds", "labelTrainIds"]
+
 
 class Cityscapes(SegmentationDataset):
-    """Cityscapes with fine annotations: 19 classes, 2975 training and 500 validation frames of 2048x1024.
+    """Cityscapes with fine annotations: 19 classes, 2975 and 500 frames of 2048x1024.
 
     Layout: `root/leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png` and
     `root/gtFine/{train,val,test}/<city>/*_gtFine_labelIds.png`, as the archives
@@ -25,14 +27,13 @@ class Cityscapes(SegmentationDataset):
 
     Sparse labels: `sparse: PointFiles` with the file `cityscapes_synthetic_clicks.json` of
     github.com/LEONOB2014/GatedCRFLoss (folder datasets) in `root`, whose numbers are labelIds;
-    clicks of your own by
-    `sparse: Points` with `per: image` and a `count` of 20, 50 or 100; the PNGs of AGMM by `sparse:
-        SparseMasks` with
-    `unlabelled: 19`, their folder, the suffix `_gtFine_labelTrainIds.png` and `ids` of 0 to 18.
+    clicks of your own by `sparse: Points` with `per: image` and a `count` of 20, 50 or 100; the
+    PNGs of AGMM by `sparse: SparseMasks` with `unlabelled: 19`, their folder, the suffix
+    `_gtFine_labelTrainIds.png` and `ids` of 0 to 18.
 
     Sources: Cordts et al.: The Cityscapes dataset for semantic urban scene understanding, CVPR
-        2016, arXiv:1604.01685;
-    names, colours and ids: github.com/mcordts/cityscapesScripts, helpers/labels.py.
+    2016, arXiv:1604.01685; names, colours and ids: github.com/mcordts/cityscapesScripts,
+    helpers/labels.py.
 
     Args:
         root: folder that holds `leftImg8bit` and `gtFine`.
@@ -42,53 +43,24 @@ class Cityscapes(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no image, an image without mask, masks of the other kind of ids; on reading as
+        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
+        GenSegError: no image, an image without mask, masks of the other kind of ids; on reading as
             in `SegmentationDataset`.
     """
 
+    # fmt: off
     CLASS_NAMES = (
-        "road",
-        "sidewalk",
-        "building",
-        "wall",
-        "fence",
-        "pole",
-        "traffic light",
-        "traffic sign",
-        "vegetation",
-        "terrain",
-        "sky",
-        "person",
-        "rider",
-        "car",
-        "truck",
-        "bus",
-        "train",
-        "motorcycle",
-        "bicycle",
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
+        "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train",
+        "motorcycle", "bicycle",
     )
     PALETTE = (
-        (128, 64, 128),
-        (244, 35, 232),
-        (70, 70, 70),
-        (102, 102, 156),
-        (190, 153, 153),
-        (153, 153, 153),
-        (250, 170, 30),
-        (220, 220, 0),
-        (107, 142, 35),
-        (152, 251, 152),
-        (70, 130, 180),
-        (220, 20, 60),
-        (255, 0, 0),
-        (0, 0, 142),
-        (0, 0, 70),
-        (0, 60, 100),
-        (0, 80, 100),
-        (0, 0, 230),
-        (119, 11, 32),
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153),
+        (153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152),
+        (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
+        (0, 80, 100), (0, 0, 230), (119, 11, 32),
     )
+    # fmt: on
     ID_OF_CLASS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
     # The other ids up to 33 are not scored: unlabelled, ego vehicle, parking, caravan ...
     IDS: ClassVar[dict[int, int]] = dict.fromkeys(range(34), IGNORE) | {
@@ -99,9 +71,10 @@ class Cityscapes(SegmentationDataset):
         self,
         root: Path | str,
         split: Literal["train", "val"] = "train",
-        labels: Literal["labelIds", "labelTrainIds"] = "labelIds",
+        labels: Labels = "labelIds",
         transform: Sequence[Transform] | None = None,
     ) -> None:
+        check_arguments(Cityscapes.__init__, locals())
         root = Path(root)
         check_root(root, ("leftImg8bit", "gtFine"), "Cityscapes")
         images, masks = root / "leftImg8bit" / split, root / "gtFine" / split
@@ -113,7 +86,8 @@ class Cityscapes(SegmentationDataset):
                 f"no file '*/*_leftImg8bit.png' in '{images}': keep the folders of the cities and "
                 "the names of leftImg8bit_trainvaltest.zip."
             )
-        other = "labelIds" if labels == "labelTrainIds" else "labelTrainIds"
+        raw = labels == "labelIds"
+        other = "labelTrainIds" if raw else "labelIds"
         if not any(masks.glob(f"*/*_gtFine_{labels}.png")) and any(masks.glob(f"*/*{other}.png")):
             raise GenSegError(
                 f"no file '*/*_gtFine_{labels}.png' in '{masks}' but *_{other}.png: set labels to "
@@ -123,10 +97,8 @@ class Cityscapes(SegmentationDataset):
             Sample(stem, path, masks / path.parent.name / f"{stem}_gtFine_{labels}.png")
             for stem, path in found.items()
         ]
-        raw = labels == "labelIds"
-        super().__init__(
-            samples, self.CLASS_NAMES, self.PALETTE, self.IDS if raw else None, transform
-        )
+        ids = self.IDS if raw else None
+        super().__init__(samples, self.CLASS_NAMES, self.PALETTE, ids, transform)
         check_files(self)
         if raw:
             expected = (
@@ -143,9 +115,9 @@ class Cityscapes(SegmentationDataset):
 
 
 class CityscapesDataModule(SegmentationDataModule):
-    """Cityscapes (`datasets.Cityscapes`: layout, sources, where to get it).
+    """Cityscapes; layout, sources and where to get it: see `Cityscapes`.
 
-    `test` is the validation split, because the labels of the test split are not published; for the
+    `test` is the validation split, because the labels of the test split are not published. For the
     evaluation server predict with `predict_root` = `root/leftImg8bit/test` and turn the classes
     into labelIds by `Cityscapes.ID_OF_CLASS`.
 
@@ -153,55 +125,26 @@ class CityscapesDataModule(SegmentationDataModule):
         root: folder that holds leftImg8bit and gtFine; not needed for prediction.
         labels: the masks to read, `labelIds` as distributed or `labelTrainIds` of
             cityscapesScripts.
-        unknown_classes: see `SegmentationDataModule`, like all that follow.
-        batch_size: see there.
-        eval_batch_size: see there.
-        num_workers: see there.
-        crop_size: see there.
-        class_balanced: see there.
-        sparse: see there.
-        train_transform: see there.
-        eval_transform: see there.
-        seed: see there.
-        predict_root: see there.
-        cache_dir: see there.
+        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
+            given.
     """
 
     def __init__(
         self,
         root: Path,
-        labels: Literal["labelIds", "labelTrainIds"] = "labelIds",
-        unknown_classes: list[str] | None = None,
-        batch_size: int = 8,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
+        labels: Labels = "labelIds",
         crop_size: tuple[int, int] = (768, 768),
-        class_balanced: bool = False,
-        sparse: SparseLabels | None = None,
-        train_transform: list[Transform] | None = None,
-        eval_transform: list[Transform] | None = None,
-        seed: int = 0,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
+        check_arguments(CityscapesDataModule.__init__, locals())
         super().__init__(
             class_names=Cityscapes.CLASS_NAMES,
             palette=Cityscapes.PALETTE,
-            unknown_classes=unknown_classes,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
             crop_size=crop_size,
-            class_balanced=class_balanced,
-            sparse=sparse,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            seed=seed,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
+            **kwargs,
         )
         self.root = root
-        self.labels: Literal["labelIds", "labelTrainIds"] = labels
+        self.labels: Labels = labels
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Cityscapes:
         """Build the training or the validation split."""

@@ -1,46 +1,53 @@
-"""What the datamodules share that only test networks trained on Cityscapes."""
+"""What anomaly data share that test networks trained on Cityscapes."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from lightning_genseg.data.datamodule import SegmentationDataModule, Split
+from lightning_genseg.data.datamodule import EvaluationDataModule
+from lightning_genseg.data.dataset import Sample, SegmentationDataset
+from lightning_genseg.data.labels import IGNORE
+from lightning_genseg.data.layout import check_files, check_ids
 from lightning_genseg.data.sets.cityscapes import Cityscapes
 from lightning_genseg.data.transforms.crops import Transform
 
 
-class CityscapesAnomalyDataModule(SegmentationDataModule):
-    """Images with anomalies and without labels of classes, for testing networks trained on Cityscapes.
+class CityscapesAnomaly(SegmentationDataset):
+    """Images with anomaly masks and without labels of classes: `mask` is 255 everywhere.
 
-    There is only a test split; `class_names` are those of Cityscapes, so that a network trained on
-    it fits.
+    Args:
+        samples: where the files lie.
+        transform: albumentations transforms.
+        name: of the data set, for messages.
+    """
+
+    ANOMALY_IDS: ClassVar[dict[int, int]] = {0: 0, 1: 1, IGNORE: IGNORE}
+
+    def __init__(
+        self, samples: Sequence[Sample], transform: Sequence[Transform] | None, name: str
+    ) -> None:
+        super().__init__(
+            samples,
+            Cityscapes.CLASS_NAMES,
+            Cityscapes.PALETTE,
+            dict.fromkeys(self.ANOMALY_IDS, IGNORE),
+            transform,
+            self.ANOMALY_IDS,
+        )
+        check_files(self)
+        *most, last = self.ANOMALY_IDS
+        values = f"{', '.join(map(str, most))} and {last}"
+        expected = f"the labels of {name} are {values}: restore the original"
+        check_ids(self, set(range(256)) - self.ANOMALY_IDS.keys(), expected)
+
+
+class CityscapesAnomalyDataModule(EvaluationDataModule):
+    """Images with anomalies, for testing networks trained on Cityscapes, whose classes it has.
 
     Args:
         root: folder of the layout described at the data set; not needed for prediction.
-        eval_batch_size: see `SegmentationDataModule`, like all that follow.
-        num_workers: see there.
-        eval_transform: see there.
-        predict_root: see there.
-        cache_dir: see there.
     """
 
-    splits: ClassVar[tuple[Split, ...]] = ("test",)
-
-    def __init__(
-        self,
-        root: Path,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        eval_transform: list[Transform] | None = None,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
-    ) -> None:
-        super().__init__(
-            class_names=Cityscapes.CLASS_NAMES,
-            palette=Cityscapes.PALETTE,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            eval_transform=eval_transform,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
-        )
+    def __init__(self, root: Path, **kwargs: Any) -> None:
+        super().__init__(class_names=Cityscapes.CLASS_NAMES, palette=Cityscapes.PALETTE, **kwargs)
         self.root = root

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.layout import check_files, check_root, list_files, read_list
 from lightning_genseg.data.sets.coco_stuff import COCOStuff164k
-from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import MissingFileError
 
@@ -30,12 +30,11 @@ _CLASS_OF_CATEGORY = {
 
 
 class COCO(SegmentationDataset):
-    """COCO 2014, background and 80 kinds of objects: 82 081 training and 40 137 validation images with objects.
+    """COCO 2014: background and 80 kinds of objects, 82 081 and 40 137 images with objects.
 
     Layout: `root/{train2014,val2014}/*.jpg` and `root/annotations/{train2014,val2014}/*.png` of the
-        same names: 0
-    background, 1 to 80 the categories in ascending order of COCO's numbers without their gaps, as
-    PFENet and BAM hand them out. `convert_instances` makes these files from
+    same names: 0 background, 1 to 80 the categories in ascending order of COCO's numbers without
+    their gaps, as PFENet and BAM hand them out. `convert_instances` makes these files from
     `root/annotations/instances_{train,val}2014.json`. Get it from https://cocodataset.org
     (annotations CC BY 4.0; the images are from Flickr, whose terms of use apply).
 
@@ -49,8 +48,8 @@ class COCO(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no mask, an image or mask is missing; on reading as in `SegmentationDataset`.
+        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
+        GenSegError: no mask, an image or mask is missing; on reading as in `SegmentationDataset`.
     """
 
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ("background", *COCOStuff164k.CLASS_NAMES[:80])
@@ -63,6 +62,7 @@ class COCO(SegmentationDataset):
         names: Path | None = None,
         transform: Sequence[Transform] | None = None,
     ) -> None:
+        check_arguments(COCO.__init__, locals())
         root = Path(root)
         folder = f"{split}2014"
         check_root(root, (folder, "annotations"), "COCO 2014")
@@ -72,9 +72,7 @@ class COCO(SegmentationDataset):
                 f"'{masks}' does not exist: unpack the masks (0 to 80) there, or make them from "
                 f"instances_{folder}.json with convert (--data.convert true)."
             )
-        stems = (
-            sorted(list_files(masks, ".png")) if names is None else read_list(names, "COCO 2014")
-        )
+        stems = list_files(masks, ".png") if names is None else read_list(names, "COCO 2014")
         samples = [
             Sample(stem, root / folder / f"{stem}.jpg", masks / f"{stem}.png") for stem in stems
         ]
@@ -83,16 +81,16 @@ class COCO(SegmentationDataset):
 
 
 def convert_instances(root: Path | str, split: Literal["train", "val"]) -> int:
-    """Write a mask of classes for every image with annotations, from COCO's file of instances; all or none.
+    """Write masks of classes for the images in COCO's file of instances, all or none.
 
     Larger objects are painted first, so that smaller ones stay visible; groups (`iscrowd`) are left
-    out. The papers do not say how they did it.
+    out. The papers do not say how they did it. An image without annotations has no mask.
 
     Returns:
         Number of masks.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
     """
     root = Path(root)
     path = root / "annotations" / f"instances_{split}2014.json"
@@ -118,7 +116,7 @@ def convert_instances(root: Path | str, split: Literal["train", "val"]) -> int:
 def paint_instances(
     annotations: Sequence[dict[str, Any]], height: int, width: int
 ) -> NDArray[np.uint8]:
-    """Paint COCO's polygons, large objects first, as classes 1 to 80 on 0; HxW. Groups (`iscrowd`) are left out."""
+    """Paint COCO's polygons, large objects first, as classes 1 to 80 on 0, HxW; without groups."""
     mask = np.zeros((height, width), np.uint8)
     for annotation in sorted(annotations, key=lambda a: -float(a["area"])):
         if annotation.get("iscrowd"):
@@ -129,8 +127,7 @@ def paint_instances(
             right, bottom = np.minimum(np.ceil(points.max(0)).astype(int) + 1, (width, height))
             if right <= left or bottom <= top:
                 continue
-            # OpenCV also fills what the outline touches: on the fine grid that is a tenth of a
-            # pixel.
+            # OpenCV also fills what the outline touches: on the fine grid a tenth of a pixel.
             fine = np.zeros((_FINE * (bottom - top), _FINE * (right - left)), np.uint8)
             corners = np.round((points - (left, top)) * _FINE - 0.5).astype(np.int32)
             cv2.fillPoly(fine, [corners], 1)
@@ -140,7 +137,7 @@ def paint_instances(
 
 
 class COCODataModule(SegmentationDataModule):
-    """COCO 2014, background and 80 kinds of objects (`datasets.COCO`: layout, sources, where to get it).
+    """COCO 2014, background and 80 kinds of objects; layout and where to get it: see `COCO`.
 
     `test` is the validation split.
 
@@ -150,18 +147,9 @@ class COCODataModule(SegmentationDataModule):
             sorted.
         val_list: likewise of the validation images.
         convert: make the masks from COCO's instances before the run, where there are none.
-        unknown_classes: see `SegmentationDataModule`, like all that follow.
-        batch_size: see there.
-        eval_batch_size: see there.
-        num_workers: see there.
-        crop_size: see there.
-        class_balanced: see there.
-        sparse: see there.
-        train_transform: see there.
-        eval_transform: see there.
-        seed: see there.
-        predict_root: see there.
-        cache_dir: see there.
+        batch_size: images of a training batch, per process.
+        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
+            given.
     """
 
     def __init__(
@@ -170,52 +158,31 @@ class COCODataModule(SegmentationDataModule):
         train_list: Path | None = None,
         val_list: Path | None = None,
         convert: bool = False,
-        unknown_classes: list[str] | None = None,
         batch_size: int = 16,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
         crop_size: tuple[int, int] = (512, 512),
-        class_balanced: bool = False,
-        sparse: SparseLabels | None = None,
-        train_transform: list[Transform] | None = None,
-        eval_transform: list[Transform] | None = None,
-        seed: int = 0,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             class_names=COCO.CLASS_NAMES,
             palette=COCO.PALETTE,
-            unknown_classes=unknown_classes,
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
             crop_size=crop_size,
-            class_balanced=class_balanced,
-            sparse=sparse,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            seed=seed,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
+            **kwargs,
         )
         self.root = root
         self.train_list = train_list
         self.val_list = val_list
         self.convert = convert
 
-    def prepare_data(self) -> None:
-        """Make the masks that are missing, if asked to; Lightning calls it in one process per machine."""
-        if not self.convert or (self.trainer and self.trainer.predicting):
-            return
+    def get_files(self) -> None:
+        """Make the masks that are missing, if asked to."""
         splits: tuple[Literal["train", "val"], ...] = ("train", "val")
-        for split in splits:
+        for split in splits if self.convert else ():
             if not (Path(self.root) / "annotations" / f"{split}2014").is_dir():
                 convert_instances(self.root, split)
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> COCO:
         """Build the training or the validation split."""
-        self.prepare_data()  # does nothing when the masks are there; a loop without a Trainer needs it
         if split == "train":
             return COCO(self.root, "train", self.train_list, transform)
         return COCO(self.root, "val", self.val_list, transform)

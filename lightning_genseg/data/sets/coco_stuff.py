@@ -7,9 +7,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
-from lightning_genseg.data.dataset import Sample, SegmentationDataset, read_mask
+from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.download import Archive, fetch
+from lightning_genseg.data.images import check_exists, read_mask
 from lightning_genseg.data.labels import IGNORE, voc_palette
 from lightning_genseg.data.layout import (
     check_files,
@@ -19,30 +21,32 @@ from lightning_genseg.data.layout import (
     list_files,
     read_list,
 )
-from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.errors import GenSegError
 
 # fmt: off
 _NAMES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
-    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
-    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
-    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
-    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
-    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-    "banner", "blanket", "branch", "bridge", "building-other", "bush", "cabinet", "cage", "cardboard", "carpet",
-    "ceiling-other", "ceiling-tile", "cloth", "clothes", "clouds", "counter", "cupboard", "curtain", "desk-stuff",
-    "dirt", "door-stuff", "fence", "floor-marble", "floor-other", "floor-stone", "floor-tile", "floor-wood", "flower",
-    "fog", "food-other", "fruit", "furniture-other", "grass", "gravel", "ground-other", "hill", "house", "leaves",
-    "light", "mat", "metal", "mirror-stuff", "moss", "mountain", "mud", "napkin", "net", "paper", "pavement", "pillow",
-    "plant-other", "plastic", "platform", "playingfield", "railing", "railroad", "river", "road", "rock", "roof",
-    "rug", "salad", "sand", "sea", "shelf", "sky-other", "skyscraper", "snow", "solid-other", "stairs", "stone",
-    "straw", "structural-other", "table", "tent", "textile-other", "towel", "tree", "vegetable", "wall-brick",
-    "wall-concrete", "wall-other", "wall-panel", "wall-stone", "wall-tile", "wall-wood", "water-other", "waterdrops",
-    "window-blind", "window-other", "wood",
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
+    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
+    "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
+    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush", "banner", "blanket", "branch", "bridge",
+    "building-other", "bush", "cabinet", "cage", "cardboard", "carpet", "ceiling-other",
+    "ceiling-tile", "cloth", "clothes", "clouds", "counter", "cupboard", "curtain", "desk-stuff",
+    "dirt", "door-stuff", "fence", "floor-marble", "floor-other", "floor-stone", "floor-tile",
+    "floor-wood", "flower", "fog", "food-other", "fruit", "furniture-other", "grass", "gravel",
+    "ground-other", "hill", "house", "leaves", "light", "mat", "metal", "mirror-stuff", "moss",
+    "mountain", "mud", "napkin", "net", "paper", "pavement", "pillow", "plant-other", "plastic",
+    "platform", "playingfield", "railing", "railroad", "river", "road", "rock", "roof", "rug",
+    "salad", "sand", "sea", "shelf", "sky-other", "skyscraper", "snow", "solid-other", "stairs",
+    "stone", "straw", "structural-other", "table", "tent", "textile-other", "towel", "tree",
+    "vegetable", "wall-brick", "wall-concrete", "wall-other", "wall-panel", "wall-stone",
+    "wall-tile", "wall-wood", "water-other", "waterdrops", "window-blind", "window-other", "wood",
 )
 # fmt: on
 # COCO reserved numbers for these things (street sign, hat, shoe ...) but never labelled them.
@@ -50,24 +54,22 @@ _UNUSED = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))
 _CLASS_OF_ID = {
     value: c for c, value in enumerate(value for value in range(1, 183) if value not in _UNUSED)
 }
-
-
 _PALETTE = tuple(voc_palette(len(_NAMES) + 1)[1:])  # black is for what is not labelled
 
 
 class COCOStuff10k(SegmentationDataset):
-    """COCO-Stuff 10k v1.1: 80 things and 91 stuff classes, 9000 training and 1000 test images of COCO.
+    """COCO-Stuff 10k v1.1: 80 things and 91 stuff classes, 9000 and 1000 images of COCO.
 
     Layout: `root/images/*.jpg`, `root/annotations/*.mat` (`S`: 0 = unlabelled, ignored; 1 to 182)
-        and
-    `root/imageLists/{train,test}.txt`, as `cocostuff-10k-v1.1.zip` unpacks. What mmsegmentation's
-    converter makes of it is read as well: `root/annotations/{train,test}2014/*_labelTrainIds.png`
-    (0 = unlabelled, 1 to 171). Get it from https://github.com/nightrome/cocostuff10k (annotations
-    CC BY 4.0; the images are from Flickr, whose terms of use apply), or with `download`. The
-    authors publish no table of colours; the palette is PASCAL VOC's after its black.
+    and `root/imageLists/{train,test}.txt`, as `cocostuff-10k-v1.1.zip` unpacks. What
+    mmsegmentation's converter makes of it is read as well:
+    `root/annotations/{train,test}2014/*_labelTrainIds.png` (0 = unlabelled, 1 to 171). Get it from
+    https://github.com/nightrome/cocostuff10k (annotations CC BY 4.0; the images are from Flickr,
+    whose terms of use apply). The authors publish no table of colours; the palette is PASCAL VOC's
+    after its black.
 
     Source: Caesar, Uijlings, Ferrari: COCO-Stuff: thing and stuff classes in context, CVPR 2018,
-        arXiv:1612.03716.
+    arXiv:1612.03716.
 
     Args:
         root: folder that holds `images`, `annotations` and `imageLists`.
@@ -75,9 +77,9 @@ class COCOStuff10k(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: a folder or list is missing, or `root` lies a level too high or too low.
-        ValueError: an image or mask of the list is missing, or masks of another version; on reading
-            as in `SegmentationDataset`, also a .mat file without `S`.
+        MissingFileError: a folder or list is missing, or `root` lies a level too high or too low.
+        GenSegError: an image or mask of the list is missing, or masks of another version; on
+            reading as in `SegmentationDataset`, also a .mat file without `S`.
     """
 
     CLASS_NAMES = _NAMES
@@ -85,7 +87,8 @@ class COCOStuff10k(SegmentationDataset):
     IDS: ClassVar[dict[int, int]] = _CLASS_OF_ID | {0: IGNORE}
     ARCHIVES = (
         Archive(
-            "https://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/cocostuff-10k-v1.1.zip",
+            "https://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
+            "cocostuff-10k-v1.1.zip",
             None,
             {name: name for name in ("images", "annotations", "imageLists")},
         ),
@@ -97,6 +100,7 @@ class COCOStuff10k(SegmentationDataset):
         split: Literal["train", "test"] = "train",
         transform: Sequence[Transform] | None = None,
     ) -> None:
+        check_arguments(COCOStuff10k.__init__, locals())
         root = Path(root)
         images, masks = root / "images", root / "annotations"
         folders = (images.name, masks.name, "imageLists")
@@ -104,14 +108,12 @@ class COCOStuff10k(SegmentationDataset):
         names = read_list(root / "imageLists" / f"{split}.txt", "COCO-Stuff 10k")
         converted = masks / f"{split}2014"
         official = any(masks.glob("*.mat")) or not converted.is_dir()
-        if official:
-            suffix = ".mat"
-        else:
-            masks, suffix = converted, "_labelTrainIds.png"
-        if not official and not (images / f"{names[0]}.jpg").is_file():
-            images = (
-                images / f"{split}2014"
-            )  # the converter copies the images; the originals may be gone
+        suffix = ".mat" if official else "_labelTrainIds.png"
+        if not official:
+            masks = converted
+            # The converter copies the images; the originals may be gone.
+            if not (images / f"{names[0]}.jpg").is_file():
+                images /= f"{split}2014"
         samples = [
             Sample(name, images / f"{name}.jpg", masks / f"{name}{suffix}") for name in names
         ]
@@ -119,36 +121,39 @@ class COCOStuff10k(SegmentationDataset):
         super().__init__(samples, _NAMES, _PALETTE, self.IDS if official else shifted, transform)
         check_files(self)
         if official:
-            expected = "version 1.1 holds 0 to 182 without the unused ids of COCO: get cocostuff-10k-v1.1.zip"
-            check_ids(self, {*_UNUSED, *range(183, 256)}, expected, _read_mat)
+            expected = (
+                "version 1.1 holds 0 to 182 without the unused ids of COCO: get "
+                "cocostuff-10k-v1.1.zip"
+            )
+            check_ids(self, {*_UNUSED, *range(183, 256)}, expected)
         else:
             expected = "labelTrainIds are 0 to 171: convert the .mat files again"
             check_ids(self, range(172, 256), expected)
 
     def read_mask_values(self, index: int) -> NDArray[np.integer[Any]]:
-        """Read what the file of a mask holds, HxW: a .mat file, or a PNG of mmsegmentation's converter."""
+        """Read what the file of a mask holds, HxW: a .mat file, or a PNG of the converter."""
         path = self.samples[index].mask
         return _read_mat(path) if path.suffix == ".mat" else read_mask(path)
 
     @classmethod
     def download(cls, root: Path | str) -> None:
-        """Download what is missing in `root` (2 GB), see `datasets.download.fetch`."""
+        """Ask for the archive, whose checksum is not published, if anything is missing (2 GB)."""
         fetch(Path(root), cls.ARCHIVES)
 
 
 class COCOStuff164k(SegmentationDataset):
-    """COCO-Stuff: 80 things and 91 stuff classes on all of COCO 2017, 118 287 training and 5000 validation images.
+    """COCO-Stuff on COCO 2017: 80 things and 91 stuff classes, 118 287 and 5000 images.
 
     Layout: `root/images/{train,val}2017/*.jpg` and `root/annotations/{train,val}2017/*.png` (0 to
-        181, 255 =
-    unlabelled, ignored), as `train2017.zip`, `val2017.zip` and `stuffthingmaps_trainval2017.zip`
-    unpack. Where those masks are gone, mmsegmentation's `*_labelTrainIds.png` beside them (0 to
-    170, 255) are read. Get it from https://github.com/nightrome/cocostuff (annotations CC BY 4.0;
-    the images are from Flickr, whose terms of use apply), or with `download`. The authors publish
-    no table of colours; the palette is PASCAL VOC's after its black.
+    181, 255 = unlabelled, ignored), as `train2017.zip`, `val2017.zip` and
+    `stuffthingmaps_trainval2017.zip` unpack. Where those masks are gone, mmsegmentation's
+    `*_labelTrainIds.png` beside them (0 to 170, 255) are read. Get it from
+    https://github.com/nightrome/cocostuff (annotations CC BY 4.0; the images are from Flickr, whose
+    terms of use apply), the images also with `download`. The authors publish no table of colours;
+    the palette is PASCAL VOC's after its black.
 
     Source: Caesar, Uijlings, Ferrari: COCO-Stuff: thing and stuff classes in context, CVPR 2018,
-        arXiv:1612.03716.
+    arXiv:1612.03716.
 
     Args:
         root: folder that holds `images` and `annotations`.
@@ -156,8 +161,8 @@ class COCOStuff164k(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no image, an image without mask, masks of the other kind of ids; on reading as
+        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
+        GenSegError: no image, an image without mask, masks of the other kind of ids; on reading as
             in `SegmentationDataset`.
     """
 
@@ -166,7 +171,8 @@ class COCOStuff164k(SegmentationDataset):
     IDS: ClassVar[dict[int, int]] = {value - 1: c for value, c in _CLASS_OF_ID.items()}
     ARCHIVES = (
         Archive(
-            "https://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip",
+            "https://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
+            "stuffthingmaps_trainval2017.zip",
             None,
             {name: f"annotations/{name}" for name in ("train2017", "val2017")},
         ),
@@ -188,6 +194,7 @@ class COCOStuff164k(SegmentationDataset):
         split: Literal["train", "val"] = "train",
         transform: Sequence[Transform] | None = None,
     ) -> None:
+        check_arguments(COCOStuff164k.__init__, locals())
         root = Path(root)
         check_root(root, ("images", "annotations"), "COCO-Stuff 164k", downloads=True)
         images, masks = root / "images" / f"{split}2017", root / "annotations" / f"{split}2017"
@@ -217,7 +224,7 @@ class COCOStuff164k(SegmentationDataset):
 
     @classmethod
     def download(cls, root: Path | str) -> None:
-        """Download what is missing in `root` (20 GB), see `datasets.download.fetch`."""
+        """Download the images if they are missing in `root` (20 GB); ask for the masks."""
         fetch(Path(root), cls.ARCHIVES)
 
 
@@ -225,15 +232,12 @@ def _read_mat(path: Path) -> NDArray[np.integer[Any]]:
     """Read `S` of a .mat file as HxW integers.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: unreadable or without an integer map `S`.
+        MissingFileError: no such file.
+        GenSegError: unreadable or without a map `S`.
     """
     from scipy.io import loadmat  # type: ignore[import-untyped]
 
-    if not path.is_file():
-        raise MissingFileError(
-            f"mask '{path}' does not exist: restore it or take it out of the data set."
-        )
+    check_exists(path, "mask")
     try:
         labels: NDArray[Any] = loadmat(path, variable_names=["S"])["S"]
     except Exception as error:  # a broken file can raise anything from struct.error to zlib.error
@@ -242,143 +246,71 @@ def _read_mat(path: Path) -> NDArray[np.integer[Any]]:
             f"({type(error).__name__}: {' '.join(str(error).split())}): replace it, or get "
             "cocostuff-10k-v1.1.zip."
         ) from error
-    # MATLAB writes whole numbers as doubles unless told otherwise.
-    return labels.astype(np.int64)
+    return labels.astype(np.int64)  # MATLAB writes whole numbers as doubles unless told otherwise
 
 
-class COCOStuff10kDataModule(SegmentationDataModule):
-    """COCO-Stuff 10k (`datasets.COCOStuff10k`: layout, sources, where to get it).
+class _COCOStuffDataModule(SegmentationDataModule):
+    def __init__(
+        self,
+        root: Path,
+        download: bool = False,
+        batch_size: int = 16,
+        crop_size: tuple[int, int] = (512, 512),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            class_names=_NAMES,
+            palette=_PALETTE,
+            batch_size=batch_size,
+            crop_size=crop_size,
+            **kwargs,
+        )
+        self.root = root
+        self.download = download
+
+
+class COCOStuff10kDataModule(_COCOStuffDataModule):
+    """COCO-Stuff 10k; layout, source and where to get it: see `COCOStuff10k`.
 
     The official test images serve for validation and test: the data set has no third part.
 
     Args:
         root: folder that holds images, annotations and imageLists; not needed for prediction.
-        download: get what is missing in `root` before the run (2 GB).
-        unknown_classes: see `SegmentationDataModule`, like all that follow.
-        batch_size: see there.
-        eval_batch_size: see there.
-        num_workers: see there.
-        crop_size: see there.
-        class_balanced: see there.
-        sparse: see there.
-        train_transform: see there.
-        eval_transform: see there.
-        seed: see there.
-        predict_root: see there.
-        cache_dir: see there.
+        download: say where to get what is missing (2 GB): the archive has no published checksum.
+        batch_size: images of a training batch, per process.
+        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
+            given.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        download: bool = False,
-        unknown_classes: list[str] | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        crop_size: tuple[int, int] = (512, 512),
-        class_balanced: bool = False,
-        sparse: SparseLabels | None = None,
-        train_transform: list[Transform] | None = None,
-        eval_transform: list[Transform] | None = None,
-        seed: int = 0,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
-    ) -> None:
-        super().__init__(
-            class_names=COCOStuff10k.CLASS_NAMES,
-            palette=COCOStuff10k.PALETTE,
-            unknown_classes=unknown_classes,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            crop_size=crop_size,
-            class_balanced=class_balanced,
-            sparse=sparse,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            seed=seed,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
-        )
-        self.root = root
-        self.download = download
-
-    def prepare_data(self) -> None:
-        """Download what is missing, if asked to; Lightning calls it in one process per machine."""
-        if self.download and not (self.trainer and self.trainer.predicting):
+    def get_files(self) -> None:
+        """Ask for what is missing."""
+        if self.download:
             COCOStuff10k.download(self.root)
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> COCOStuff10k:
         """Build the training or the test split."""
-        self.prepare_data()  # does nothing when the files are there; a loop without a Trainer needs it
         return COCOStuff10k(self.root, "train" if split == "train" else "test", transform)
 
 
-class COCOStuff164kDataModule(SegmentationDataModule):
-    """COCO-Stuff on COCO 2017 (`datasets.COCOStuff164k`: layout, sources, where to get it).
+class COCOStuff164kDataModule(_COCOStuffDataModule):
+    """COCO-Stuff on COCO 2017; layout, source and where to get it: see `COCOStuff164k`.
 
     `test` is the validation split, because the labels of the test images are not published.
 
     Args:
         root: folder that holds images and annotations; not needed for prediction.
-        download: get what is missing in `root` before the run (20 GB).
-        unknown_classes: see `SegmentationDataModule`, like all that follow.
-        batch_size: see there.
-        eval_batch_size: see there.
-        num_workers: see there.
-        crop_size: see there.
-        class_balanced: see there.
-        sparse: see there.
-        train_transform: see there.
-        eval_transform: see there.
-        seed: see there.
-        predict_root: see there.
-        cache_dir: see there.
+        download: get the images that are missing in `root` before the run (20 GB), and say where to
+            get the masks.
+        batch_size: images of a training batch, per process.
+        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
+            given.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        download: bool = False,
-        unknown_classes: list[str] | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        crop_size: tuple[int, int] = (512, 512),
-        class_balanced: bool = False,
-        sparse: SparseLabels | None = None,
-        train_transform: list[Transform] | None = None,
-        eval_transform: list[Transform] | None = None,
-        seed: int = 0,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
-    ) -> None:
-        super().__init__(
-            class_names=COCOStuff164k.CLASS_NAMES,
-            palette=COCOStuff164k.PALETTE,
-            unknown_classes=unknown_classes,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            crop_size=crop_size,
-            class_balanced=class_balanced,
-            sparse=sparse,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            seed=seed,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
-        )
-        self.root = root
-        self.download = download
-
-    def prepare_data(self) -> None:
-        """Download what is missing, if asked to; Lightning calls it in one process per machine."""
-        if self.download and not (self.trainer and self.trainer.predicting):
+    def get_files(self) -> None:
+        """Download what is missing, if asked to."""
+        if self.download:
             COCOStuff164k.download(self.root)
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> COCOStuff164k:
         """Build the training or the validation split."""
-        self.prepare_data()  # does nothing when the files are there; a loop without a Trainer needs it
         return COCOStuff164k(self.root, "train" if split == "train" else "val", transform)

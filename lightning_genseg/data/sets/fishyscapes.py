@@ -2,44 +2,40 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from lightning_genseg.data.datamodule import Split
-from lightning_genseg.data.dataset import Sample, SegmentationDataset
-from lightning_genseg.data.labels import IGNORE
-from lightning_genseg.data.layout import check_files, check_ids, check_root, list_files
-from lightning_genseg.data.sets.cityscapes import Cityscapes
-from lightning_genseg.data.sets.cityscapes_anomaly import CityscapesAnomalyDataModule
+from lightning_genseg.data.dataset import Sample
+from lightning_genseg.data.layout import check_root, list_files
+from lightning_genseg.data.sets.cityscapes_anomaly import (
+    CityscapesAnomaly,
+    CityscapesAnomalyDataModule,
+)
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 
-class FishyscapesLostAndFound(SegmentationDataset):
+class FishyscapesLostAndFound(CityscapesAnomaly):
     """Fishyscapes Lost & Found: the 100 public validation frames of 2048x1024, for testing only.
 
     Layout: `root/fishyscapes_lostandfound/<number>_<frame>_labels.png` (1 anomalous, 0 known, 255
-        not evaluated), what
-    `fishyscapes_lostandfound.zip` holds, and the images of Lost and Found,
+    not evaluated), what `fishyscapes_lostandfound.zip` holds, and the images of Lost and Found,
     `root/leftImg8bit/{train,test}/<street>/<frame>_leftImg8bit.png`, as its `leftImg8bit.zip`
     unpacks. Get the labels from https://fishyscapes.com (CC BY 4.0), the images from the Lost and
     Found page of http://www.6d-vision.com (non-commercial use). The 275 test frames stay on the
     evaluation server. There are no labels of classes: `mask` is 255 everywhere.
 
     Sources: Blum et al.: The Fishyscapes benchmark, IJCV 129, 2021, arXiv:1904.03215; Pinggera et
-        al.: Lost and Found,
-    IROS 2016, arXiv:1609.04653.
+    al.: Lost and Found, IROS 2016, arXiv:1609.04653.
 
     Args:
         root: folder that holds `fishyscapes_lostandfound` and `leftImg8bit`.
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no labels, labels without image, or other values; on reading as in
+        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
+        GenSegError: no labels, labels without image, or other values; on reading as in
             `SegmentationDataset`.
     """
-
-    ANOMALY_IDS: ClassVar[dict[int, int]] = {0: 0, 1: 1}
 
     def __init__(self, root: Path | str, transform: Sequence[Transform] | None = None) -> None:
         root = Path(root)
@@ -57,30 +53,17 @@ class FishyscapesLostAndFound(SegmentationDataset):
             street = frame.rsplit("_", 2)[0]
             expected = images / "train" / street / f"{frame}_leftImg8bit.png"
             samples.append(Sample(frame, photos.get(frame, expected), path))
-        super().__init__(
-            samples,
-            Cityscapes.CLASS_NAMES,
-            Cityscapes.PALETTE,
-            dict.fromkeys(self.ANOMALY_IDS, IGNORE),
-            transform,
-            self.ANOMALY_IDS,
-        )
         if not any(sample.name in photos for sample in samples):
             raise GenSegError(
                 f"'{images}' holds none of the {len(samples)} frames of '{labels}', for instance "
                 f"'{samples[0].image}': put leftImg8bit of Lost and Found there, which is not that "
                 "of Cityscapes."
             )
-        check_files(self)
-        expected_values = "the labels of Fishyscapes are 0, 1 and 255: restore the original"
-        check_ids(self, range(2, 255), expected_values)
+        super().__init__(samples, transform, "Fishyscapes")
 
 
 class FishyscapesDataModule(CityscapesAnomalyDataModule):
-    """Fishyscapes Lost & Found (`datasets.FishyscapesLostAndFound`: layout, source, where to get it), for testing only.
-
-    Arguments: see `CityscapesAnomalyDataModule`.
-    """
+    """Fishyscapes Lost & Found, for testing only; where to get it: see `FishyscapesLostAndFound`."""
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> FishyscapesLostAndFound:
         """Build the test split."""

@@ -1,28 +1,27 @@
 """Anybody's own data: a folder of images and a folder of masks."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
-from lightning_genseg.data.dataset import (
-    MissingFiles,
-    Sample,
-    SegmentationDataset,
-    find_images,
-)
+from lightning_genseg.data.dataset import MissingFiles, Sample, SegmentationDataset
+from lightning_genseg.data.images import find_images, without_suffix
 from lightning_genseg.data.labels import IGNORE, Color, label_table
-from lightning_genseg.data.layout import without_suffix
 from lightning_genseg.data.sparse.files import SparseMasks
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.errors import GenSegError, MissingFileError, listed
 
 
 class Folder(SegmentationDataset):
-    """Images and masks of the same names (relative path without suffix) in two folders under `root`.
+    """Images and masks of the same names (path without suffix) in two folders under `root`.
 
     Args:
         root: folder that holds both.
@@ -30,15 +29,15 @@ class Folder(SegmentationDataset):
         images: folder of the images, of any format.
         masks: folder of the masks, one class number per pixel.
         names: which samples, in this order; default: all, sorted.
-        palette: see `SegmentationDataset`.
-        ids: see `SegmentationDataset`.
+        palette: one RGB colour per class; default: the colours of PASCAL VOC.
+        ids: value in the mask files -> class (or 255); None: the files hold classes.
         transform: albumentations transforms.
         need_masks: whether an image without a mask is an error; without masks labels come from
             elsewhere.
 
     Raises:
-        FileNotFoundError: a folder does not exist.
-        ValueError: no image, names that do not match; on reading as in `SegmentationDataset`.
+        MissingFileError: a folder does not exist.
+        GenSegError: no image, names that do not match; on reading as in `SegmentationDataset`.
     """
 
     def __init__(
@@ -60,11 +59,11 @@ class Folder(SegmentationDataset):
 
 
 def match_masks(images: Path, masks: Path, names: Sequence[str] | None = None) -> list[Sample]:
-    """Pair the images of a folder with the masks of another by relative path without suffix, sorted or as in `names`.
+    """Pair images and masks of two folders by path without suffix, sorted or as in `names`.
 
     Raises:
-        FileNotFoundError: a folder does not exist.
-        ValueError: no image; a name without image or mask, or with two of them; without `names`
+        MissingFileError: a folder does not exist.
+        GenSegError: no image; a name without image or mask, or with two of them; without `names`
             also a mask too many.
     """
     samples, complaint = pair_files(images, masks, names)
@@ -76,7 +75,7 @@ def match_masks(images: Path, masks: Path, names: Sequence[str] | None = None) -
 def pair_files(
     images: Path, masks: Path, names: Sequence[str] | None = None, need_masks: bool = True
 ) -> tuple[list[Sample], str | None]:
-    """Do as `match_masks`, but return what is wrong beside the pairs; a missing file stands where it would be."""
+    """Do as `match_masks`, but return what is wrong; a missing file stands where it would be."""
     image_of = files_by_name(images)
     mask_of = files_by_name(masks) if need_masks else {}
     wanted = sorted(image_of.keys() | mask_of.keys()) if names is None else list(names)
@@ -89,26 +88,23 @@ def pair_files(
         for name in wanted
     ]
     lost = [name for name in wanted if name not in image_of]
+    bare = [name for name in wanted if need_masks and name not in mask_of]
     for what, folder, wrong in (
         ("names of the list have no image", images, [n for n in lost if n not in mask_of]),
         ("masks have no image of the same name", images, [n for n in lost if n in mask_of]),
-        (
-            "images have no mask of the same name",
-            masks,
-            [n for n in wanted if need_masks and n not in mask_of],
-        ),
+        ("images have no mask of the same name", masks, bare),
     ):
         if wrong:
-            shown = ", ".join(f"'{name}'" for name in wrong[:3])
+            shown = listed((f"'{name}'" for name in wrong), 3)
             return samples, (
-                f"{len(wrong)} {what} in '{folder}' ({shown}{' ...' if len(wrong) > 3 else ''}): "
-                "images and masks must have the same path below their folder except for the suffix."
+                f"{len(wrong)} {what} in '{folder}' ({shown}): images and masks must have the same "
+                "path below their folder except for the suffix."
             )
     return samples, None
 
 
 def files_by_name(folder: Path) -> dict[str, Path]:
-    """Images of a folder by relative path without suffix; ValueError if there is none, or two of a name."""
+    """Images of a folder by path without suffix; a GenSegError if none, or two of a name."""
     paths: dict[str, Path] = {}
     for path in find_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -121,27 +117,25 @@ def files_by_name(folder: Path) -> dict[str, Path]:
     return paths
 
 
+def find_list(path: Path, root: Path) -> Path:
+    """A list in the working folder, or else below `root`."""
+    return path if Path(path).is_file() else root / path
+
+
 def read_names(path: Path) -> list[str]:
-    """Read a split list: one name per line, with or without the suffix of an image; blank lines are skipped.
+    """Read a list: one name per line, with or without the suffix of an image.
 
     Raises:
-        FileNotFoundError: no such list.
-        ValueError: it is empty or holds a name twice.
+        MissingFileError: no such list.
+        GenSegError: it is empty or holds a name twice.
     """
     if not path.is_file():
         raise MissingFileError(f"list '{path}' does not exist: check the path.")
-    names = [
-        without_suffix(line.strip())
-        for line in path.read_text(encoding="utf-8-sig").splitlines()
-        if line.strip()
-    ]
+    lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
+    names = [without_suffix(line) for line in lines if line]
     if not names:
         raise GenSegError(f"list '{path}' is empty: write one image name per line.")
-    twice = (
-        sorted({name for name in names if names.count(name) > 1})
-        if len(set(names)) < len(names)
-        else []
-    )
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise GenSegError(
             f"list '{path}' holds {len(twice)} names twice, for instance '{twice[0]}': remove the "
@@ -151,18 +145,18 @@ def read_names(path: Path) -> list[str]:
 
 
 class FolderDataModule(SegmentationDataModule):
-    """Your own data: `root/images` and `root/masks` with files of the same names, also in sub-folders.
+    """Your own data: `root/images` and `root/masks` with files of the same names.
 
-    A mask holds one class number per pixel (grey or palette image), 255 = ignore. Which images are
-    for training, validation and test is said by lists (one name per line: the path below `images`,
-    with or without suffix); without `train_list` and `val_list` a share of the images is drawn for
-    validation, the same at every call. Without `test_list` the validation set is the test set. A
-    folder that is only tested on needs no list but `test_list`.
+    Images may lie in sub-folders. A mask holds one class number per pixel (grey or palette image),
+    255 = ignore. Lists choose the images for training, validation and test; they hold one name per
+    line, the path below `images` with or without suffix. Without `train_list` and `val_list` a
+    share of the images is drawn for validation, the same at every call. Without `test_list` the
+    validation set is the test set. A folder that is only tested on needs no list but `test_list`.
 
     With `sparse` labels from files of their own (`PointFiles`, `ScribbleFiles`, `SparseMasks` with
     `folder`) training images need no masks: without lists the images that have one are for
     validation, and the others for training. Where validation or test images have no masks at all,
-    they are scored at their sparse labels only. `sparse: SparseMasks` without `folder` says that
+    they are scored at their sparse labels only. `sparse: SparseMasks` without `folder` means that
     the files in `masks` are sparse.
 
     Args:
@@ -180,22 +174,10 @@ class FolderDataModule(SegmentationDataModule):
         val_fraction: share of the images drawn for validation without lists, in (0, 1).
         split_seed: of that draw; apart from `seed`, so that runs with other seeds are scored on the
             same images.
-        unknown_classes: see `SegmentationDataModule`, like all that follow.
-        batch_size: see there.
-        eval_batch_size: see there.
-        num_workers: see there.
-        crop_size: see there.
-        class_balanced: see there.
-        sparse: see there.
-        train_transform: see there.
-        eval_transform: see there.
-        seed: see there.
-        predict_root: see there.
-        cache_dir: see there.
 
     Raises:
-        ValueError: wrong arguments; in `setup`: names that do not match, lists that overlap.
-        FileNotFoundError: in `setup`: a folder or list does not exist.
+        GenSegError: wrong arguments; in `setup`: names that do not match, lists that overlap.
+        MissingFileError: in `setup`: a folder or list does not exist.
     """
 
     def __init__(
@@ -212,53 +194,27 @@ class FolderDataModule(SegmentationDataModule):
         test_list: Path | None = None,
         val_fraction: float = 0.2,
         split_seed: int = 0,
-        unknown_classes: list[str] | None = None,
-        batch_size: int = 8,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        crop_size: tuple[int, int] = (256, 256),
-        class_balanced: bool = False,
-        sparse: SparseLabels | None = None,
-        train_transform: list[Transform] | None = None,
-        eval_transform: list[Transform] | None = None,
-        seed: int = 0,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
+        check_arguments(
+            FolderDataModule.__init__, locals(), val_fraction="(0, 1)", split_seed="[0, inf)"
+        )
         class_names = named_classes(num_classes, class_names)
         if (train_list is None) != (val_list is None):
             raise GenSegError(
                 "train_list and val_list belong together: give both, or neither to draw a "
                 "validation set."
             )
-        if not 0 < val_fraction < 1:
-            raise GenSegError(f"val_fraction is {val_fraction} but must lie between 0 and 1.")
         label_table(ids, len(class_names))  # a wrong table is reported before anything is read
-        super().__init__(
-            class_names=class_names,
-            palette=palette,
-            unknown_classes=unknown_classes,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            crop_size=crop_size,
-            class_balanced=class_balanced,
-            sparse=sparse,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            seed=seed,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
-        )
+        super().__init__(class_names=class_names, palette=palette, **kwargs)
         self.root = Path(root)
         self.file_classes = class_names  # the unknown ones as well
         self.file_palette = palette
         self.images = images
         self.masks = masks
         self.ids = ids
-        if (
-            isinstance(sparse, SparseMasks) and sparse.folder is None
-        ):  # validation reads such masks too
+        sparse = self.sparse
+        if isinstance(sparse, SparseMasks) and sparse.needs_masks:  # validation reads them too
             values = {c: c for c in range(len(class_names))} if ids is None else ids
             self.ids = {sparse.unlabelled: IGNORE, **values}
         self.lists: dict[Split, Path | None] = {
@@ -273,16 +229,14 @@ class FolderDataModule(SegmentationDataModule):
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Folder:
         """Build the part of the images that belongs to a split."""
         sparse = self.sparse_labels(split)
-        if sparse is not None and split != "train":
-            rank_zero_warn(
-                f"no {split} image has a mask: the {split} scores are of the few labelled pixels "
-                "only."
-            )
-        elif split != "train" and isinstance(self.sparse, SparseMasks) and self.sparse.needs_masks:
-            rank_zero_warn(
-                f"the masks of the {split} images are sparse as well: the {split} scores are of "
-                "the few labelled pixels only."
-            )
+        if split != "train":
+            problem = None if sparse is None else f"no {split} image has a mask"
+            if isinstance(self.sparse, SparseMasks) and self.sparse.needs_masks:
+                problem = f"the masks of the {split} images are sparse as well"
+            if problem:
+                rank_zero_warn(
+                    f"{problem}: the {split} scores are of the few labelled pixels only."
+                )
         return Folder(
             self.root,
             self.file_classes,
@@ -304,9 +258,49 @@ class FolderDataModule(SegmentationDataModule):
     def _names_of(self, split: Split) -> list[str]:
         test = self.lists["test"]
         if split == "test" and test is not None and self.lists["train"] is None:
-            return read_names(self._find(test))  # perhaps no other image is there
+            return read_names(find_list(test, self.root))  # perhaps no other image is there
         self._names = self._names or self._split()
         return self._names[split]
+
+    def _split(self) -> dict[Split, list[str]]:
+        """Names of each split: listed, drawn, or parted by whether there is a mask."""
+        names = {
+            split: read_names(find_list(path, self.root))
+            for split, path in self.lists.items()
+            if path is not None
+        }
+        for first, second in combinations(names, 2):
+            both = sorted(set(names[first]) & set(names[second]))
+            if both:
+                raise GenSegError(
+                    f"{first}_list and {second}_list share {len(both)} images "
+                    f"({', '.join(both[:3])}), which spoils the scores: take them out of one list."
+                )
+        if "train" not in names:
+            names |= self._draw(set(names.get("test", [])))
+        return {**names, "test": names.get("test", names["val"])}
+
+    def _draw(self, test: set[str]) -> dict[Split, list[str]]:
+        """Names for training and validation among the images that are not for the test."""
+        # Names without image or mask stay: the data set of their split complains of them.
+        need_masks = self.sparse is None or self.sparse.needs_masks
+        images, masks = self.root / self.images, self.root / self.masks
+        pairs, _ = pair_files(images, masks, need_masks=need_masks)
+        rest = [pair.name for pair in pairs if pair.name not in test]
+        held = set() if need_masks else self._masked().intersection(rest)
+        if not 0 < len(held) < len(rest):
+            count = max(1, round(self.val_fraction * len(rest)))
+            if len(rest) <= count:
+                raise GenSegError(
+                    f"'{images}' has {len(rest)} images for training and validation, too few to "
+                    f"put {count} aside: add images or lower val_fraction."
+                )
+            order = np.random.default_rng(self.split_seed).permutation(len(rest))
+            held = {rest[index] for index in order[:count]}
+        return {
+            "train": [name for name in rest if name not in held],
+            "val": [name for name in rest if name in held],
+        }
 
     def _masked(self) -> set[str]:
         """Names that have a mask."""
@@ -315,54 +309,13 @@ class FolderDataModule(SegmentationDataModule):
         shown = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
         return set(files_by_name(folder)) if shown else set()
 
-    def _split(self) -> dict[Split, list[str]]:
-        names = {
-            split: read_names(self._find(path))
-            for split, path in self.lists.items()
-            if path is not None
-        }
-        splits = list(names)
-        for index, first in enumerate(splits):
-            for second in splits[index + 1 :]:
-                both = sorted(set(names[first]) & set(names[second]))
-                if both:
-                    raise GenSegError(
-                        f"{first}_list and {second}_list share {len(both)} images "
-                        f"({', '.join(both[:3])}), which spoils the scores: take them out of one "
-                        "list."
-                    )
-        if "train" not in names:
-            test = set(names.get("test", []))
-            # Names without image or mask stay: the data set of their split complains of them.
-            need_masks = self.sparse is None or self.sparse.needs_masks
-            pairs, _ = pair_files(
-                self.root / self.images, self.root / self.masks, need_masks=need_masks
-            )
-            rest = [pair.name for pair in pairs if pair.name not in test]
-            masked = set(rest) if need_masks else self._masked() & set(rest)
-            if 0 < len(masked) < len(rest):
-                names["train"] = [name for name in rest if name not in masked]
-                names["val"] = [name for name in rest if name in masked]
-                return {**names, "test": names.get("test", names["val"])}
-            count = max(1, round(self.val_fraction * len(rest)))
-            if len(rest) <= count:
-                raise GenSegError(
-                    f"'{self.root / self.images}' has {len(rest)} images for training and "
-                    f"validation, too few to put {count} aside: add images or lower val_fraction."
-                )
-            held = set(
-                np.random.default_rng(self.split_seed).permutation(len(rest))[:count].tolist()
-            )
-            names["train"] = [name for index, name in enumerate(rest) if index not in held]
-            names["val"] = [name for index, name in enumerate(rest) if index in held]
-        return {**names, "test": names.get("test", names["val"])}
-
-    def _find(self, path: Path) -> Path:
-        return path if Path(path).is_file() else self.root / path
-
 
 def named_classes(num_classes: int | None, class_names: Sequence[str] | None) -> list[str]:
-    """Return one name per class, by default class_0, class_1 ...; ValueError if neither is given or they differ."""
+    """Return one name per class, by default class_0, class_1 ...
+
+    Raises:
+        GenSegError: neither is given, or they differ.
+    """
     if class_names is None:
         if num_classes is None:
             raise GenSegError(

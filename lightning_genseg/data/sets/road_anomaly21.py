@@ -2,46 +2,42 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from lightning_genseg.data.datamodule import Split
-from lightning_genseg.data.dataset import Sample, SegmentationDataset, find_images
-from lightning_genseg.data.labels import IGNORE
-from lightning_genseg.data.layout import check_files, check_ids, check_root, list_files
-from lightning_genseg.data.sets.cityscapes import Cityscapes
-from lightning_genseg.data.sets.cityscapes_anomaly import CityscapesAnomalyDataModule
+from lightning_genseg.data.dataset import Sample
+from lightning_genseg.data.images import find_images
+from lightning_genseg.data.layout import check_root, list_files
+from lightning_genseg.data.sets.cityscapes_anomaly import (
+    CityscapesAnomaly,
+    CityscapesAnomalyDataModule,
+)
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 
-class RoadAnomaly21(SegmentationDataset):
+class RoadAnomaly21(CityscapesAnomaly):
     """RoadAnomaly21 of SegmentMeIfYouCan: its 10 labelled validation images, for testing only.
 
     Layout: `root/images/<name>.jpg` (or `.webp`, `.png`) and
-        `root/labels_masks/<name>_labels_semantic.png` (1
-    anomalous, 0 known, 255 not evaluated), as `dataset_AnomalyTrack` unpacks. Images without a file
-    of labels are left
-    out: those of the 100 test images stay with the organisers, for whom `predict_root` takes
-        `root/images`.
+    `root/labels_masks/<name>_labels_semantic.png` (1 anomalous, 0 known, 255 not evaluated), as
+    `dataset_AnomalyTrack` unpacks. Images without a file of labels are left out: those of the 100
+    test images stay with the organisers, for whom `predict_root` takes `root/images`.
     RoadObstacle21 has the same layout (there 0 is the road). Get it from
     https://segmentmeifyoucan.com/datasets. There are no labels of classes: `mask` is 255
     everywhere.
 
     Source: Chan et al.: SegmentMeIfYouCan: a benchmark for anomaly segmentation, NeurIPS 2021
-        Datasets and
-    Benchmarks, arXiv:2104.14812.
+    Datasets and Benchmarks, arXiv:2104.14812.
 
     Args:
         root: folder that holds `images` and `labels_masks`, usually `dataset_AnomalyTrack`.
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: a folder is missing, or `root` lies a level too high or too low.
-        ValueError: no labels, labels without image, or other values; on reading as in
+        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
+        GenSegError: no labels, labels without image, or other values; on reading as in
             `SegmentationDataset`.
     """
-
-    ANOMALY_IDS: ClassVar[dict[int, int]] = {0: 0, 1: 1}
 
     def __init__(self, root: Path | str, transform: Sequence[Transform] | None = None) -> None:
         root = Path(root)
@@ -58,24 +54,11 @@ class RoadAnomaly21(SegmentationDataset):
             Sample(name, photos.get(name, images / f"{name}.jpg"), path)
             for name, path in found.items()
         ]
-        super().__init__(
-            samples,
-            Cityscapes.CLASS_NAMES,
-            Cityscapes.PALETTE,
-            dict.fromkeys(self.ANOMALY_IDS, IGNORE),
-            transform,
-            self.ANOMALY_IDS,
-        )
-        check_files(self)
-        expected = "the labels of RoadAnomaly21 are 0, 1 and 255: restore the original"
-        check_ids(self, range(2, 255), expected)
+        super().__init__(samples, transform, "RoadAnomaly21")
 
 
 class RoadAnomaly21DataModule(CityscapesAnomalyDataModule):
-    """RoadAnomaly21 of SegmentMeIfYouCan (`datasets.RoadAnomaly21`: layout, source, where to get it), for testing only.
-
-    Arguments: see `CityscapesAnomalyDataModule`.
-    """
+    """RoadAnomaly21 of SegmentMeIfYouCan, for testing only; see `RoadAnomaly21`."""
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> RoadAnomaly21:
         """Build the test split."""

@@ -2,34 +2,33 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset
 from lightning_genseg.data.labels import IGNORE, Color
 from lightning_genseg.data.layout import check_ids, check_split
 from lightning_genseg.data.sets.folder import pair_files
-from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import MissingFileError
 
 
 class StreetHazards(SegmentationDataset):
-    """StreetHazards: 12 classes, 5125 training, 1031 validation and 1500 test frames of 1280x720 from a simulator.
+    """StreetHazards: 12 classes, 5125, 1031 and 1500 frames of 1280x720 from a simulator.
 
     Layout: `root/train/images/{training,validation}/<town>/*.png`,
-        `root/test/images/test/<town>/*.png` and the masks
-    of the same names in `annotations` instead of `images` (1 unlabelled, 2 to 13 classes, 14
-    anomaly, in the test split only), as `streethazards_train.tar` and `streethazards_test.tar`
-    unpack, in `root` or each in a folder of its name. Get them from
-    https://github.com/hendrycks/anomaly-seg.
+    `root/test/images/test/<town>/*.png` and the masks of the same names in `annotations` instead of
+    `images` (1 unlabelled, 2 to 13 classes, 14 anomaly, in the test split only), as
+    `streethazards_train.tar` and `streethazards_test.tar` unpack, in `root` or each in a folder of
+    its name. Get them from https://github.com/hendrycks/anomaly-seg.
 
     What is unlabelled (sky and what is far away) is ignored: 255 in `mask` and in `anomaly`. The
     authors train it as a class and count it as known; `unlabelled_class` does the same.
 
     Source: Hendrycks et al.: Scaling out-of-distribution detection for real-world settings, ICML
-        2022,
-    arXiv:1911.11132; numbers and colours: github.com/hendrycks/anomaly-seg, create_dataset.py.
+    2022, arXiv:1911.11132; numbers and colours: github.com/hendrycks/anomaly-seg,
+    create_dataset.py.
 
     Args:
         root: folder that holds `train` and `test`, or `streethazards_train` and
@@ -39,39 +38,22 @@ class StreetHazards(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: a folder is missing.
-        ValueError: no image, an image without mask or the reverse; on reading as in
+        MissingFileError: a folder is missing.
+        GenSegError: no image, an image without mask or the reverse; on reading as in
             `SegmentationDataset`.
     """
 
+    # fmt: off
     CLASS_NAMES = (
-        "building",
-        "fence",
-        "other",
-        "pedestrian",
-        "pole",
-        "road line",
-        "road",
-        "sidewalk",
-        "vegetation",
-        "car",
-        "wall",
-        "traffic sign",
+        "building", "fence", "other", "pedestrian", "pole", "road line", "road", "sidewalk",
+        "vegetation", "car", "wall", "traffic sign",
     )
     PALETTE = (
-        (70, 70, 70),
-        (190, 153, 153),
-        (250, 170, 160),
-        (220, 20, 60),
-        (153, 153, 153),
-        (157, 234, 50),
-        (128, 64, 128),
-        (244, 35, 232),
-        (107, 142, 35),
-        (0, 0, 142),
-        (102, 102, 156),
-        (220, 220, 0),
+        (70, 70, 70), (190, 153, 153), (250, 170, 160), (220, 20, 60), (153, 153, 153),
+        (157, 234, 50), (128, 64, 128), (244, 35, 232), (107, 142, 35), (0, 0, 142),
+        (102, 102, 156), (220, 220, 0),
     )
+    # fmt: on
 
     def __init__(
         self,
@@ -80,12 +62,11 @@ class StreetHazards(SegmentationDataset):
         unlabelled_class: bool = False,
         transform: Sequence[Transform] | None = None,
     ) -> None:
+        check_arguments(StreetHazards.__init__, locals())
         root = Path(root)
         part = "test" if split == "test" else "train"
-        folder = next(
-            (place for place in (root / part, root / f"streethazards_{part}" / part) if place.is_dir()),
-            None,
-        )  # fmt: skip
+        places = (root / part, root / f"streethazards_{part}" / part)
+        folder = next((place for place in places if place.is_dir()), None)
         if folder is None:
             raise MissingFileError(
                 f"root '{root}' of StreetHazards holds neither '{part}' nor "
@@ -118,7 +99,7 @@ class StreetHazards(SegmentationDataset):
 
 
 class StreetHazardsDataModule(SegmentationDataModule):
-    """StreetHazards (`datasets.StreetHazards`: layout, source, where to get it).
+    """StreetHazards; layout, source and where to get it: see `StreetHazards`.
 
     Anomalies are in the test split only; `anomaly` is there in all of them.
 
@@ -126,50 +107,24 @@ class StreetHazardsDataModule(SegmentationDataModule):
         root: folder that holds train and test; not needed for prediction.
         unlabelled_class: train `unlabelled` (mostly sky) as a class, the first of 13, and count it
             as known.
-        batch_size: see `SegmentationDataModule`, like all that follow.
-        eval_batch_size: see there.
-        num_workers: see there.
-        crop_size: see there.
-        class_balanced: see there.
-        sparse: see there.
-        train_transform: see there.
-        eval_transform: see there.
-        seed: see there.
-        predict_root: see there.
-        cache_dir: see there.
+        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
+            given.
     """
 
     def __init__(
         self,
         root: Path,
         unlabelled_class: bool = False,
-        batch_size: int = 8,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
         crop_size: tuple[int, int] = (512, 512),
-        class_balanced: bool = False,
-        sparse: SparseLabels | None = None,
-        train_transform: list[Transform] | None = None,
-        eval_transform: list[Transform] | None = None,
-        seed: int = 0,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
         names, palette = StreetHazards.classes(unlabelled_class)
         super().__init__(
             class_names=names,
             palette=palette,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
+            unknown_classes=None,  # there are anomalies already
             crop_size=crop_size,
-            class_balanced=class_balanced,
-            sparse=sparse,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            seed=seed,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
+            **kwargs,
         )
         self.root = root
         self.unlabelled_class = unlabelled_class

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.labels import IGNORE, check_palette
-from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.data.transforms.pipeline import apply, compose
-from lightning_genseg.errors import GenSegError
 
 _SKY, _GROUND, _BUILDING, _TREE, _VEHICLE, _PERSON = range(6)
 _HELD_OUT = 254  # in the drawn mask; becomes 255 in `mask` and 1 in `anomaly`
@@ -24,13 +22,14 @@ _Color = tuple[float, float, float]
 
 
 class SyntheticScenes(Dataset[dict[str, Any]]):
-    """Street and park scenes of six classes, each with several appearances; sample i depends on (`seed`, i) only.
+    """Street and park scenes of six classes; sample i depends on (`seed`, i) only.
 
-    sky (clear, overcast, dusk) · ground (asphalt with markings, grass, paving) · building (brick,
-    plaster, glass) · tree (round, conifer, autumn) · vehicle (car, van, round bus) · person
-    (standing, striding, with umbrella). Classes share colours (grass and leaves, brick and red
-    cars, overcast sky and asphalt), so that shape, texture and place have to be learned. Objects
-    occlude each other, are lit from one side, fade with distance and have a void (255) border.
+    Each class has several appearances: sky (clear, overcast, dusk) · ground (asphalt with
+    markings, grass, paving) · building (brick, plaster, glass) · tree (round, conifer, autumn) ·
+    vehicle (car, van, round bus) · person (standing, striding, with umbrella). Classes share
+    colours (grass and leaves, brick and red cars, overcast sky and asphalt), so that shape, texture
+    and place have to be learned. Objects occlude each other, are lit from one side, fade with
+    distance and have a void (255) border.
 
     With `held_out=True` each scene also holds one or two balloons or striped tents, which never
     occur otherwise, and a sample has the key `anomaly`: int64 HxW, 1 on them, 0 elsewhere, 255 on
@@ -44,18 +43,16 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
         transform: albumentations transforms.
 
     Raises:
-        ValueError: a wrong argument.
+        GenSegError: a wrong argument.
     """
 
     CLASS_NAMES = ("sky", "ground", "building", "tree", "vehicle", "person")
+    # fmt: off
     PALETTE = (
-        (120, 170, 220),
-        (128, 100, 128),
-        (190, 90, 70),
-        (70, 140, 60),
-        (240, 180, 40),
+        (120, 170, 220), (128, 100, 128), (190, 90, 70), (70, 140, 60), (240, 180, 40),
         (220, 40, 120),
     )
+    # fmt: on
 
     def __init__(
         self,
@@ -65,15 +62,10 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
         held_out: bool = False,
         transform: Sequence[Transform] | None = None,
     ) -> None:
-        if length < 1:
-            raise GenSegError(f"length is {length} but must be at least 1.")
-        if min(size) < 32:
-            raise GenSegError(
-                f"size is {size[0]}x{size[1]} but must be at least 32x32 for the objects to be "
-                "recognisable."
-            )
-        if seed < 0:
-            raise GenSegError(f"seed is {seed} but must not be negative.")
+        # Objects are not recognisable in smaller scenes.
+        check_arguments(
+            SyntheticScenes.__init__, locals(), length="[1, inf)", size="[32, inf)", seed="[0, inf)"
+        )
         self.class_names = list(self.CLASS_NAMES)
         self.palette = check_palette(self.PALETTE, len(self.class_names))
         self.length = length
@@ -120,7 +112,7 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
         return self.read_labels(index)[0]
 
     def read_labels(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Draw classes (255 = ignore) and, with `held_out`, anomalies (1, 0, 255), both HxW, without transforms."""
+        """Draw classes (255 = ignore) and, with `held_out`, anomalies (1, 0, 255), both HxW."""
         _, mask = _draw(np.random.default_rng([self.seed, index]), self.size, self.held_out)
         unknown = mask == _HELD_OUT
         anomaly = np.where(mask == IGNORE, np.uint8(IGNORE), unknown.astype(np.uint8))
@@ -129,7 +121,7 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
 
 
 class _Scene:
-    """A canvas: image 3xHxW float in [0, 1], mask HxW; shapes are given in pixels, x right, y down."""
+    """A canvas: image 3xHxW float in [0, 1], mask HxW; shapes are in pixels, x right, y down."""
 
     def __init__(self, rng: _Rng, size: tuple[int, int]) -> None:
         self.rng = rng
@@ -144,7 +136,7 @@ class _Scene:
         self.blotches = _smooth(rng, size, cell, cell)
 
     def window(self, left: float, top: float, right: float, bottom: float) -> "_Scene":
-        """Return the part of the canvas within these limits: what is drawn there is drawn here, only faster."""
+        """The part of the canvas within these limits: drawing there draws here, only faster."""
         rows = slice(max(0, int(top)), max(0, int(bottom) + 1))
         columns = slice(max(0, int(left)), max(0, int(right) + 1))
         part = copy.copy(self)
@@ -246,10 +238,7 @@ def _sky(scene: _Scene, horizon: float) -> None:
         ((0.30, 0.28, 0.52), (0.97, 0.66, 0.42)),  # dusk
     )[rng.integers(3)]
     share = np.clip(scene.y / horizon, 0, 1)
-    upper, lower = (
-        np.asarray(top, np.float32)[:, None, None],
-        np.asarray(low, np.float32)[:, None, None],
-    )
+    upper, lower = (np.asarray(color, np.float32)[:, None, None] for color in (top, low))
     scene.image[:] = upper * (1 - share) + lower * share
     bands = _smooth(rng, scene.mask.shape, max(4, scene.height // 14), max(4, scene.width // 5))
     clouds = np.clip(0.7 * bands + 0.45 * scene.blotches - rng.uniform(0.0, 1.0), 0, 1) * 0.55
@@ -262,9 +251,8 @@ def _ground(scene: _Scene, horizon: float) -> None:
     nearness = np.clip((scene.y - horizon) / (scene.height - horizon), 0, 1)
     grass, paving = _jitter(rng, (0.30, 0.46, 0.18)), _jitter(rng, (0.62, 0.57, 0.50))
     center, far, near = width * rng.uniform(0.3, 0.7), width * 0.04, width * rng.uniform(0.3, 0.6)
-    offset = (scene.x - center - width * rng.uniform(-0.2, 0.2) * nearness) / (
-        far + near * nearness
-    )
+    bend = width * rng.uniform(-0.2, 0.2) * nearness
+    offset = (scene.x - center - bend) / (far + near * nearness)
     if rng.random() < 0.5:
         scene.paint(below, grass, 0.05 * scene.grain + 0.05 * scene.blotches)
     else:  # slabs get smaller with distance
@@ -313,16 +301,10 @@ def _building(scene: _Scene, left: float, top: float, right: float, bottom: floa
         scene.paint(shape & ((column < 0.14) | (row < 0.14)), (0.24, 0.29, 0.36))
     if rng.random() < 0.5 and kind < 2:  # gable
         middle, half, rise = (left + right) / 2, (right - left) / 2, (right - left) * 0.28
-        roof = (
-            (np.abs(scene.x - middle) < half * (scene.y - top + rise) / rise)
-            & (scene.y < top)
-            & (scene.y >= top - rise)
-        )
-        scene.paint(
-            roof,
-            _jitter(rng, (0.40, 0.24, 0.20) if kind else (0.30, 0.29, 0.32)),
-            0.04 * scene.grain,
-        )
+        roof = np.abs(scene.x - middle) < half * (scene.y - top + rise) / rise
+        roof = roof & (scene.y < top) & (scene.y >= top - rise)
+        tiles = _jitter(rng, (0.40, 0.24, 0.20) if kind else (0.30, 0.29, 0.32))
+        scene.paint(roof, tiles, 0.04 * scene.grain)
         shape = shape | roof
     scene.image[:, shape] += 0.07 * scene.light * rng.choice([-1, 1])
     scene.stamp(shape, _BUILDING)
@@ -337,19 +319,14 @@ def _tree(scene: _Scene, x: float, foot: float, size: float) -> None:
         crown = np.zeros_like(trunk)
         for low, high, half in ((0.15, 0.55, 0.30), (0.38, 0.78, 0.23), (0.6, 1.0, 0.16)):
             share = (foot - scene.y - size * low) / (size * (high - low))
-            crown |= (
-                (share >= 0) & (share <= 1) & (np.abs(scene.x - x) <= half * size * (1 - share))
-            )
+            inside = np.abs(scene.x - x) <= half * size * (1 - share)
+            crown |= (share >= 0) & (share <= 1) & inside
         color: _Color = (0.11, 0.30, 0.20)
     else:
         crown = scene.ellipse(x, foot - size * 0.68, size * 0.26, size * 0.3)
         for _ in range(4):
-            crown |= scene.ellipse(
-                x + size * rng.uniform(-0.24, 0.24),
-                foot - size * rng.uniform(0.5, 0.85),
-                size * 0.17,
-                size * 0.15,
-            )
+            middle, height = x + size * rng.uniform(-0.24, 0.24), size * rng.uniform(0.5, 0.85)
+            crown |= scene.ellipse(middle, foot - height, size * 0.17, size * 0.15)
         color = (0.24, 0.43, 0.15) if kind == 0 else (0.70, 0.36, 0.13)  # green, or autumn
     scene.paint(trunk, (0.33, 0.23, 0.15), 0.03 * scene.grain + scene.shade(x, size * 0.05))
     leaves = 0.07 * scene.grain + 0.05 * scene.blotches + scene.shade(x, size * 0.3)
@@ -366,45 +343,28 @@ def _vehicle(scene: _Scene, x: float, foot: float, size: float) -> None:
     if kind == 0:  # car: box and cabin, red, blue or dark
         color = ((0.66, 0.16, 0.14), (0.15, 0.27, 0.56), (0.17, 0.18, 0.19))[rng.integers(3)]
         half, tall = size * 0.95, size * 0.42
-        cabin = (np.abs(scene.x - x) < half * 0.62 - (foot - tall - scene.y) * 0.35) & (
-            (scene.y > foot - size * 0.78) & (scene.y <= foot - tall)
-        )
-        body = scene.box(x - half, foot - tall, x + half, foot - size * 0.1)
-        shape = body | cabin
-        glass = (
-            (np.abs(scene.x - x) < half * 0.5 - (foot - tall - scene.y) * 0.35)
-            & cabin
-            & (scene.y > foot - size * 0.7)
-        )
-        glass &= np.abs(scene.x - x) > size * 0.04
+        beside, slope = np.abs(scene.x - x), (foot - tall - scene.y) * 0.35
+        cabin = beside < half * 0.62 - slope
+        cabin = cabin & (scene.y > foot - size * 0.78) & (scene.y <= foot - tall)
+        shape = scene.box(x - half, foot - tall, x + half, foot - size * 0.1) | cabin
+        glass = (beside < half * 0.5 - slope) & cabin & (scene.y > foot - size * 0.7)
+        glass &= beside > size * 0.04
     elif kind == 1:  # van: tall and white
         color, half = (0.87, 0.87, 0.85), size * 0.9
         shape = scene.box(x - half, foot - size * 1.05, x + half, foot - size * 0.1)
-        side = rng.choice([-1, 1])
-        glass = scene.box(
-            x + side * half * 0.7 - half * 0.22,
-            foot - size * 0.9,
-            x + side * half * 0.7 + half * 0.22,
-            foot - size * 0.58,
-        )
+        pane, wide = x + rng.choice([-1, 1]) * half * 0.7, half * 0.22
+        glass = scene.box(pane - wide, foot - size * 0.9, pane + wide, foot - size * 0.58)
     else:  # small round bus: green or blue
         color, half = ((0.22, 0.50, 0.36), (0.30, 0.52, 0.72))[rng.integers(2)], size * 0.85
-        shape = scene.ellipse(x, foot - size * 0.42, half, size * 0.52) & (
-            scene.y < foot - size * 0.06
-        )
-        glass = (
-            shape
-            & (np.abs(scene.y - (foot - size * 0.6)) < size * 0.13)
-            & (((scene.x - x) / size * 3) % 1 > 0.15)
-        )
-    scene.paint(
-        scene.ellipse(x, foot, half * 1.05, size * 0.09) & (scene.mask == _GROUND),
-        (0.13, 0.13, 0.14),
-    )
+        shape = scene.ellipse(x, foot - size * 0.42, half, size * 0.52)
+        shape &= scene.y < foot - size * 0.06
+        glass = shape & (np.abs(scene.y - (foot - size * 0.6)) < size * 0.13)
+        glass &= ((scene.x - x) / size * 3) % 1 > 0.15
+    shadow = scene.ellipse(x, foot, half * 1.05, size * 0.09) & (scene.mask == _GROUND)
+    scene.paint(shadow, (0.13, 0.13, 0.14))
     scene.paint(shape, _jitter(rng, color), gloss + scene.shade(x, half))
-    scene.paint(
-        glass & shape, (0.20, 0.25, 0.30), 0.1 * ((scene.x + scene.y) % (size * 0.5) < size * 0.1)
-    )
+    reflexes = 0.1 * ((scene.x + scene.y) % (size * 0.5) < size * 0.1)
+    scene.paint(glass & shape, (0.20, 0.25, 0.30), reflexes)
     wheels = scene.ellipse(x - half * 0.58, foot - size * 0.12, size * 0.16, size * 0.16)
     wheels |= scene.ellipse(x + half * 0.58, foot - size * 0.12, size * 0.16, size * 0.16)
     scene.paint(wheels, (0.09, 0.09, 0.10))
@@ -422,32 +382,25 @@ def _person(scene: _Scene, x: float, foot: float, size: float) -> None:
     hip, neck = foot - size * 0.45, foot - size * 0.8
     legs = scene.line(x, hip, x - stride, foot, thick) | scene.line(x, hip, x + stride, foot, thick)
     torso = scene.line(x, hip, x, neck, size * 0.2)
-    arms = scene.line(x, neck + size * 0.06, x - stride - size * 0.1, hip, thick * 0.7)
-    arms |= scene.line(
-        x, neck + size * 0.06, x + stride + size * 0.1, hip - size * 0.06, thick * 0.7
-    )
+    neck_low, reach = neck + size * 0.06, size * 0.1
+    arms = scene.line(x, neck_low, x - stride - reach, hip, thick * 0.7)
+    arms |= scene.line(x, neck_low, x + stride + reach, hip - size * 0.06, thick * 0.7)
     head = scene.ellipse(x, foot - size * 0.9, size * 0.085, size * 0.1)
-    shirt = ((0.72, 0.18, 0.16), (0.88, 0.88, 0.86), (0.20, 0.32, 0.60), (0.85, 0.70, 0.20))[
-        rng.integers(4)
-    ]
+    shirts = ((0.72, 0.18, 0.16), (0.88, 0.88, 0.86), (0.20, 0.32, 0.60), (0.85, 0.70, 0.20))
+    shirt = shirts[rng.integers(4)]
     scene.paint(legs, ((0.16, 0.18, 0.28), (0.35, 0.30, 0.25))[rng.integers(2)])
     scene.paint(torso | arms, _jitter(rng, shirt), scene.shade(x, size * 0.12))
-    scene.paint(
-        head, ((0.86, 0.66, 0.54), (0.48, 0.32, 0.22))[rng.integers(2)], scene.shade(x, size * 0.1)
-    )
+    skin = ((0.86, 0.66, 0.54), (0.48, 0.32, 0.22))[rng.integers(2)]
+    scene.paint(head, skin, scene.shade(x, size * 0.1))
     shape = legs | torso | arms | head
     if kind == 2:  # umbrella on a thin pole
         top = foot - size * 1.3
         pole = scene.line(x + size * 0.14, hip, x + size * 0.1, top, max(1.2, size * 0.03))
-        dome = scene.ellipse(x + size * 0.08, top + size * 0.16, size * 0.34, size * 0.22) & (
-            scene.y < top + size * 0.16
-        )
+        dome = scene.ellipse(x + size * 0.08, top + size * 0.16, size * 0.34, size * 0.22)
+        dome &= scene.y < top + size * 0.16
         scene.paint(pole, (0.15, 0.15, 0.15))
-        scene.paint(
-            dome,
-            _jitter(rng, ((0.16, 0.17, 0.20), (0.50, 0.16, 0.36))[rng.integers(2)]),
-            scene.shade(x, size * 0.3),
-        )
+        cloth = _jitter(rng, ((0.16, 0.17, 0.20), (0.50, 0.16, 0.36))[rng.integers(2)])
+        scene.paint(dome, cloth, scene.shade(x, size * 0.3))
         shape = shape | pole | dome
     scene.stamp(shape, _PERSON)
 
@@ -468,9 +421,9 @@ def _stranger(scene: _Scene, x: float, foot: float, size: float) -> None:
         half, tall = size * 0.55, size * 0.7
         share = (foot - scene.y) / tall
         shape = (share >= 0) & (share <= 1) & (np.abs(scene.x - x) <= half * (1 - share) + 0.5)
-        angle = np.sin(np.arctan2(scene.x - x, tall - (foot - scene.y) + 1e-3) * 14) > 0
+        stripes = np.sin(np.arctan2(scene.x - x, tall - (foot - scene.y) + 1e-3) * 14) > 0
         scene.paint(shape, _jitter(rng, (0.16, 0.62, 0.66)), 0.02 * scene.grain)
-        scene.paint(shape & angle, (0.96, 0.95, 0.92))
+        scene.paint(shape & stripes, (0.96, 0.95, 0.92))
     scene.stamp(shape, _HELD_OUT)
 
 
@@ -481,9 +434,8 @@ def _expose(scene: _Scene) -> NDArray[np.uint8]:
     balance = rng.uniform(0.85, 1.12) * rng.uniform(0.95, 1.05, 3)
     image = scene.image * (falloff * balance[:, None, None].astype(np.float32))
     image += 0.012 * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.ascontiguousarray(
-        (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
-    )
+    pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
 def _jitter(rng: _Rng, color: Sequence[float]) -> _Color:
@@ -508,7 +460,7 @@ def _smooth(rng: _Rng, size: tuple[int, ...], tall: int, wide: int) -> NDArray[n
 
 
 class SyntheticScenesDataModule(SegmentationDataModule):
-    """`SyntheticScenes`: six classes, drawn on the fly; training, validation and test scenes never coincide.
+    """`SyntheticScenes`: scenes of six classes, drawn on the fly, different ones in each split.
 
     Args:
         size: (height, width) of the scenes in pixels.
@@ -518,17 +470,9 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         held_out: put objects of an unknown kind into the test scenes (`anomaly` in the batch).
         scene_seed: other seeds give other scenes; apart from `seed`, so that runs are scored on the
             same ones.
-        batch_size: see `SegmentationDataModule`, like all that follow.
-        eval_batch_size: see there.
-        num_workers: see there.
-        crop_size: see there.
-        class_balanced: see there.
-        sparse: see there.
-        train_transform: see there.
-        eval_transform: see there.
-        seed: see there.
-        predict_root: see there.
-        cache_dir: see there.
+        eval_batch_size: images of a batch of validation, test and prediction.
+        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
+            given.
     """
 
     def __init__(
@@ -539,32 +483,26 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         test_length: int = 64,
         held_out: bool = False,
         scene_seed: int = 0,
-        batch_size: int = 8,
         eval_batch_size: int = 8,
-        num_workers: int = 2,
         crop_size: tuple[int, int] = (128, 160),
-        class_balanced: bool = False,
-        sparse: SparseLabels | None = None,
-        train_transform: list[Transform] | None = None,
-        eval_transform: list[Transform] | None = None,
-        seed: int = 0,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
+        check_arguments(
+            SyntheticScenesDataModule.__init__,
+            locals(),
+            size="[32, inf)",
+            train_length="[1, inf)",
+            val_length="[1, inf)",
+            test_length="[1, inf)",
+            scene_seed="[0, inf)",
+        )
         super().__init__(
             class_names=SyntheticScenes.CLASS_NAMES,
             palette=SyntheticScenes.PALETTE,
-            batch_size=batch_size,
+            unknown_classes=None,
             eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
             crop_size=crop_size,
-            class_balanced=class_balanced,
-            sparse=sparse,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            seed=seed,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
+            **kwargs,
         )
         self.size = size
         self.lengths: dict[Split, int] = {
@@ -578,10 +516,5 @@ class SyntheticScenesDataModule(SegmentationDataModule):
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> SyntheticScenes:
         """Build the scenes of a split."""
         seed = 3 * self.scene_seed + ("train", "val", "test").index(split)
-        return SyntheticScenes(
-            self.lengths[split],
-            self.size,
-            seed,
-            held_out=self.held_out and split == "test",
-            transform=transform,
-        )
+        held_out = self.held_out and split == "test"
+        return SyntheticScenes(self.lengths[split], self.size, seed, held_out, transform)

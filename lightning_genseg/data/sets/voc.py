@@ -3,48 +3,46 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.download import Archive, fetch
 from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.layout import check_files, check_ids, check_root, read_list
-from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import MissingFileError
 
+TrainSplit = Literal["trainaug", "train", "pascal5i"]
+
 
 class VOC(SegmentationDataset):
-    """PASCAL VOC 2012 segmentation: background and 20 classes; 1464 or 10 582 training and 1449 validation images.
+    """PASCAL VOC 2012: background and 20 classes; 1464 or 10 582 and 1449 images.
 
     Layout: `root/JPEGImages/*.jpg`, `root/SegmentationClass/*.png` (palette images, 255 = boundary,
-        ignored) and
-    `root/ImageSets/Segmentation/{train,val}.txt`, as `VOCdevkit/VOC2012` unpacks. The split
-    `trainaug` adds the masks of the Semantic Boundaries Dataset as commonly distributed:
+    ignored) and `root/ImageSets/Segmentation/{train,val}.txt`, as `VOCdevkit/VOC2012` unpacks. Get
+    it from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 and
+    http://home.bharathh.info/pubs/codes/SBD (the images are from Flickr, whose terms of use apply;
+    research use), or with `download`. The test labels stay on the evaluation server.
+
+    The split `trainaug` adds the masks of the Semantic Boundaries Dataset as commonly distributed:
     `root/SegmentationClassAug/*.png` and `root/ImageSets/Segmentation/trainaug.txt`; where VOC has
     its own mask, that one is read. `pascal5i` are the 5953 training images of few-shot
     segmentation: `root/ImageSets/Segmentation/voc_sbd_merge_noduplicate.txt` of PFENet and BAM,
-        which is `train.txt` and SBD's `train_noval.txt` without repetition. The test labels stay on
-        the evaluation
-    server.
-    Get it from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 and
-    http://home.bharathh.info/pubs/codes/SBD (the images are from Flickr, whose terms of use apply;
-    research use), or with `download`.
+    which is `train.txt` and SBD's `train_noval.txt` without repetition.
 
     Sparse labels, both from github.com/LEONOB2014/GatedCRFLoss (folder datasets), unpacked in
     `root`: points, `sparse: PointFiles` with the files `voc_whats_the_point.json` and
-        `voc_whats_the_point_bg_from_scribbles.json`; scribbles,
-    `sparse: ScribbleFiles` with the folder of XML files that `voc_scribbles.zip` holds. Relative
-        paths are looked for in
-    the working folder and in `root`.
+    `voc_whats_the_point_bg_from_scribbles.json`; scribbles, `sparse: ScribbleFiles` with the folder
+    of XML files that `voc_scribbles.zip` holds. Relative paths are looked for in the working folder
+    and in `root`.
 
     Sources: Everingham et al.: The PASCAL visual object classes challenge: a retrospective, IJCV
-        111, 2015; Hariharan
-    et al.: Semantic contours from inverse detectors, ICCV 2011.
+    111, 2015; Hariharan et al.: Semantic contours from inverse detectors, ICCV 2011.
 
     Args:
         root: folder that holds `JPEGImages`, usually `VOCdevkit/VOC2012`.
@@ -52,34 +50,18 @@ class VOC(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        FileNotFoundError: a folder or list is missing, or `root` lies a level too high or too low.
-        ValueError: an image or mask of the list is missing, or masks are not classes; on reading as
-            in `SegmentationDataset`.
+        MissingFileError: a folder or list is missing, or `root` lies a level too high or too low.
+        GenSegError: an image or mask of the list is missing, or masks are not classes; on reading
+            as in `SegmentationDataset`.
     """
 
+    # fmt: off
     CLASS_NAMES = (
-        "background",
-        "aeroplane",
-        "bicycle",
-        "bird",
-        "boat",
-        "bottle",
-        "bus",
-        "car",
-        "cat",
-        "chair",
-        "cow",
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
+        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat",
+        "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant",
+        "sheep", "sofa", "train", "tvmonitor",
     )
+    # fmt: on
     PALETTE = tuple(voc_palette(21))
     ARCHIVES = (
         Archive(
@@ -93,7 +75,8 @@ class VOC(SegmentationDataset):
     )
     AUGMENTATION = (
         Archive(
-            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
+            "benchmark.tgz",
             "md5:82b4d87ceb2ed10f6038a1cba92111cb",
             {
                 f"benchmark_RELEASE/dataset/{name}": f"SBD/{name}"
@@ -108,6 +91,7 @@ class VOC(SegmentationDataset):
         split: Literal["trainaug", "train", "pascal5i", "val"] = "trainaug",
         transform: Sequence[Transform] | None = None,
     ) -> None:
+        check_arguments(VOC.__init__, locals())
         root = Path(root)
         images, masks = root / "JPEGImages", root / "SegmentationClass"
         added = root / "SegmentationClassAug"
@@ -122,8 +106,7 @@ class VOC(SegmentationDataset):
         lists = root / "ImageSets" / "Segmentation"
         file = "voc_sbd_merge_noduplicate" if split == "pascal5i" else split
         names = read_list(lists / f"{file}.txt", "PASCAL VOC 2012")
-        train = read_list(lists / "train.txt", "PASCAL VOC 2012") if augmented else names
-        own = set(train)
+        own = set(read_list(lists / "train.txt", "PASCAL VOC 2012") if augmented else names)
         samples = [
             Sample(name, images / f"{name}.jpg", (masks if name in own else added) / f"{name}.png")
             for name in names
@@ -135,7 +118,7 @@ class VOC(SegmentationDataset):
 
     @classmethod
     def download(cls, root: Path | str, augmented: bool = True) -> None:
-        """Download what is missing in `root` (2 GB, and 1.4 GB for the augmentation), see `datasets.download.fetch`."""
+        """Download what is missing in `root` (2 GB, and 1.4 GB for the augmentation)."""
         root = Path(root)
         fetch(root, cls.ARCHIVES)
         if augmented and not (root / "SegmentationClassAug").is_dir():
@@ -166,73 +149,46 @@ def _write_masks(source: Path, target: Path) -> None:
 
 
 class VOCDataModule(SegmentationDataModule):
-    """PASCAL VOC 2012 (`datasets.VOC`: layout, sources, where to get it).
+    """PASCAL VOC 2012; layout, sources and where to get it: see `VOC`.
 
     `test` is the validation split, because the labels of the test split are not published.
 
     Args:
         root: folder that holds JPEGImages, usually VOCdevkit/VOC2012; not needed for prediction.
         train_split: `trainaug` (10 582 images with the masks of SBD), `train` (VOC's own 1464) or
-            `pascal5i` (the 5953 of few-shot segmentation, see `datasets.VOC`).
+            `pascal5i` (the 5953 of few-shot segmentation, see `VOC`).
         download: get what is missing in `root` before the run (2 GB, and 1.4 GB for trainaug).
-        unknown_classes: see `SegmentationDataModule`, like all that follow.
-        batch_size: see there.
-        eval_batch_size: see there.
-        num_workers: see there.
-        crop_size: see there.
-        class_balanced: see there.
-        sparse: see there.
-        train_transform: see there.
-        eval_transform: see there.
-        seed: see there.
-        predict_root: see there.
-        cache_dir: see there.
+        batch_size: images of a training batch, per process.
+        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
+            given.
     """
 
     def __init__(
         self,
         root: Path,
-        train_split: Literal["trainaug", "train", "pascal5i"] = "trainaug",
+        train_split: TrainSplit = "trainaug",
         download: bool = False,
-        unknown_classes: list[str] | None = None,
         batch_size: int = 16,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
         crop_size: tuple[int, int] = (512, 512),
-        class_balanced: bool = False,
-        sparse: SparseLabels | None = None,
-        train_transform: list[Transform] | None = None,
-        eval_transform: list[Transform] | None = None,
-        seed: int = 0,
-        predict_root: Path | None = None,
-        cache_dir: Path | None = None,
+        **kwargs: Any,
     ) -> None:
+        check_arguments(VOCDataModule.__init__, locals())
         super().__init__(
             class_names=VOC.CLASS_NAMES,
             palette=VOC.PALETTE,
-            unknown_classes=unknown_classes,
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
             crop_size=crop_size,
-            class_balanced=class_balanced,
-            sparse=sparse,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            seed=seed,
-            predict_root=predict_root,
-            cache_dir=cache_dir,
+            **kwargs,
         )
         self.root = root
-        self.train_split: Literal["trainaug", "train", "pascal5i"] = train_split
+        self.train_split: TrainSplit = train_split
         self.download = download
 
-    def prepare_data(self) -> None:
-        """Download what is missing, if asked to; Lightning calls it in one process per machine."""
-        if self.download and not (self.trainer and self.trainer.predicting):
+    def get_files(self) -> None:
+        """Download what is missing, if asked to."""
+        if self.download:
             VOC.download(self.root, augmented=self.train_split != "train")
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> VOC:
         """Build the training or the validation split."""
-        self.prepare_data()  # does nothing when the files are there; a loop without a Trainer needs it
         return VOC(self.root, self.train_split if split == "train" else "val", transform)

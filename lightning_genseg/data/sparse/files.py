@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.data.dataset import Sample, check_sizes, read_mask
+from lightning_genseg.data.dataset import Sample, check_sizes
+from lightning_genseg.data.images import read_mask, without_suffix
 from lightning_genseg.data.labels import IGNORE, label_table, map_labels
-from lightning_genseg.data.layout import without_suffix
 from lightning_genseg.data.sparse.labels import Marks, Raster, Shape, SparseLabels
 from lightning_genseg.errors import GenSegError, MissingFileError
 

@@ -4,62 +4,41 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_genseg.data import CamVid
+from lightning_genseg.data import CamVid, CamVidDataModule
+from lightning_genseg.errors import GenSegError, MissingFileError
+from tests.miniatures import make_camvid
+
+SIZE = (24, 32)
 
 
-def write_camvid(root, stems=("f1", "f2", "f3"), suffix=".png"):
-    """A data set of that layout with random masks of 0 to 11."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for stem in stems:
-            for folder, end, shape, high in (
-                (split, suffix, (24, 32, 3), 256),
-                (f"{split}annot", ".png", (24, 32), 12),
-            ):
-                (root / folder).mkdir(parents=True, exist_ok=True)
-                array = rng.integers(0, high, shape, dtype=np.uint8)
-                Image.fromarray(array).save(root / folder / f"{split}_{stem}{end}")
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_layout(tmp_path, suffix):
-    write_camvid(tmp_path, suffix=suffix)
-    dataset = CamVid(tmp_path, "val")
-    assert [item["name"] for item in dataset] == ["val_f1", "val_f2", "val_f3"]
-    assert dataset.num_classes == len(dataset.palette) == 11
-    mask = dataset[0]["mask"]
-    raw = np.array(Image.open(tmp_path / "valannot" / "val_f1.png"))
-    assert np.array_equal(mask.numpy() == 255, raw == 11)
-    assert np.array_equal(mask.numpy()[raw < 11], raw[raw < 11])
+def test_layout(tmp_path):
+    root = make_camvid(tmp_path, SIZE)
+    for path in root.glob("val/*.png"):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    for split in ("train", "val"):
+        dataset = CamVid(root, split)
+        assert [item["name"] for item in dataset] == [f"{split}_{number}" for number in range(4)]
+        mask, raw = dataset[0]["mask"].numpy(), np.array(Image.open(dataset.samples[0].mask))
+        assert np.array_equal(mask, np.where(raw == 11, 255, raw))
 
 
 @pytest.mark.parametrize(
-    "line", ["train_f2", "/SegNet/CamVid/train/train_f2.png /SegNet/CamVid/trainannot/train_f2.png"]
+    "line", ["train_2", "/SegNet/CamVid/train/train_2.png /SegNet/CamVid/trainannot/train_2.png"]
 )
 def test_lists(tmp_path, line):
-    write_camvid(tmp_path)
-    (tmp_path / "train.txt").write_text(f"{line}\n\n")
-    assert [item["name"] for item in CamVid(tmp_path)] == ["train_f2"]
+    root = make_camvid(tmp_path, SIZE)
+    (root / "train.txt").write_text(f"{line}\n\n")
+    assert [item["name"] for item in CamVid(root)] == ["train_2"]
+    (root / "train.txt").write_text("train_1\nother\n")
+    with pytest.raises(GenSegError, match=r"1 images are missing \(expected: '.*train/other.png'"):
+        CamVid(root)
 
 
 def test_wrong_root(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"train' does not exist: root must be CamVid in SegNet's layout"
+        MissingFileError, match=r"train' does not exist: root must be CamVid in Seg"
     ):
-        CamVid(tmp_path)
-
-
-def test_list_of_frames_that_do_not_exist(tmp_path):
-    write_camvid(tmp_path)
-    (tmp_path / "train.txt").write_text("train_f1\nother\n")
-    with pytest.raises(ValueError, match=r"train\.txt' lists 1 frames that are not in .*other"):
-        CamVid(tmp_path)
-
-
-def test_frame_without_mask(tmp_path):
-    write_camvid(tmp_path)
-    (tmp_path / "trainannot" / "train_f2.png").unlink()
-    with pytest.raises(ValueError, match=r"1 images of '.*train' have no mask .*train_f2"):
         CamVid(tmp_path)
 
 
@@ -78,3 +57,13 @@ def test_real_camvid(shared_dir):
     share = pixels[:11] / pixels[:11].sum()
     assert share[[0, 1, 3]].sum() > 0.55
     assert share[[2, 6, 9, 10]].sum() < 0.08
+
+
+def test_real_batches(shared_dir):
+    root = shared_dir / "data" / "camvid"
+    data = CamVidDataModule(root, batch_size=2, num_workers=0, crop_size=(96, 128))
+    assert data.class_names[3] == "road"
+    assert next(iter(data.train_dataloader()))["image"].shape == (2, 3, 96, 128)
+    assert len(data.train_dataloader()) == 183
+    assert next(iter(data.val_dataloader()))["image"].shape == (1, 3, 360, 480)
+    assert len(data.val_dataloader()) == 101

@@ -4,42 +4,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_genseg.data import Cityscapes
+from lightning_genseg.data import Cityscapes, CityscapesDataModule
+from lightning_genseg.errors import GenSegError
 from tests.miniatures import make_cityscapes
 
 SIZE = (24, 32)
+# The names of cityscapesScripts' table, by id.
+# fmt: off
+NAMES = {
+    7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole",
+    19: "traffic light", 20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky",
+    24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle",
+    33: "bicycle",
+}
+# fmt: on
 
 
 def test_every_id(tmp_path):
     root = make_cityscapes(tmp_path, (5, 8))
     path = Cityscapes(root).samples[0].mask
     Image.fromarray(np.arange(40, dtype=np.uint8).clip(0, 33).reshape(5, 8)).save(path)
-    labels = Cityscapes(root).read_mask_labels(0).flatten()
-    names = {
-        raw: Cityscapes.CLASS_NAMES[label] for raw, label in enumerate(labels[:34]) if label != 255
-    }
-    # The names of cityscapesScripts' table, by id.
-    assert names == {
-        7: "road",
-        8: "sidewalk",
-        11: "building",
-        12: "wall",
-        13: "fence",
-        17: "pole",
-        19: "traffic light",
-        20: "traffic sign",
-        21: "vegetation",
-        22: "terrain",
-        23: "sky",
-        24: "person",
-        25: "rider",
-        26: "car",
-        27: "truck",
-        28: "bus",
-        31: "train",
-        32: "motorcycle",
-        33: "bicycle",
-    }
+    labels = Cityscapes(root).read_mask_labels(0).flatten()[:34]
+    found = {raw: Cityscapes.CLASS_NAMES[c] for raw, c in enumerate(labels) if c != 255}
+    assert found == NAMES
 
 
 def test_both_kinds_of_labels_agree(tmp_path):
@@ -50,37 +37,34 @@ def test_both_kinds_of_labels_agree(tmp_path):
     for index in range(len(raw)):
         assert (raw.read_mask_labels(index) == converted.read_mask_labels(index)).all()
     assert raw.samples[0].mask != converted.samples[0].mask
+    data = CityscapesDataModule(root, "labelTrainIds", num_workers=0)
+    assert data.split_dataset("train", ()).samples[0].mask.name.endswith("_labelTrainIds.png")
 
 
-def test_train_ids_in_the_place_of_ids(tmp_path):
-    root = make_cityscapes(tmp_path, SIZE, train_ids=True)
+def test_labels_of_the_other_kind(tmp_path):
+    root = make_cityscapes(tmp_path / "converted", SIZE, train_ids=True)
     for path in root.glob("gtFine/train/*/*_labelTrainIds.png"):
         path.rename(path.with_name(path.name.replace("labelTrainIds", "labelIds")))
     with pytest.raises(
-        ValueError, match=r"holds the values 255, but labelIds are 0 to 33.*labelTrainIds"
+        GenSegError, match=r"holds the values 255, but labelIds are 0 to 33.*labelT"
     ):
         Cityscapes(root)
-
-
-def test_ids_in_the_place_of_train_ids(tmp_path):
-    root = make_cityscapes(tmp_path, SIZE)
+    root = make_cityscapes(tmp_path / "official", SIZE)
+    with pytest.raises(GenSegError, match=r"no .*labelTrainIds\.png' .*: set labels to labelIds\."):
+        Cityscapes(root, labels="labelTrainIds")
     for path in root.glob("gtFine/train/*/*_labelIds.png"):
         path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
     with pytest.raises(
-        ValueError, match=r"holds the values .*, but labelTrainIds are 0 to 18 and 255"
+        GenSegError, match=r"holds the values .*, but labelTrainIds are 0 to 18 and"
     ):
         Cityscapes(root, labels="labelTrainIds")
-    with pytest.raises(
-        ValueError, match=r"no file .*labelIds\.png' in .*: set labels to labelTrainIds\."
-    ):
+    with pytest.raises(GenSegError, match=r"no .*labelIds\.png' .*: set labels to labelTrainIds\."):
         Cityscapes(root)
-
-
-def test_train_ids_were_not_created(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"no file .*labelTrainIds\.png' in .*: set labels to labelIds\."
-    ):
-        Cityscapes(make_cityscapes(tmp_path, SIZE), labels="labelTrainIds")
+    for kind in (Cityscapes, CityscapesDataModule):
+        with pytest.raises(
+            GenSegError, match=r"labels is 'ids'; it must be one of labelIds, labelT"
+        ):
+            kind(root, labels="ids")
 
 
 def test_an_unreadable_mask_is_reported_when_it_is_read(tmp_path):
@@ -88,5 +72,5 @@ def test_an_unreadable_mask_is_reported_when_it_is_read(tmp_path):
     path = Cityscapes(root).samples[0].mask
     path.write_bytes(b"broken")
     dataset = Cityscapes(root)
-    with pytest.raises(ValueError, match=f"mask '{path}' cannot be read"):
+    with pytest.raises(GenSegError, match=f"mask '{path}' cannot be read"):
         dataset[0]

@@ -6,6 +6,7 @@ import torch
 
 from lightning_genseg.data import SyntheticScenes, SyntheticScenesDataModule
 from lightning_genseg.data.transforms.pipeline import default_train_transform
+from lightning_genseg.errors import GenSegError
 
 
 def test_sample():
@@ -58,6 +59,15 @@ def test_held_out_objects():
         assert item["mask"][anomaly == 0].max() < 6
         pixels += (anomaly == 1).sum()
     assert 0.005 < pixels / (20 * 128 * 160) < 0.15
+
+
+def test_labels_without_transforms():
+    scenes = SyntheticScenes(3, (48, 64), held_out=True)
+    labels, anomaly = scenes.read_labels(1)
+    assert (scenes[1]["mask"].numpy() == labels).all()
+    assert (scenes[1]["anomaly"].numpy() == anomaly).all()
+    assert (anomaly == 1).any()
+    assert SyntheticScenes(3, (48, 64)).read_labels(1)[1] is None
 
 
 def test_only_the_test_split_holds_strange_objects():
@@ -116,10 +126,10 @@ def test_other_sizes(size, held_out):
     ("arguments", "message"),
     [
         ({"length": 0}, "length is 0"),
-        ({"size": (31, 64)}, "size is 31x64"),
+        ({"size": (31, 64)}, "size is 31"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_wrong_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(GenSegError, match=message):
         SyntheticScenes(**arguments)
