@@ -3,8 +3,9 @@
 from lightning_genseg.callbacks.channels_last import ChannelsLast
 from lightning_genseg.callbacks.compare_scores import CompareScores
 from lightning_genseg.callbacks.label_spreading import LabelSpreading
+from lightning_genseg.callbacks.manifest import read_manifest
 from lightning_genseg.callbacks.maskiges import MaskigePictures
-from lightning_genseg.callbacks.predictions import PredictionWriter, read_manifest
+from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report, draw_samples
 
 __all__ = [

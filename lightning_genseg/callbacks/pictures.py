@@ -1,23 +1,73 @@
-"""What the callbacks share."""
+"""What callbacks that draw share."""
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.loaders import collate
-from lightning_genseg.methods.base import SegmentationModule
-from lightning_genseg.plots.pictures import Picture
+from lightning_genseg.files import replace_file
+from lightning_genseg.plots.pictures import Color, Palette, Picture, encode, grid
 from lightning_genseg.uncertainty.conformal import Threshold
 
 
-def classes_of(
-    trainer: Trainer, pl_module: LightningModule
-) -> tuple[list[str], list[tuple[int, int, int]]]:
+class SamplePictures(Callback, ABC):
+    """Base of callbacks that draw a few samples, a row each, at every validation of a fit.
+
+    The samples are spread evenly over their data set and always the same. The pictures are
+    ``<folder>/step_<step>.png`` in the run's folder.
+
+    Args:
+        num_images: rows.
+    """
+
+    folder: ClassVar[str]
+
+    def __init__(self, num_images: int = 4) -> None:
+        check_arguments(SamplePictures.__init__, locals(), num_images="[1, inf)")
+        self.num_images = num_images
+        self.batches: list[dict[str, Any]] = []
+
+    @abstractmethod
+    def dataset(self, data: Any, pl_module: LightningModule) -> Any:
+        """Data set of a datamodule that is drawn; refuses what cannot be."""
+
+    @abstractmethod
+    def row(self, pl_module: Any, batch: Mapping[str, Any], palette: Palette) -> dict[str, Picture]:
+        """Pictures of a sample, a batch of one, by their titles."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the samples."""
+        dataset = self.dataset(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            chosen = np.linspace(0, len(dataset) - 1, min(self.num_images, len(dataset)))
+            self.batches = [collate([dataset[i]]) for i in chosen.round().astype(int).tolist()]
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the picture."""
+        log_dir = trainer.log_dir  # asks the other processes
+        if trainer.sanity_checking or not self.batches or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        names, palette = classes_of(trainer, pl_module)
+        batches = move_data_to_device(self.batches, pl_module.device)
+        rows = [self.row(pl_module, batch, palette) for batch in batches]
+        legend = list(zip(names, palette, strict=True))
+        picture = grid([list(row.values()) for row in rows], list(rows[0]), legend)
+        path = Path(log_dir) / self.folder / f"step_{trainer.global_step:06d}.png"
+        replace_file(path, encode(picture, "png"))
+
+
+def classes_of(trainer: Trainer, pl_module: LightningModule) -> tuple[list[str], list[Color]]:
     """Names and colours: the data's if they have any, else the module's names and VOC's colours.
 
     Of a test in other classes than the module's, those.
@@ -34,17 +84,11 @@ def classes_of(
     )
 
 
-def spread_samples(dataset: Any, count: int) -> list[dict[str, Any]]:
-    """So many samples, each as a batch, spread evenly over a data set from its first to its last."""
-    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset)))
-    return [collate([dataset[i]]) for i in chosen.round().astype(int).tolist()]
-
-
 def threshold_of(pl_module: LightningModule) -> Threshold | None:
     """Threshold of a calibrated module's anomaly score."""
-    if not isinstance(pl_module, SegmentationModule):
-        return None
-    return pl_module.anomaly.thresholds.get(str(pl_module.anomaly_score))
+    thresholds = getattr(getattr(pl_module, "anomaly", None), "thresholds", {})
+    threshold: Threshold | None = thresholds.get(getattr(pl_module, "anomaly_score", None))
+    return threshold
 
 
 def to_array(tensor: Tensor) -> NDArray[Any]:

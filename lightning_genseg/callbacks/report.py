@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_genseg import __version__
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.callbacks.pictures import classes_of, threshold_of, to_array, to_picture
-from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
-from lightning_genseg.methods.base import SegmentationModule
-from lightning_genseg.methods.fewshot.base import EPISODE_MAPS
+from lightning_genseg.methods.evaluation import Evaluation
 from lightning_genseg.metrics.anomaly import bin_upper_edge
 from lightning_genseg.plots.diagrams import anomaly_histogram, reliability_diagram
 from lightning_genseg.plots.pictures import (
     ANOMALY_PALETTE,
+    Palette,
     Picture,
+    class_legend,
     colorize,
     encode,
     grid,
@@ -45,11 +46,13 @@ class Report(Callback):
     Validation leaves ``val_metrics.json`` and ``val_pictures.png``, replaced each time; test leaves
     ``metrics.json`` and ``pictures.png``. The scores are those that the module logs: what it calls
     ``test_mIoU`` is ``mIoU`` here, ``test_IoU_road`` is ``road`` under ``IoU``; NaN is written as
-    null. The pictures (image, labels, prediction and, where they are, anomaly labels, anomaly score
-    and the anomaly mask of a calibrated module) are spread evenly over the data set and show the
-    first image of a batch. Of few-shot episodes they show the first support with its object
-    outlined, and from a method that has them the similarity by which it starts, the initial mask,
-    the refined one and the posterior.
+    null.
+
+    The pictures are spread evenly over the data set and show the first image of a batch. They are
+    image, labels, prediction and, where they are, anomaly labels, anomaly score and the anomaly
+    mask of a calibrated module. Of few-shot episodes they also show the first support with its
+    object outlined. A module may name maps in [0, 1] of its own, with their titles, in
+    `picture_maps`.
 
     Test also leaves ``reliability.png`` and, if the data have anomaly labels and the module an
     anomaly score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score
@@ -60,12 +63,11 @@ class Report(Callback):
         num_pictures: rows of the picture grid; 0 for none.
 
     Raises:
-        ValueError: if `num_pictures` is negative.
+        GenSegError: `num_pictures` is negative.
     """
 
     def __init__(self, num_pictures: int = 6) -> None:
-        if num_pictures < 0:
-            raise GenSegError(f"num_pictures is {num_pictures} but must be 0 (none) or more.")
+        check_arguments(Report.__init__, locals(), num_pictures="[0, inf)")
         self.num_pictures = num_pictures
         self._images = 0
         self._wanted: set[int] = set()
@@ -91,7 +93,7 @@ class Report(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep one image of the chosen batches."""
-        self._collect(outputs, batch, batch_idx, dataloader_idx)
+        self._collect(pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_test_batch_end(
         self,
@@ -103,7 +105,7 @@ class Report(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """As `on_validation_batch_end`."""
-        self._collect(outputs, batch, batch_idx, dataloader_idx)
+        self._collect(pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``val_metrics.json`` and ``val_pictures.png``."""
@@ -125,7 +127,14 @@ class Report(Callback):
             chosen = np.linspace(0, max(total - 1, 0), self.num_pictures)
             self._wanted = set(chosen.round().astype(int).tolist())
 
-    def _collect(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+    def _collect(
+        self,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
         self._images += len(batch["image"])
         if dataloader_idx or batch_idx not in self._wanted:
             return
@@ -136,9 +145,8 @@ class Report(Callback):
         if "support_image" in batch:
             mask = to_array(batch["support_mask"][0, 0]) == 1
             sample["support"] = outline(to_picture(batch["support_image"][0, 0]), mask)
-            for name in EPISODE_MAPS:
-                if name in outputs:
-                    sample[name] = to_array(outputs[name][0].float())
+        for name in _maps(pl_module).keys() & outputs.keys():
+            sample[name] = to_array(outputs[name][0].float())
         if "anomaly" in outputs:
             sample["anomaly"] = to_array(outputs["anomaly"][0].float())
         if "anomaly_mask" in outputs:
@@ -156,8 +164,9 @@ class Report(Callback):
             torch.tensor(self._images, device=pl_module.device), reduce_op="sum"
         )
         reliability = counts = None
-        if metric_prefix == "test_" and isinstance(pl_module, SegmentationModule):
-            reliability, counts = _reliability(pl_module), _score_counts(pl_module)
+        evaluation = getattr(pl_module, "evaluation", None)
+        if metric_prefix == "test_" and isinstance(evaluation, Evaluation):
+            reliability, counts = _reliability(evaluation), _score_counts(evaluation)
         if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         folder = Path(log_dir)
@@ -191,7 +200,7 @@ class Report(Callback):
         replace_file(folder / f"{file_prefix}metrics.json", text.encode(), scratch)
         if self._samples:
             names, palette = classes_of(trainer, pl_module)
-            picture = draw_samples(self._samples, names, palette)
+            picture = draw_samples(self._samples, names, palette, _maps(pl_module))
             replace_file(folder / f"{file_prefix}pictures.png", encode(picture, "png"), scratch)
         if reliability is not None and (reliability[:, 2] > 0).any():
             picture = reliability_diagram(reliability)
@@ -212,69 +221,72 @@ class Report(Callback):
 def draw_samples(
     samples: Sequence[Mapping[str, NDArray[Any]]],
     class_names: Sequence[str],
-    palette: Sequence[tuple[int, int, int]],
+    palette: Palette,
+    maps: Mapping[str, str] | None = None,
 ) -> Image.Image:
-    """Rows of image, labels, prediction and, where all samples have them, columns on episodes and anomalies.
+    """Rows of image, labels, prediction and, where all samples have them, further columns.
 
     Args:
         samples: ``image`` H x W x 3 uint8, ``label`` and ``prediction`` H x W (255 = ignored),
-            ``support`` H x W x 3 uint8 and, H x W each in [0, 1], ``initial``, ``coarse``,
-            ``refined``, ``posterior``, and H x W each ``anomaly_label`` (1, 0, 255), ``anomaly``
-            (scores, drawn in one range for all rows) and ``anomaly_mask`` (1, 0).
+            ``support`` H x W x 3 uint8, maps H x W in [0, 1], and H x W each ``anomaly_label`` (1,
+            0, 255), ``anomaly`` (scores, drawn in one range for all rows) and ``anomaly_mask`` (1,
+            0).
         class_names: C names for the legend, which shows only classes that occur.
         palette: C colours.
+        maps: titles of the maps, by their keys in `samples`.
     """
-    columns = {
-        key: title
-        for key, title in (
-            ("support", "support"),
-            ("image", "image"),
-            ("label", "labels"),
-            ("initial", "similarity"),
-            ("coarse", "initial mask"),
-            ("refined", "refined mask"),
-            ("posterior", "posterior"),
-            ("prediction", "prediction"),
-            ("anomaly_label", "anomaly labels"),
-            ("anomaly", "anomaly score"),
-            ("anomaly_mask", "anomaly mask"),
-        )
-        if all(key in sample for sample in samples)
+    maps = maps or {}
+    titles = {
+        "support": "support",
+        "image": "image",
+        "label": "labels",
+        **maps,
+        "prediction": "prediction",
+        "anomaly_label": "anomaly labels",
+        "anomaly": "anomaly score",
+        "anomaly_mask": "anomaly mask",
     }
-    scores = [sample["anomaly"] for sample in samples if "anomaly" in columns]
+    keys = [key for key in titles if all(key in sample for sample in samples)]
+    scores = [sample["anomaly"] for sample in samples if "anomaly" in keys]
     low, high = score_range(*scores) if scores else (0.0, 1.0)
 
     def draw(key: str, values: NDArray[Any]) -> Picture:
         if key in ("image", "support"):
             return values
-        if key in EPISODE_MAPS:
+        if key in maps:
             return heat_map(values, 0, 1)
         if key == "anomaly":
             return heat_map(values, low, high)
         return colorize(values, palette if key in _CLASSES else ANOMALY_PALETTE)
 
-    rows = [[draw(key, sample[key]) for key in columns] for sample in samples]
+    rows = [[draw(key, sample[key]) for key in keys] for sample in samples]
     present: set[int] = set()
     for sample in samples:
         present.update(*(np.unique(sample[key]).tolist() for key in _CLASSES))
-    legend = [(name, palette[c]) for c, name in enumerate(class_names) if c in present]
-    if columns.keys() & {"anomaly_label", "anomaly_mask"}:
-        legend += [("anomalous", ANOMALY_PALETTE[1]), ("not anomalous", ANOMALY_PALETTE[0])]
-    if 255 in present:
-        legend.append(("ignored", (0, 0, 0)))
-    return grid(rows, list(columns.values()), legend)
+    names, colors = list(class_names), list(palette[: len(class_names)])
+    if {"anomaly_label", "anomaly_mask"} & set(keys):
+        present |= {len(names), len(names) + 1}
+        names += ["anomalous", "not anomalous"]
+        colors += reversed(ANOMALY_PALETTE)
+    return grid(rows, [titles[key] for key in keys], class_legend(names, colors, present))
 
 
-def _reliability(module: SegmentationModule) -> NDArray[np.float32]:
+def _maps(pl_module: LightningModule) -> Mapping[str, str]:
+    """Titles of maps that a module returns for its pictures, by their names."""
+    maps: Mapping[str, str] = getattr(pl_module, "picture_maps", {})
+    return maps
+
+
+def _reliability(evaluation: Evaluation) -> NDArray[np.float32]:
     """Reliability table of a test, of all processes."""
-    calibration = module.evaluation.calibration
+    calibration = evaluation.calibration
     with calibration.sync_context():
         return to_array(calibration.reliability())
 
 
-def _score_counts(module: SegmentationModule) -> ScoreCounts | None:
-    """Anomaly scores of a test, of all processes; None unless both kinds of pixels have finite ones."""
-    histogram = module.evaluation.anomalies
+def _score_counts(evaluation: Evaluation) -> ScoreCounts | None:
+    """Anomaly scores of a test, of all processes; None unless both kinds have finite ones."""
+    histogram = evaluation.anomalies
     if histogram is None:
         return None
     with histogram.sync_context():

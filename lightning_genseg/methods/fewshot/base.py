@@ -6,7 +6,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -25,9 +25,6 @@ from lightning_genseg.ops.letterbox import letterbox, letterbox_size
 from lightning_genseg.ops.resize import resize_aligned, resize_maps
 
 Scoring = Literal["compat", "exact"]
-
-# What the pictures of an episode show, in this order.
-EPISODE_MAPS = ("initial", "coarse", "refined", "posterior")
 
 
 class FewShotModule(SegmentationModule):
@@ -55,6 +52,13 @@ class FewShotModule(SegmentationModule):
 
     features: EncoderStages
     takes_supports = True
+    # Maps that the pictures of an episode show, and their titles (see `Report`).
+    picture_maps: ClassVar[Mapping[str, str]] = {
+        "initial": "similarity",
+        "coarse": "initial mask",
+        "refined": "refined mask",
+        "posterior": "posterior",
+    }
     needs_training = True
     not_kept = (*SegmentationModule.not_kept, "base", "inference", "anomaly_score")
 
@@ -203,7 +207,7 @@ class FewShotModule(SegmentationModule):
             count(self.to_image(outputs["guidance"], batch["image"]), guidance_metrics)
         shown = {
             name: self.to_image(outputs[name], batch["image"])[:, 0]
-            for name in EPISODE_MAPS
+            for name in self.picture_maps
             if name in outputs
         }
         return {"mask": logits.argmax(1), **shown}

@@ -1,0 +1,252 @@
+import json
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_genseg.callbacks import PredictionWriter, read_manifest
+from lightning_genseg.data import SyntheticScenes
+from lightning_genseg.plots.pictures import ANOMALY_PALETTE, colorize
+from tests.callbacks.runs import PixelSegmenter, calibrated, pixels, scenes, trainer
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    dataset = SyntheticScenes(6, (36, 48), 3)
+    for index in range(6):
+        path = folder / ("." if index < 4 else "more") / f"photo.{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = dataset[index]["image"].mul(255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(image).save(path)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def predict(tmp_path, photos, out):
+    """Predict the photos into `out`; the lines of the list."""
+
+    def run(module=None, root=photos, folder=out, callbacks=(), ckpt_path=None, **options):
+        data = scenes(predict_root=root)
+        trainer(tmp_path, PredictionWriter(folder, **options), *callbacks).predict(
+            module or PixelSegmenter(), data, return_predictions=False, ckpt_path=ckpt_path
+        )
+        return read_manifest((folder or tmp_path / "predictions") / "predictions.jsonl")
+
+    return run
+
+
+def shorten(out, count):
+    """Leave some of the lines, as an interruption does."""
+    manifest = out / "predictions.jsonl"
+    manifest.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:count]))
+
+
+def written(folder, pattern="*"):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob(pattern) if p.is_file()}
+
+
+def test_predictions_are_complete(predict, out):
+    module = PixelSegmenter()
+    lines = predict(module, anomaly_scores=True)
+    names = [line["name"] for line in lines]
+    assert sorted(names) == ["more/photo.4", "more/photo.5", *(f"photo.{i}" for i in range(4))]
+    for line in lines:
+        expected = module.predict_image(pixels(line["image"]))
+        mask = pixels(out / line["mask"])
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, expected["mask"])
+        scores = np.load(out / line["anomaly_scores"])
+        np.testing.assert_allclose(scores, expected["anomaly"], atol=1e-5)
+        for key in ("anomaly", "overlay"):
+            assert pixels(out / line[key]).shape == (36, 48, 3)
+        assert line["anomaly_range"][0] < line["anomaly_range"][1]
+        assert sum(line["classes"].values()) == pytest.approx(1, abs=1e-5)
+        present = {SyntheticScenes.CLASS_NAMES[c] for c in np.unique(expected["mask"])}
+        assert set(line["classes"]) == present
+        assert line["seconds"] > 0
+    keys = ("mask", "overlay", "anomaly", "anomaly_scores")
+    listed = {line[key] for line in lines for key in keys}
+    assert written(out) == listed | {"predictions.jsonl"}
+
+
+def test_predictions_without_extras_go_to_the_runs_folder(predict, tmp_path):
+    line, *_ = predict(PixelSegmenter(anomaly=False), folder=None, overlays=False)
+    out = tmp_path / "predictions"
+    assert {path.name for path in out.iterdir()} == {"masks", "predictions.jsonl"}
+    assert line["overlay"] is line["anomaly"] is None
+
+
+def test_predictions_of_a_calibrated_module(predict, out, tmp_path):
+    module = calibrated(-2.1)
+    plain = {line["name"]: line for line in predict(folder=tmp_path / "plain")}
+    shares = []
+    for line in predict(module):
+        assert line["anomaly_mask"] == f"anomaly_masks/{line['name']}.png"
+        expected = module.predict_image(pixels(line["image"]))["anomaly"] > -2.1
+        with Image.open(out / line["anomaly_mask"]) as file:
+            assert file.mode == "P"
+            np.testing.assert_array_equal(np.array(file), expected)
+            colors = np.array(file.convert("RGB"))
+        np.testing.assert_array_equal(colors, colorize(expected.astype(int), ANOMALY_PALETTE))
+        assert line["anomalous"] == pytest.approx(expected.mean(), abs=1e-6)
+        assert line["anomaly_threshold"] == -2.1
+        shares.append(line["anomalous"])
+        other = plain[line["name"]]
+        assert other["anomaly_mask"] is other["anomaly_threshold"] is None
+        assert "anomalous" not in other
+    assert 0 < min(shares) < max(shares) < 1
+    assert len(written(out, "*.png")) == 6 * 3
+
+
+def test_the_overlay_outlines_anomalies(predict, tmp_path):
+    for name, value in (("some", -2.1), ("none", 1e9)):
+        predict(calibrated(value), folder=tmp_path / name, alpha=0.0)
+    for file in written(tmp_path / "none", "*.jpg"):
+        some, none = (pixels(tmp_path / name / file).astype(int) for name in ("some", "none"))
+        assert (np.abs(some - none).max(-1) > 60).mean() > 0.02
+
+
+def test_resume_knows_of_anomaly_masks(predict, photos, out):
+    line = predict(calibrated(-2.1))[2]
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    (out / line["anomaly_mask"]).unlink()
+    predict(calibrated(-2.1), resume=True)
+    changed = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed == {out / line[key] for key in ("mask", "anomaly", "anomaly_mask")}
+    predict(calibrated(-2.1), root=photos / "more", overwrite=True)
+    assert written(out / "anomaly_masks") == {"photo.4.png", "photo.5.png"}
+
+
+def test_resume_refuses_another_threshold(predict, out):
+    predict(calibrated(-2.1))
+    shorten(out, 3)
+    sentence = r"anomaly score \w+ and threshold -2\.1, and this model has \w+ and {}: use these"
+    for value, module in (("-2.5", calibrated(-2.5)), ("None", PixelSegmenter())):
+        with pytest.raises(ValueError, match=sentence.format(value)):
+            predict(module, resume=True)
+
+
+def test_resume_refuses_another_checkpoint(predict, out, tmp_path):
+    module = PixelSegmenter()
+    run = trainer(tmp_path)
+    run.strategy.connect(module)
+    for name in ("a", "b"):
+        run.save_checkpoint(tmp_path / f"{name}.ckpt")
+    predict(module, ckpt_path=tmp_path / "a.ckpt")
+    shorten(out, 1)
+    sentence = r"predictions of the checkpoint .*a\.ckpt, not of .*b\.ckpt"
+    with pytest.raises(ValueError, match=sentence):
+        predict(module, ckpt_path=tmp_path / "b.ckpt", resume=True)
+
+
+def test_resume_refuses_other_images_of_the_same_name(predict, photos, tmp_path):
+    predict()
+    photos.rename(tmp_path / "elsewhere")
+    sentence = r"holds a prediction named \S+ of .*photos.*another output_dir"
+    with pytest.raises(ValueError, match=sentence):
+        predict(root=tmp_path / "elsewhere", resume=True)
+
+
+def test_earlier_predictions_are_not_lost_silently(predict, out):
+    lines = predict()
+    with pytest.raises(ValueError, match=r"out already holds .*predictions\.resume true"):
+        predict()
+    assert read_manifest(out / "predictions.jsonl") == lines
+
+
+def test_overwrite_starts_anew(predict, photos, out):
+    predict()
+    (out / "notes.txt").write_text("mine")
+    lines = predict(root=photos / "more", overwrite=True)
+    assert [line["name"] for line in lines] == ["photo.4", "photo.5"]
+    assert written(out / "masks") == {"photo.4.png", "photo.5.png"}
+    assert (out / "notes.txt").exists()
+
+
+def test_resume_predicts_only_what_is_missing(predict, out):
+    predict()
+    manifest = out / "predictions.jsonl"
+    kept, broken, torn, *_ = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(kept + broken + torn[:40])
+    (out / json.loads(broken)["overlay"]).unlink()  # listed, but no longer complete
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    predicted = []
+
+    class Listener(pl.Callback):
+        def on_predict_batch_end(self, trainer, module, outputs, batch, *_):
+            predicted.extend(batch["name"])
+
+    lines = predict(callbacks=[Listener()], resume=True)
+    kept = json.loads(kept)
+    assert len(predicted) == 5
+    assert kept["name"] not in predicted
+    assert len(lines) == len({line["name"] for line in lines}) == 6
+    for key in ("mask", "overlay", "anomaly"):
+        assert (out / kept[key]).stat().st_mtime_ns == times[out / kept[key]]
+        assert all((out / line[key]).is_file() for line in lines)
+
+
+@pytest.mark.filterwarnings("ignore:Total length of")
+def test_resume_with_nothing_left(predict):
+    lines = predict()
+    assert predict(resume=True) == lines
+
+
+def test_a_failure_midway_leaves_only_complete_files(predict, out):
+    class Fails(PixelSegmenter):
+        def predict_step(self, batch, batch_idx):
+            if batch_idx == 2:
+                raise RuntimeError("power cut")
+            return super().predict_step(batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        predict(Fails())
+    assert len(read_manifest(out / "predictions.jsonl")) == 4
+    assert len(predict(resume=True)) == 6
+
+
+def test_a_name_cannot_leave_the_folder(predict, out, tmp_path):
+    class Renames(PixelSegmenter):
+        def on_predict_batch_start(self, batch, batch_idx, dataloader_idx=0):
+            batch["name"] = ["../escape"] * len(batch["name"])
+
+    with pytest.raises(ValueError, match=r"'\.\./escape' leads out of the output folder"):
+        predict(Renames(), folder=out / "deep")
+    assert not list(tmp_path.rglob("escape*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"resume": True, "overwrite": True}, "resume and overwrite exclude each other"),
+        ({"resume": True}, "resume needs output_dir"),
+        ({"alpha": 1.5}, r"alpha is 1\.5"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PredictionWriter(**arguments)
+
+
+def test_resume_needs_a_datamodule(tmp_path, out):
+    loader = torch.utils.data.DataLoader(dataset=[{"image": torch.rand(3, 8, 8), "name": "a"}])
+    run = trainer(tmp_path, PredictionWriter(out))
+    run.predict(PixelSegmenter(), loader, return_predictions=False)
+    assert read_manifest(out / "predictions.jsonl")[0]["image"] is None
+    with pytest.raises(ValueError, match="resume needs a datamodule"):
+        trainer(tmp_path, PredictionWriter(out, resume=True)).predict(PixelSegmenter(), loader)
+
+
+def test_read_manifest_names_a_broken_line(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"name": "a"}\n{"name": \n{"name": "c"}\n{"na')
+    with pytest.raises(ValueError, match=r"line 2 of .*predictions\.jsonl is not JSON"):
+        read_manifest(path)
