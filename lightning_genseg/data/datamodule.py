@@ -24,7 +24,7 @@ from lightning_genseg.data.loaders import (
     TrainLoader,
     collate,
 )
-from lightning_genseg.data.relabelled import Labelled
+from lightning_genseg.data.relabelled import check_readable
 from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
@@ -56,8 +56,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
             others keep their order and are numbered anew; `class_names`, `palette` and
             `num_classes` are theirs.
         batch_size: images of a training batch, per process.
-        eval_batch_size: likewise of validation, test and prediction; more than 1 needs images of
-            one size.
+        eval_batch_size: images of a batch in validation, test and prediction; more than 1 needs
+            images of one size.
         num_workers: processes that load data.
         crop_size: (height, width) of training images in pixels; not used when `train_transform` is
             given.
@@ -66,10 +66,10 @@ class SegmentationDataModule(LightningDataModule, ABC):
             the first use.
         sparse: label only these few pixels of the training images (`Points`, `Scribbles`, `Blocks`,
             `PointFiles`, `ScribbleFiles`, `SparseMasks`); validation and test keep their masks.
-        train_transform: albumentations transforms of training images; default:
-            `default_train_transform(crop_size)`.
-        eval_transform: likewise for validation, test and prediction; default: none, every image at
-            its own size.
+        train_transform: albumentations transforms of training images, in place of random scale,
+            crop, flip and colours (`default_train_transform(crop_size)`).
+        eval_transform: albumentations transforms of all other images; without any they keep their
+            own size.
         seed: of order and augmentation, which depend on it, the epoch and the sample, not on
             `num_workers`.
         predict_root: folder of images (searched recursively), or one image, for prediction.
@@ -270,13 +270,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         return self._pixel_counts(self.split_dataset(split, ()))
 
     def _pixel_counts(self, dataset: object) -> NDArray[np.int64]:
-        if not hasattr(dataset, "read_mask_labels"):
-            raise GenSegError(
-                f"{type(dataset).__name__} has no read_mask_labels(index), by which classes are "
-                "counted: derive it from SegmentationDataset, or add that method, or set "
-                "class_balanced to false."
-            )
-        labelled: Labelled = dataset  # type: ignore[assignment]
+        labelled = check_readable(dataset, "class_balanced counts classes", ("read_mask_labels",))
         return class_index(labelled, self.cache_dir, self.num_workers)
 
     def _class_images(self) -> list[NDArray[np.intp]]:

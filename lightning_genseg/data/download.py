@@ -4,10 +4,11 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pooch  # type: ignore[import-untyped]
 
+from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.errors import DownloadError, GenSegError
 
 
@@ -92,3 +93,39 @@ def _unpack(path: Path, wanted: Mapping[str, Path]) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class DownloadDataModule(SegmentationDataModule):
+    """A public data set that downloads itself.
+
+    Args:
+        root: folder of the data set; not needed for prediction.
+        download: get what is missing in `root` before the run.
+        batch_size: images of a training batch, per process.
+        crop_size: (height, width) of training images in pixels.
+    """
+
+    dataset: ClassVar[Any]  # its class
+
+    def __init__(
+        self,
+        root: Path,
+        download: bool = False,
+        batch_size: int = 16,
+        crop_size: tuple[int, int] = (512, 512),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            class_names=self.dataset.CLASS_NAMES,
+            palette=self.dataset.PALETTE,
+            batch_size=batch_size,
+            crop_size=crop_size,
+            **kwargs,
+        )
+        self.root = root
+        self.download = download
+
+    def get_files(self) -> None:
+        """Download what is missing, if asked to."""
+        if self.download:
+            self.dataset.download(self.root)

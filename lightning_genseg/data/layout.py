@@ -42,23 +42,31 @@ def check_root(root: Path, needs: Sequence[str], name: str, downloads: bool = Fa
     )
 
 
-def check_split(folder: Path, split: str, name: str) -> None:
-    """Check that a split has its folder; a MissingFileError names what is there instead."""
-    if not folder.is_dir():
-        raise MissingFileError(
-            f"the {split} split of {name} is missing: '{folder}' does not exist (found beside it: "
-            f"{_found(folder.parent)}), unpack it there."
-        )
+def check_split(split: str, name: str, *folders: Path) -> None:
+    """Check that a split has its folders; a MissingFileError names what is there instead."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise MissingFileError(
+                f"the {split} split of {name} is missing: '{folder}' does not exist (found beside "
+                f"it: {_found(folder.parent)}), unpack it there."
+            )
 
 
-def list_files(folder: Path, suffix: str, levels: int = 0) -> dict[str, Path]:
-    """Files in a folder (or `levels` below) whose names end in `suffix`, sorted, by the rest."""
+def list_files(folder: Path, suffix: str, levels: int = 0, remedy: str = "") -> dict[str, Path]:
+    """Files in a folder (or `levels` below) whose names end in `suffix`, sorted, by the rest.
+
+    Raises:
+        GenSegError: there are none, and a remedy is given.
+    """
     # os.listdir, because Path.glob takes seconds for COCO's 118 000 images.
     files = {}
     for place in [folder] if levels == 0 else sorted(folder.glob("*/" * levels)):
         for name in sorted(os.listdir(place)):  # noqa: PTH208
             if name.endswith(suffix) and name[0] != ".":  # macOS leaves ._x.jpg beside x.jpg
                 files[name.removesuffix(suffix)] = place / name
+    if remedy and not files:
+        pattern = "*/" * levels + f"*{suffix}"
+        raise GenSegError(f"no file '{pattern}' in '{folder}': {remedy}.")
     return files
 
 

@@ -37,9 +37,13 @@ class LabelledImages(Labelled, Protocol):
         """HxWx3."""
 
 
-def check_readable(dataset: Any, purpose: str) -> LabelledImages:
+def check_readable(
+    dataset: Any,
+    purpose: str,
+    methods: Sequence[str] = ("sample_name", "read_pixels", "read_mask_labels"),
+) -> LabelledImages:
     """Return a data set whose images can be read one by one; GenSegError if they cannot."""
-    for method in ("sample_name", "read_pixels", "read_mask_labels"):
+    for method in methods:
         if not hasattr(dataset, method):
             raise GenSegError(
                 f"{type(dataset).__name__} has no {method}(index), by which {purpose}: derive it "

@@ -13,7 +13,7 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.dataset import ImageFolder, check_sizes
 from lightning_genseg.data.images import read_image, read_mask
 from lightning_genseg.data.labels import anomaly_table, map_labels
-from lightning_genseg.data.sets.folder import match_masks
+from lightning_genseg.data.sets.folder import pair_files
 from lightning_genseg.data.transforms.crops import Letterbox
 from lightning_genseg.data.transforms.pipeline import apply_all, compose
 from lightning_genseg.errors import GenSegError
@@ -42,7 +42,9 @@ class SupportFolder:
 
     def __init__(self, root: Path | str, size: int, ids: Mapping[int, int] | None = None) -> None:
         check_arguments(SupportFolder.__init__, locals(), size="[8, inf)")
-        self.samples = match_masks(Path(root) / "images", Path(root) / "masks")
+        self.samples, complaint = pair_files(Path(root) / "images", Path(root) / "masks")
+        if complaint:
+            raise GenSegError(complaint)
         self.size = size
         self.transform = compose([Letterbox(size)])
         values = "1 (object), 0 (background) or 255"

@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.data.datamodule import SegmentationDataModule, Split
+from lightning_genseg.data.datamodule import Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
-from lightning_genseg.data.download import Archive, fetch
+from lightning_genseg.data.download import Archive, DownloadDataModule, fetch
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.layout import check_files, check_ids, check_root, check_split, list_files
 from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.errors import GenSegError
 
 
 class ADE20K(SegmentationDataset):
@@ -33,9 +32,8 @@ class ADE20K(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
-        GenSegError: no image, an image without mask, masks with shifted ids; on reading as in
-            `SegmentationDataset`.
+        GenSegError: `root` lies a level too high or too low, files are missing, or masks hold
+            something else; on reading as in `SegmentationDataset`.
     """
 
     # fmt: off
@@ -107,14 +105,12 @@ class ADE20K(SegmentationDataset):
         check_root(root, ("images", "annotations"), "ADE20K", downloads=True)
         folder = {"train": "training", "val": "validation"}[split]
         images, masks = root / "images" / folder, root / "annotations" / folder
-        check_split(images, split, "ADE20K")
-        check_split(masks, split, "ADE20K")
-        found = list_files(images, ".jpg")
-        if not found:
-            raise GenSegError(
-                f"no .jpg file in '{images}': root must be ADEChallengeData2016 as its .zip file "
-                "unpacks, not the full ADE20K with a folder per scene."
-            )
+        check_split(split, "ADE20K", images, masks)
+        remedy = (
+            "root must be ADEChallengeData2016 as its .zip file unpacks, not the full ADE20K with "
+            "a folder per scene"
+        )
+        found = list_files(images, ".jpg", remedy=remedy)
         samples = [Sample(stem, path, masks / f"{stem}.png") for stem, path in found.items()]
         super().__init__(samples, self.CLASS_NAMES, self.PALETTE, self.IDS, transform)
         check_files(self)
@@ -130,7 +126,7 @@ class ADE20K(SegmentationDataset):
         fetch(Path(root), cls.ARCHIVES)
 
 
-class ADE20KDataModule(SegmentationDataModule):
+class ADE20KDataModule(DownloadDataModule):
     """ADE20K SceneParsing 150; layout, sources and where to get it: see `ADE20K`.
 
     `test` is the validation split, because the labels of the test images are not published.
@@ -139,33 +135,9 @@ class ADE20KDataModule(SegmentationDataModule):
         root: folder that holds images and annotations, usually ADEChallengeData2016; not needed for
             prediction.
         download: get what is missing in `root` before the run (1 GB).
-        batch_size: images of a training batch, per process.
-        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
-            given.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        download: bool = False,
-        batch_size: int = 16,
-        crop_size: tuple[int, int] = (512, 512),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            class_names=ADE20K.CLASS_NAMES,
-            palette=ADE20K.PALETTE,
-            batch_size=batch_size,
-            crop_size=crop_size,
-            **kwargs,
-        )
-        self.root = root
-        self.download = download
-
-    def get_files(self) -> None:
-        """Download what is missing, if asked to."""
-        if self.download:
-            ADE20K.download(self.root)
+    dataset = ADE20K
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> ADE20K:
         """Build the training or the validation split."""

@@ -79,8 +79,7 @@ class CamVidDataModule(SegmentationDataModule):
     Args:
         root: folder with train, trainannot, val, valannot, test, testannot; not needed for
             prediction.
-        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
-            given.
+        crop_size: (height, width) of training images in pixels.
     """
 
     def __init__(self, root: Path, crop_size: tuple[int, int] = (256, 320), **kwargs: Any) -> None:

@@ -43,9 +43,8 @@ class Cityscapes(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
-        GenSegError: no image, an image without mask, masks of the other kind of ids; on reading as
-            in `SegmentationDataset`.
+        GenSegError: `root` lies a level too high or too low, files are missing, or masks hold
+            something else; on reading as in `SegmentationDataset`.
     """
 
     # fmt: off
@@ -78,14 +77,9 @@ class Cityscapes(SegmentationDataset):
         root = Path(root)
         check_root(root, ("leftImg8bit", "gtFine"), "Cityscapes")
         images, masks = root / "leftImg8bit" / split, root / "gtFine" / split
-        check_split(images, split, "Cityscapes")
-        check_split(masks, split, "Cityscapes")
-        found = list_files(images, "_leftImg8bit.png", levels=1)
-        if not found:
-            raise GenSegError(
-                f"no file '*/*_leftImg8bit.png' in '{images}': keep the folders of the cities and "
-                "the names of leftImg8bit_trainvaltest.zip."
-            )
+        check_split(split, "Cityscapes", images, masks)
+        remedy = "keep the folders of the cities and the names of leftImg8bit_trainvaltest.zip"
+        found = list_files(images, "_leftImg8bit.png", levels=1, remedy=remedy)
         raw = labels == "labelIds"
         other = "labelTrainIds" if raw else "labelIds"
         if not any(masks.glob(f"*/*_gtFine_{labels}.png")) and any(masks.glob(f"*/*{other}.png")):
@@ -125,8 +119,7 @@ class CityscapesDataModule(SegmentationDataModule):
         root: folder that holds leftImg8bit and gtFine; not needed for prediction.
         labels: the masks to read, `labelIds` as distributed or `labelTrainIds` of
             cityscapesScripts.
-        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
-            given.
+        crop_size: (height, width) of training images in pixels.
     """
 
     def __init__(

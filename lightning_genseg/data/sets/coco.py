@@ -48,8 +48,8 @@ class COCO(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
-        GenSegError: no mask, an image or mask is missing; on reading as in `SegmentationDataset`.
+        GenSegError: `root` lies a level too high or too low, files are missing, or masks hold
+            something else; on reading as in `SegmentationDataset`.
     """
 
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ("background", *COCOStuff164k.CLASS_NAMES[:80])
@@ -148,8 +148,7 @@ class COCODataModule(SegmentationDataModule):
         val_list: likewise of the validation images.
         convert: make the masks from COCO's instances before the run, where there are none.
         batch_size: images of a training batch, per process.
-        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
-            given.
+        crop_size: (height, width) of training images in pixels.
     """
 
     def __init__(

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.data.datamodule import SegmentationDataModule, Split
+from lightning_genseg.data.datamodule import Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
-from lightning_genseg.data.download import Archive, fetch
+from lightning_genseg.data.download import Archive, DownloadDataModule, fetch
 from lightning_genseg.data.images import check_exists, read_mask
 from lightning_genseg.data.labels import IGNORE, voc_palette
 from lightning_genseg.data.layout import (
@@ -77,9 +77,8 @@ class COCOStuff10k(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        MissingFileError: a folder or list is missing, or `root` lies a level too high or too low.
-        GenSegError: an image or mask of the list is missing, or masks of another version; on
-            reading as in `SegmentationDataset`, also a .mat file without `S`.
+        GenSegError: `root` lies a level too high or too low, files are missing, or masks hold
+            something else; on reading as in `SegmentationDataset`.
     """
 
     CLASS_NAMES = _NAMES
@@ -161,9 +160,8 @@ class COCOStuff164k(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
-        GenSegError: no image, an image without mask, masks of the other kind of ids; on reading as
-            in `SegmentationDataset`.
+        GenSegError: `root` lies a level too high or too low, files are missing, or masks hold
+            something else; on reading as in `SegmentationDataset`.
     """
 
     CLASS_NAMES = _NAMES
@@ -198,11 +196,8 @@ class COCOStuff164k(SegmentationDataset):
         root = Path(root)
         check_root(root, ("images", "annotations"), "COCO-Stuff 164k", downloads=True)
         images, masks = root / "images" / f"{split}2017", root / "annotations" / f"{split}2017"
-        check_split(images, split, "COCO-Stuff 164k")
-        check_split(masks, split, "COCO-Stuff 164k")
-        found = list_files(images, ".jpg")
-        if not found:
-            raise GenSegError(f"no .jpg file in '{images}': unpack {split}2017.zip there.")
+        check_split(split, "COCO-Stuff 164k", images, masks)
+        found = list_files(images, ".jpg", remedy=f"unpack {split}2017.zip there")
         first = next(iter(found))
         converted = (
             not (masks / f"{first}.png").exists()
@@ -249,27 +244,7 @@ def _read_mat(path: Path) -> NDArray[np.integer[Any]]:
     return labels.astype(np.int64)  # MATLAB writes whole numbers as doubles unless told otherwise
 
 
-class _COCOStuffDataModule(SegmentationDataModule):
-    def __init__(
-        self,
-        root: Path,
-        download: bool = False,
-        batch_size: int = 16,
-        crop_size: tuple[int, int] = (512, 512),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            class_names=_NAMES,
-            palette=_PALETTE,
-            batch_size=batch_size,
-            crop_size=crop_size,
-            **kwargs,
-        )
-        self.root = root
-        self.download = download
-
-
-class COCOStuff10kDataModule(_COCOStuffDataModule):
+class COCOStuff10kDataModule(DownloadDataModule):
     """COCO-Stuff 10k; layout, source and where to get it: see `COCOStuff10k`.
 
     The official test images serve for validation and test: the data set has no third part.
@@ -277,22 +252,16 @@ class COCOStuff10kDataModule(_COCOStuffDataModule):
     Args:
         root: folder that holds images, annotations and imageLists; not needed for prediction.
         download: say where to get what is missing (2 GB): the archive has no published checksum.
-        batch_size: images of a training batch, per process.
-        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
-            given.
     """
 
-    def get_files(self) -> None:
-        """Ask for what is missing."""
-        if self.download:
-            COCOStuff10k.download(self.root)
+    dataset = COCOStuff10k
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> COCOStuff10k:
         """Build the training or the test split."""
         return COCOStuff10k(self.root, "train" if split == "train" else "test", transform)
 
 
-class COCOStuff164kDataModule(_COCOStuffDataModule):
+class COCOStuff164kDataModule(DownloadDataModule):
     """COCO-Stuff on COCO 2017; layout, source and where to get it: see `COCOStuff164k`.
 
     `test` is the validation split, because the labels of the test images are not published.
@@ -301,15 +270,9 @@ class COCOStuff164kDataModule(_COCOStuffDataModule):
         root: folder that holds images and annotations; not needed for prediction.
         download: get the images that are missing in `root` before the run (20 GB), and say where to
             get the masks.
-        batch_size: images of a training batch, per process.
-        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
-            given.
     """
 
-    def get_files(self) -> None:
-        """Download what is missing, if asked to."""
-        if self.download:
-            COCOStuff164k.download(self.root)
+    dataset = COCOStuff164k
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> COCOStuff164k:
         """Build the training or the validation split."""

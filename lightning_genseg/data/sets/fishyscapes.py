@@ -32,20 +32,16 @@ class FishyscapesLostAndFound(CityscapesAnomaly):
         transform: albumentations transforms.
 
     Raises:
-        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
-        GenSegError: no labels, labels without image, or other values; on reading as in
-            `SegmentationDataset`.
+        GenSegError: `root` lies a level too high or too low, files are missing, or masks hold
+            something else; on reading as in `SegmentationDataset`.
     """
 
     def __init__(self, root: Path | str, transform: Sequence[Transform] | None = None) -> None:
         root = Path(root)
         labels, images = root / "fishyscapes_lostandfound", root / "leftImg8bit"
         check_root(root, (labels.name, images.name), "Fishyscapes Lost & Found")
-        found = list_files(labels, "_labels.png")
-        if not found:
-            raise GenSegError(
-                f"no file '*_labels.png' in '{labels}': unpack fishyscapes_lostandfound.zip there."
-            )
+        remedy = "unpack fishyscapes_lostandfound.zip there"
+        found = list_files(labels, "_labels.png", remedy=remedy)
         photos = list_files(images, "_leftImg8bit.png", levels=2)
         samples = []
         for stem, path in found.items():

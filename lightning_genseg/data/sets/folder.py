@@ -58,24 +58,18 @@ class Folder(SegmentationDataset):
             raise MissingFiles(complaint, self)
 
 
-def match_masks(images: Path, masks: Path, names: Sequence[str] | None = None) -> list[Sample]:
-    """Pair images and masks of two folders by path without suffix, sorted or as in `names`.
-
-    Raises:
-        MissingFileError: a folder does not exist.
-        GenSegError: no image; a name without image or mask, or with two of them; without `names`
-            also a mask too many.
-    """
-    samples, complaint = pair_files(images, masks, names)
-    if complaint:
-        raise GenSegError(complaint)
-    return samples
-
-
 def pair_files(
     images: Path, masks: Path, names: Sequence[str] | None = None, need_masks: bool = True
 ) -> tuple[list[Sample], str | None]:
-    """Do as `match_masks`, but return what is wrong; a missing file stands where it would be."""
+    """Pair images and masks of two folders by path without suffix, sorted or as in `names`.
+
+    Returns:
+        Pairs, in which a missing file stands where it would be, and a sentence if one is missing:
+        also a mask too many, without `names`.
+
+    Raises:
+        GenSegError: a folder does not exist or is empty, or two files share a name.
+    """
     image_of = files_by_name(images)
     mask_of = files_by_name(masks) if need_masks else {}
     wanted = sorted(image_of.keys() | mask_of.keys()) if names is None else list(names)

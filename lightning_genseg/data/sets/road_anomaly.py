@@ -31,9 +31,8 @@ class RoadAnomaly(CityscapesAnomaly):
         transform: albumentations transforms.
 
     Raises:
-        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
-        GenSegError: no image, an image without labels, or other values; on reading as in
-            `SegmentationDataset`.
+        GenSegError: `root` lies a level too high or too low, files are missing, or masks hold
+            something else; on reading as in `SegmentationDataset`.
     """
 
     ANOMALY_IDS: ClassVar[dict[int, int]] = {0: 0, 1: 0, 2: 1}

@@ -12,7 +12,6 @@ from lightning_genseg.data.sets.cityscapes_anomaly import (
     CityscapesAnomalyDataModule,
 )
 from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.errors import GenSegError
 
 
 class RoadAnomaly21(CityscapesAnomaly):
@@ -34,21 +33,16 @@ class RoadAnomaly21(CityscapesAnomaly):
         transform: albumentations transforms.
 
     Raises:
-        MissingFileError: a folder is missing, or `root` lies a level too high or too low.
-        GenSegError: no labels, labels without image, or other values; on reading as in
-            `SegmentationDataset`.
+        GenSegError: `root` lies a level too high or too low, files are missing, or masks hold
+            something else; on reading as in `SegmentationDataset`.
     """
 
     def __init__(self, root: Path | str, transform: Sequence[Transform] | None = None) -> None:
         root = Path(root)
         images, labels = root / "images", root / "labels_masks"
         check_root(root, (images.name, labels.name), "RoadAnomaly21")
-        found = list_files(labels, "_labels_semantic.png")
-        if not found:
-            raise GenSegError(
-                f"no file '*_labels_semantic.png' in '{labels}': unpack the masks of the "
-                "validation images there."
-            )
+        remedy = "unpack the masks of the validation images there"
+        found = list_files(labels, "_labels_semantic.png", remedy=remedy)
         photos = {path.stem: path for path in find_images(images)}
         samples = [
             Sample(name, photos.get(name, images / f"{name}.jpg"), path)

@@ -75,8 +75,7 @@ class StreetHazards(SegmentationDataset):
             )
         name = {"train": "training", "val": "validation", "test": "test"}[split]
         images, masks = folder / "images" / name, folder / "annotations" / name
-        check_split(images, split, "StreetHazards")
-        check_split(masks, split, "StreetHazards")
+        check_split(split, "StreetHazards", images, masks)
         samples, complaint = pair_files(images, masks)
         names, palette = self.classes(unlabelled_class)
         first = 1 if unlabelled_class else 2
@@ -107,8 +106,7 @@ class StreetHazardsDataModule(SegmentationDataModule):
         root: folder that holds train and test; not needed for prediction.
         unlabelled_class: train `unlabelled` (mostly sky) as a class, the first of 13, and count it
             as known.
-        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
-            given.
+        crop_size: (height, width) of training images in pixels.
     """
 
     def __init__(

@@ -88,7 +88,7 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
         position, seed = index if isinstance(index, tuple) else (index, index)
         if not 0 <= position < self.length:
             raise IndexError(f"scene {position} of {self.length}")
-        image, mask = _draw(np.random.default_rng([self.seed, position]), self.size, self.held_out)
+        image, mask = self._draw(position)
         name = self.sample_name(position)
         tensor, labels = apply(self.transform, image, mask, seed, name)
         assert labels is not None
@@ -105,7 +105,7 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
 
     def read_pixels(self, index: int) -> NDArray[np.uint8]:
         """Draw a scene as HxWx3, without transforms."""
-        return _draw(np.random.default_rng([self.seed, index]), self.size, self.held_out)[0]
+        return self._draw(index)[0]
 
     def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
         """Draw the labels of a scene as HxW classes (255 = ignore), without transforms."""
@@ -113,11 +113,14 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
 
     def read_labels(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Draw classes (255 = ignore) and, with `held_out`, anomalies (1, 0, 255), both HxW."""
-        _, mask = _draw(np.random.default_rng([self.seed, index]), self.size, self.held_out)
+        mask = self._draw(index)[1]
         unknown = mask == _HELD_OUT
         anomaly = np.where(mask == IGNORE, np.uint8(IGNORE), unknown.astype(np.uint8))
         mask[unknown] = IGNORE
         return mask, anomaly if self.held_out else None
+
+    def _draw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        return _draw(np.random.default_rng([self.seed, index]), self.size, self.held_out)
 
 
 class _Scene:
@@ -471,8 +474,7 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         scene_seed: other seeds give other scenes; apart from `seed`, so that runs are scored on the
             same ones.
         eval_batch_size: images of a batch of validation, test and prediction.
-        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
-            given.
+        crop_size: (height, width) of training images in pixels.
     """
 
     def __init__(

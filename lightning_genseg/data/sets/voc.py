@@ -9,9 +9,9 @@ from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.data.datamodule import SegmentationDataModule, Split
+from lightning_genseg.data.datamodule import Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
-from lightning_genseg.data.download import Archive, fetch
+from lightning_genseg.data.download import Archive, DownloadDataModule, fetch
 from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.layout import check_files, check_ids, check_root, read_list
 from lightning_genseg.data.transforms.crops import Transform
@@ -50,9 +50,8 @@ class VOC(SegmentationDataset):
         transform: albumentations transforms.
 
     Raises:
-        MissingFileError: a folder or list is missing, or `root` lies a level too high or too low.
-        GenSegError: an image or mask of the list is missing, or masks are not classes; on reading
-            as in `SegmentationDataset`.
+        GenSegError: `root` lies a level too high or too low, files are missing, or masks hold
+            something else; on reading as in `SegmentationDataset`.
     """
 
     # fmt: off
@@ -148,7 +147,7 @@ def _write_masks(source: Path, target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-class VOCDataModule(SegmentationDataModule):
+class VOCDataModule(DownloadDataModule):
     """PASCAL VOC 2012; layout, sources and where to get it: see `VOC`.
 
     `test` is the validation split, because the labels of the test split are not published.
@@ -158,31 +157,14 @@ class VOCDataModule(SegmentationDataModule):
         train_split: `trainaug` (10 582 images with the masks of SBD), `train` (VOC's own 1464) or
             `pascal5i` (the 5953 of few-shot segmentation, see `VOC`).
         download: get what is missing in `root` before the run (2 GB, and 1.4 GB for trainaug).
-        batch_size: images of a training batch, per process.
-        crop_size: (height, width) of training images in pixels; not used when `train_transform` is
-            given.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        train_split: TrainSplit = "trainaug",
-        download: bool = False,
-        batch_size: int = 16,
-        crop_size: tuple[int, int] = (512, 512),
-        **kwargs: Any,
-    ) -> None:
+    dataset = VOC
+
+    def __init__(self, root: Path, train_split: TrainSplit = "trainaug", **kwargs: Any) -> None:
         check_arguments(VOCDataModule.__init__, locals())
-        super().__init__(
-            class_names=VOC.CLASS_NAMES,
-            palette=VOC.PALETTE,
-            batch_size=batch_size,
-            crop_size=crop_size,
-            **kwargs,
-        )
-        self.root = root
+        super().__init__(root=root, **kwargs)
         self.train_split: TrainSplit = train_split
-        self.download = download
 
     def get_files(self) -> None:
         """Download what is missing, if asked to."""
