@@ -51,12 +51,8 @@ class Moments(NamedTuple):
     def zeros(cls, groups: int, dim: int, full: bool, device: torch.device) -> "Moments":
         """Nothing seen yet, in float64 where the device has it: sums are added to for hours."""
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        shape = (groups, dim, dim) if full else (groups, dim)
-        return cls(
-            torch.zeros(groups, dtype=dtype, device=device),
-            torch.zeros(groups, dim, dtype=dtype, device=device),
-            torch.zeros(shape, dtype=dtype, device=device),
-        )
+        shapes = (groups,), (groups, dim), (groups, dim, dim) if full else (groups, dim)
+        return cls(*(torch.zeros(shape, dtype=dtype, device=device) for shape in shapes))
 
     def __add__(self, other: "Moments") -> "Moments":  # type: ignore[override]
         """Moments of both together (not the longer tuple)."""
@@ -81,18 +77,15 @@ class Moments(NamedTuple):
             self.second.index_add_(0, groups, weighted * x)
             return
         rows = max(1, _MAX_OUTER_ELEMENTS // x.shape[1] ** 2)
-        for part, part_weighted, index in zip(
-            x.split(rows), weighted.split(rows), groups.split(rows), strict=True
-        ):
-            self.second.index_add_(0, index, part_weighted[:, :, None] * part[:, None, :])
+        parts = (tensor.split(rows) for tensor in (x, weighted, groups))
+        for part, scaled, index in zip(*parts, strict=True):
+            self.second.index_add_(0, index, scaled[:, :, None] * part[:, None, :])
 
 
 def count_groups(groups: Tensor, num_groups: int) -> Tensor:
     """How many entries each group has (int64); unlike `bincount` it never waits for the GPU."""
-    ones = torch.ones_like(groups)
-    return torch.zeros(num_groups, dtype=torch.long, device=groups.device).index_add_(
-        0, groups, ones
-    )
+    counts = torch.zeros(num_groups, dtype=torch.long, device=groups.device)
+    return counts.index_add_(0, groups, torch.ones_like(groups))
 
 
 def ranks_in_group(groups: Tensor, num_groups: int) -> Tensor:
@@ -157,8 +150,7 @@ def gather_features(
 ) -> tuple[Tensor, Tensor]:
     """The features that belong to a group, of all processes, in the order of the processes.
 
-    Only they travel. On one GPU nothing is dropped, since the CPU would have to wait for their
-    number.
+    Only they travel. On one GPU nothing is dropped: the CPU would have to wait for their number.
     """
     if processes is None and features.device.type != "cpu":
         return features, groups
@@ -266,9 +258,7 @@ class FeatureRing(_Memory):
         """Continue from `state_dict()`; that of a memory of another kind or shape is refused."""
         stored = state.get("features")
         if stored is None:
-            raise GenSegError(
-                "The checkpoint's memory is no ring; set memory as in the checkpoint."
-            )
+            raise GenSegError("The checkpoint's memory is no ring; set memory as in it.")
         _check_shape("the ring", (self.groups, self.dim), (stored.shape[0], stored.shape[2]))
         # Once it has gone round, its oldest feature is anywhere: no other size can go on with it.
         wrapped = int(state["entered"][: self.groups].max()) > stored.shape[1]
@@ -312,7 +302,7 @@ class DecayedMoments(_Memory):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`; that of a memory of another kind or shape is refused."""
         if "features" in state:
-            raise GenSegError("The checkpoint's memory is a ring; set memory as in the checkpoint.")
+            raise GenSegError("The checkpoint's memory is a ring; set memory as in it.")
         super().load_state_dict(state)
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -18,34 +19,29 @@ def run_processes(work: Callable[[Processes], T], count: int) -> list[T]:
     Shapes and dtypes that differ between the ranks fail, as they would hang or corrupt in DDP.
     """
     barrier = threading.Barrier(count, timeout=60)
-    posted: list[Tensor | None] = [None] * count
-    results: list[T | None] = [None] * count
-    errors: list[BaseException] = []
+    posted: list[Tensor] = [torch.empty(0)] * count
 
-    def process(rank: int) -> None:
+    def process(rank: int) -> T:
         def gather(tensor: Tensor) -> Tensor:
             posted[rank] = tensor.clone()
             barrier.wait()
-            tensors = [t for t in posted if t is not None]
-            assert len({(t.shape, t.dtype) for t in tensors}) == 1, "ranks disagree in a collective"
-            stacked = torch.stack(tensors)
+            assert len({(t.shape, t.dtype) for t in posted}) == 1, "ranks disagree in a collective"
+            stacked = torch.stack(posted)
             barrier.wait()  # nobody posts again before all have read
             return stacked
 
         try:
-            results[rank] = work(Processes(gather, rank))
-        except BaseException as error:
-            errors.append(error)
+            return work(Processes(gather, rank))
+        except BaseException:
             barrier.abort()
+            raise
 
-    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for error in errors:
-        if not isinstance(error, threading.BrokenBarrierError):
-            raise error
-    if errors:
-        raise errors[0]
-    return results  # type: ignore[return-value]
+    with ThreadPoolExecutor(count) as pool:
+        running = [pool.submit(process, rank) for rank in range(count)]
+    # The first error of work itself; the others only saw their barrier break.
+    errors = [task.exception() for task in running]
+    for error in sorted(
+        filter(None, errors), key=lambda e: isinstance(e, threading.BrokenBarrierError)
+    ):
+        raise error
+    return [task.result() for task in running]

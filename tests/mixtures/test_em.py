@@ -10,6 +10,7 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures import GaussianMixture, Moments, e_step, estimate, fit, m_step
 from lightning_genseg.mixtures.gaussian import with_squares
 
+close = torch.testing.assert_close
 BOTH = pytest.mark.parametrize("covariance", ["diagonal", "full"])
 
 
@@ -48,7 +49,7 @@ def test_em_is_the_softmax_over_the_own_components():
         logp = torch.distributions.Independent(
             torch.distributions.Normal(mixture.means[label], torch.ones(4, 2)), 1
         ).log_prob(row)
-        torch.testing.assert_close(q.exp(), (logp + mixture.log_weights[label]).softmax(0))
+        close(q.exp(), (logp + mixture.log_weights[label]).softmax(0))
 
 
 @pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
@@ -60,7 +61,7 @@ def test_e_step_leaves_ignored_pixels_out(assignment):
     valid = labels != 255
     log_q = e_step(mixture, density, labels, assignment)
     alone = e_step(mixture, density[valid], labels[valid], assignment)
-    torch.testing.assert_close(log_q[valid], alone)
+    close(log_q[valid], alone)
 
 
 def test_em_uses_the_weights_and_sinkhorn_equal_shares():
@@ -71,7 +72,7 @@ def test_em_uses_the_weights_and_sinkhorn_equal_shares():
     density = mixture.own_log_density(torch.randn(10, 1), labels)
     for assignment, shares in (("em", [[0.9, 0.1]]), ("sinkhorn", [[0.5, 0.5]])):
         q = e_step(mixture, density, labels, assignment).exp()
-        torch.testing.assert_close(q, torch.tensor(shares).expand(10, 2))
+        close(q, torch.tensor(shares).expand(10, 2))
 
 
 # --- M-step ----------------------------------------------------------------------------------
@@ -86,8 +87,8 @@ def test_m_step_is_the_weighted_mean_and_covariance(covariance):
         own = x[groups == g]
         expected = torch.from_numpy(np.cov(own.numpy().T, bias=True)) + 0.02 * torch.eye(3)
         expected = expected if covariance == "full" else expected.diagonal()
-        torch.testing.assert_close(mixture.means.flatten(0, 1)[g], own.mean(0))
-        torch.testing.assert_close(spread_of(mixture).flatten(0, 1)[g], expected)
+        close(mixture.means.flatten(0, 1)[g], own.mean(0))
+        close(spread_of(mixture).flatten(0, 1)[g], expected)
 
 
 @BOTH
@@ -98,10 +99,8 @@ def test_unit_means_and_deviations_from_them(covariance):
     m_step(mixture, estimate_of(x, torch.zeros(50), 1, covariance))
     mean = F.normalize(x.sum(0), dim=0)
     expected = (x - mean).T @ (x - mean) / 50 + 1e-2 * torch.eye(3)
-    torch.testing.assert_close(mixture.means[0, 0], mean)
-    torch.testing.assert_close(
-        spread_of(mixture)[0, 0], expected if covariance == "full" else expected.diagonal()
-    )
+    close(mixture.means[0, 0], mean)
+    close(spread_of(mixture)[0, 0], expected if covariance == "full" else expected.diagonal())
 
 
 @BOTH
@@ -111,8 +110,8 @@ def test_momentum_mixes_old_and_new(covariance):
     estimate = estimate_of(torch.randn(80, 3), torch.arange(80) % 4, 4, covariance)
     m_step(fresh, estimate)
     m_step(mixture, estimate, mean_momentum=0.9, variance_momentum=0.75)
-    torch.testing.assert_close(mixture.means, 0.9 * old_means + 0.1 * fresh.means)
-    torch.testing.assert_close(mixture.variances, 0.75 * old_variances + 0.25 * fresh.variances)
+    close(mixture.means, 0.9 * old_means + 0.1 * fresh.means)
+    close(mixture.variances, 0.75 * old_variances + 0.25 * fresh.variances)
 
 
 @BOTH
@@ -131,11 +130,11 @@ def test_an_empty_component_and_an_absent_class_are_untouched_all_in_place(covar
     for name in set(before) - {"log_weights"}:
         now = getattr(mixture, name)
         for c, m in ((0, 1), (1, 1), (2, 0), (2, 1)):
-            torch.testing.assert_close(now[c, m], before[name][c, m], rtol=0, atol=0)
+            close(now[c, m], before[name][c, m], rtol=0, atol=0)
         for c, m in ((0, 0), (1, 0)):
             assert not torch.equal(now[c, m], before[name][c, m])
-    torch.testing.assert_close(mixture.log_weights[2], before["log_weights"][2], rtol=0, atol=0)
-    torch.testing.assert_close(mixture.log_weights.exp().sum(1), torch.ones(3))
+    close(mixture.log_weights[2], before["log_weights"][2], rtol=0, atol=0)
+    close(mixture.log_weights.exp().sum(1), torch.ones(3))
 
 
 @BOTH
@@ -143,7 +142,7 @@ def test_identical_pixels_leave_the_floor(covariance):
     mixture = GaussianMixture(1, 1, 4, covariance, unit_means=True)
     x = F.normalize(torch.randn(4), dim=0).expand(100, 4)
     m_step(mixture, estimate_of(x, torch.zeros(100), 1, covariance))
-    torch.testing.assert_close(mixture.variances, torch.full((1, 1, 4), 1e-2))
+    close(mixture.variances, torch.full((1, 1, 4), 1e-2))
     assert mixture.log_density(x).isfinite().all()
 
 
@@ -163,13 +162,13 @@ def test_estimates_are_weighted_means_and_covariances(full):
         expected = np.zeros((3, 3))
         if counts[b, c, m] > 0:
             expected = np.cov(x[b].numpy().T, bias=True, aweights=shares[b, c, m].numpy())
-        torch.testing.assert_close(counts[b, c, m], shares[b, c, m].sum())
-        torch.testing.assert_close(means[b, c, m] * counts[b, c, m], shares[b, c, m] @ x[b])
+        close(counts[b, c, m], shares[b, c, m].sum())
+        close(means[b, c, m] * counts[b, c, m], shares[b, c, m] @ x[b])
         expected = torch.from_numpy(expected)
-        torch.testing.assert_close(spreads[b, c, m], expected if full else expected.diagonal())
+        close(spreads[b, c, m], expected if full else expected.diagonal())
     alone = estimate(with_squares(x[1]), shares[1, 2], full)
     for one, batch in zip(alone, (counts, means, spreads), strict=True):
-        torch.testing.assert_close(one, batch[1, 2])
+        close(one, batch[1, 2])
 
 
 # --- fit -------------------------------------------------------------------------------------
@@ -194,9 +193,9 @@ def test_fit_equals_scikit_learn(covariance, theirs):
     assert reference.converged_
     assert reference.n_iter_ > 5
     ours = fit(x, None, 1, 3, covariance, means=means[None], tolerance=1e-5, iterations=500)
-    torch.testing.assert_close(ours.means[0], torch.from_numpy(reference.means_))
-    torch.testing.assert_close(spread_of(ours)[0], torch.from_numpy(reference.covariances_))
-    torch.testing.assert_close(ours.log_weights[0].exp(), torch.from_numpy(reference.weights_))
+    close(ours.means[0], torch.from_numpy(reference.means_))
+    close(spread_of(ours)[0], torch.from_numpy(reference.covariances_))
+    close(ours.log_weights[0].exp(), torch.from_numpy(reference.weights_))
     likelihood = ours.log_density(x, "logsumexp").mean().item()
     assert likelihood == pytest.approx(reference.score(x.numpy()), abs=1e-8)
     assert likelihood == pytest.approx(reference.lower_bound_, abs=1e-4)
@@ -210,7 +209,7 @@ def test_fit_treats_every_class_alone():
     for c in range(3):
         alone = fit(x[labels == c], None, 1, 2, means=means[[c]], tolerance=0, iterations=20)
         for name, value in alone.state_dict().items():
-            torch.testing.assert_close(together.state_dict()[name][c], value[0])
+            close(together.state_dict()[name][c], value[0])
 
 
 @pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
@@ -224,7 +223,7 @@ def test_fit_finds_separate_groups(assignment):
         distance = torch.cdist(centres[c].double(), mixture.means[c])
         assert (distance.amin(0) < 1).all()
         assert distance.argmin(0).unique().numel() == 3
-    torch.testing.assert_close(mixture.variances, torch.ones(2, 3, 4).double(), rtol=0, atol=0.7)
+    close(mixture.variances, torch.ones(2, 3, 4).double(), rtol=0, atol=0.7)
     assert (mixture.log_density(x).argmax(1) == labels).all()
 
 
@@ -240,10 +239,10 @@ def test_fit_of_classes_with_no_one_and_few_pixels():
     labels = torch.tensor([0, 1, 1, 255, 7])
     mixture = fit(x, labels, 4, 5, variance_floor=1e-2)
     assert all(value.isfinite().all() for value in mixture.state_dict().values())
-    torch.testing.assert_close(mixture.means[0], x[:1].double().expand(5, 3))
+    close(mixture.means[0], x[:1].double().expand(5, 3))
     # Absent: still the unit Gaussians it started with, and equal weights.
-    torch.testing.assert_close(mixture.variances[2:], torch.ones(2, 5, 3).double())
-    torch.testing.assert_close(mixture.log_weights[2:].exp(), torch.full((2, 5), 0.2).double())
+    close(mixture.variances[2:], torch.ones(2, 5, 3).double())
+    close(mixture.log_weights[2:].exp(), torch.full((2, 5), 0.2).double())
     assert mixture.log_density(x).isfinite().all()
 
 
@@ -259,7 +258,7 @@ def test_fit_of_extreme_sizes(dim, unit_means):
 
 def test_fit_of_identical_pixels():
     mixture = fit(torch.ones(20, 3), components=3)
-    torch.testing.assert_close(mixture.means, torch.ones(1, 3, 3).double())
+    close(mixture.means, torch.ones(1, 3, 3).double())
     assert mixture.log_density(torch.ones(1, 3)).isfinite().all()
 
 

@@ -16,6 +16,12 @@ from lightning_genseg.mixtures.memory import (
 from tests.mixtures.processes import run_processes
 
 FULL = pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
+close = torch.testing.assert_close
+
+
+def batch(count: int, groups: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features, and their groups; the last is nobody's."""
+    return torch.randn(count, 3), torch.randint(groups, (count,))
 
 
 def check_moments(moments, contents, tolerance=1e-9):
@@ -23,9 +29,9 @@ def check_moments(moments, contents, tolerance=1e-9):
     for g, own in enumerate(contents):
         x = torch.stack(list(own)).double() if len(own) else moments.first.new_zeros(0, 3)
         second = x.T @ x if moments.second.ndim == 3 else x.square().sum(0)
-        torch.testing.assert_close(moments.counts[g].item(), float(len(own)))
-        torch.testing.assert_close(moments.first[g], x.sum(0), rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(moments.second[g], second, rtol=tolerance, atol=tolerance)
+        close(moments.counts[g].item(), float(len(own)))
+        close(moments.first[g], x.sum(0), rtol=tolerance, atol=tolerance)
+        close(moments.second[g], second, rtol=tolerance, atol=tolerance)
 
 
 def contents_of(ring):
@@ -40,72 +46,57 @@ def test_ring_equals_a_deque_per_group(full):
     queues = [deque(maxlen=7) for _ in range(4)]
     for step in range(60):
         # From nothing to three times what the ring holds; group 3 never, group 4 is nobody's.
-        count = int(torch.randint(0, 30, ()))
-        x, groups = torch.randn(count, 3), torch.randint(5, (count,))
+        x, groups = batch(int(torch.randint(0, 30, ())), 5)
         groups[groups == 3] = 2 if step % 2 else 4
         ring.push(x, groups)
         for row, group in zip(x, groups.tolist(), strict=True):
             if group < 4:
                 queues[group].append(row)
         check_moments(ring.moments(), queues)
-        for g, stored in enumerate(contents_of(ring)):
-            mine, theirs = stored.tolist(), [row.tolist() for row in queues[g]]
-            assert sorted(mine) == sorted(theirs)
-    assert ring.entered[3] == 0
-    assert ring.moments().counts[3] == 0
+        for stored, queue in zip(contents_of(ring), queues, strict=True):
+            assert sorted(stored.tolist()) == sorted(row.tolist() for row in queue)
+    assert ring.entered[3] == ring.moments().counts[3] == 0
 
 
-def test_ring_drops_the_oldest_first():
-    ring = FeatureRing(1, 1, size=3)
+@pytest.mark.parametrize(("size", "expected"), [(1, [9]), (3, [7, 8, 9])])
+def test_ring_drops_the_oldest_first(size, expected):
+    ring = FeatureRing(1, 1, size)
     for value in range(5):
         ring.push(torch.tensor([[float(value)]]), torch.tensor([0]))
-    assert sorted(contents_of(ring)[0].flatten().tolist()) == [2, 3, 4]
+    assert sorted(contents_of(ring)[0].flatten().tolist()) == [2, 3, 4][-size:]
     # Of more newcomers than slots, the last stay.
     ring.push(torch.arange(10.0)[:, None], torch.zeros(10, dtype=torch.long))
-    assert sorted(contents_of(ring)[0].flatten().tolist()) == [7, 8, 9]
-    assert ring.moments().first.item() == 24
+    assert sorted(contents_of(ring)[0].flatten().tolist()) == expected
+    assert ring.moments().first.item() == sum(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_ring_in_half_precision_has_the_moments_of_what_it_stores(dtype):
     ring = FeatureRing(2, 3, size=20, dtype=dtype)
     for _ in range(30):
-        ring.push(torch.randn(9, 3), torch.randint(2, (9,)))
+        ring.push(*batch(9, 2))
     assert ring.features.dtype == dtype
     check_moments(ring.moments(), contents_of(ring))
 
 
-def test_ring_does_not_drift_in_ten_thousand_updates():
+def test_ring_neither_drifts_nor_grows_in_ten_thousand_updates():
     ring = FeatureRing(6, 3, size=50)
-    x, groups = torch.randn(10_000, 8, 3), torch.randint(7, (10_000, 8))
-    for features, index in zip(x, groups, strict=True):
-        ring.push(features, index)
-    assert (ring.entered[:6] > 50 * 100).all()
-    check_moments(ring.moments(), contents_of(ring), tolerance=1e-9)
-
-
-def test_ring_does_not_grow():
-    ring = FeatureRing(3, 2, size=5)
 
     def places():
         return [(t.shape, t.data_ptr()) for t in (ring.features, ring.entered, *ring._moments)]
 
     before = places()
-    for _ in range(10):
-        ring.push(torch.randn(40, 2), torch.randint(4, (40,)))
+    for _ in range(10_000):
+        ring.push(*batch(8, 7))
+    assert (ring.entered[:6] > 50 * 100).all()
+    check_moments(ring.moments(), contents_of(ring), tolerance=1e-9)
     assert places() == before
-
-
-def test_a_ring_of_one_slot():
-    ring = FeatureRing(2, 2, size=1)
-    ring.push(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 0]))
-    assert ring.moments().first.tolist() == [[3.0, 4.0], [0.0, 0.0]]
 
 
 @FULL
 def test_decay_follows_its_closed_form(full):
     memory = DecayedMoments(3, 3, size=10, full=full)
-    batches = [(torch.randn(n, 3), torch.randint(4, (n,))) for n in (5, 0, 12, 30, 1)]
+    batches = [batch(n) for n in (5, 0, 12, 30, 1)]
     for x, groups in batches:
         memory.push(x, groups)
     # A feature of batch b weighs 0.9 ** (own group's features in later batches).
@@ -118,9 +109,9 @@ def test_decay_follows_its_closed_form(full):
             second += weight * own.T @ own
             later += len(own)
         moments = memory.moments()
-        torch.testing.assert_close(moments.counts[g].item(), count)
-        torch.testing.assert_close(moments.first[g], first)
-        torch.testing.assert_close(moments.second[g], second if full else second.diagonal())
+        close(moments.counts[g].item(), count)
+        close(moments.first[g], first)
+        close(moments.second[g], second if full else second.diagonal())
 
 
 def test_decay_settles_at_its_effective_length():
@@ -136,47 +127,45 @@ def test_decay_settles_at_its_effective_length():
 @pytest.mark.parametrize("kind", [FeatureRing, DecayedMoments])
 @FULL
 def test_a_loaded_memory_goes_on_as_the_same(kind, full):
-    steps = [(torch.randn(9, 3), torch.randint(4, (9,))) for _ in range(12)]
+    steps = [batch(9) for _ in range(12)]
     straight, first, second = (kind(3, 3, 8, full) for _ in range(3))
-    for x, groups in steps:
-        straight.push(x, groups)
-    for x, groups in steps[:6]:
-        first.push(x, groups)
+    for step in steps:
+        straight.push(*step)
+    for step in steps[:6]:
+        first.push(*step)
     state = first.state_dict()
-    first.push(torch.randn(9, 3), torch.randint(4, (9,)))  # must not reach into the saved state
+    first.push(*batch(9))  # must not reach into the saved state
     second.load_state_dict(state)
-    for x, groups in steps[6:]:
-        second.push(x, groups)
+    for step in steps[6:]:
+        second.push(*step)
     for mine, theirs in zip(second.moments(), straight.moments(), strict=True):
-        torch.testing.assert_close(mine, theirs)
+        close(mine, theirs)
 
 
 def test_a_ring_saves_only_its_filled_part():
-    ring = FeatureRing(3, 2, size=1000)
-    ring.push(torch.randn(10, 2), torch.zeros(10, dtype=torch.long))
+    ring, larger = FeatureRing(3, 3, size=1000), FeatureRing(3, 3, size=2000)
+    ring.push(torch.randn(10, 3), torch.zeros(10, dtype=torch.long))
     state = ring.state_dict()
-    assert state["features"].shape == (3, 10, 2)
-    # Not having gone round, a ring may be continued in a larger one.
-    larger = FeatureRing(3, 2, size=2000)
-    larger.load_state_dict(state)
-    torch.testing.assert_close(larger.moments().first, ring.moments().first)
+    assert state["features"].shape == (3, 10, 3)
+    larger.load_state_dict(state)  # not having gone round, it may go on in a larger one
+    close(larger.moments().first, ring.moments().first)
 
 
 @pytest.mark.parametrize(
     ("memory", "kind", "words"),
     [
-        (FeatureRing(3, 2, 3), FeatureRing, "set memory_size as in the checkpoint"),
-        (FeatureRing(3, 2, 5), FeatureRing, "set memory_size as in the checkpoint"),  # gone round
-        (FeatureRing(4, 2, 4), FeatureRing, "set components, embedding_dim and covariance as in"),
-        (FeatureRing(3, 2, 4, True), FeatureRing, "set components, embedding_dim and covariance"),
+        (FeatureRing(3, 3, 3), FeatureRing, "set memory_size as in the checkpoint"),
+        (FeatureRing(3, 3, 5), FeatureRing, "set memory_size as in the checkpoint"),  # gone round
+        (FeatureRing(4, 3, 4), FeatureRing, "set components, embedding_dim and covariance as in"),
+        (FeatureRing(3, 3, 4, True), FeatureRing, "set components, embedding_dim and covariance"),
         (DecayedMoments(3, 4, 4), DecayedMoments, "set components, embedding_dim and covariance"),
-        (DecayedMoments(3, 2, 4), FeatureRing, "memory is a ring; set memory as in"),
-        (FeatureRing(3, 2, 4), DecayedMoments, "memory is no ring; set memory as in"),
+        (DecayedMoments(3, 3, 4), FeatureRing, "memory is a ring; set memory as in"),
+        (FeatureRing(3, 3, 4), DecayedMoments, "memory is no ring; set memory as in"),
     ],
 )
 def test_memories_refuse_the_state_of_another_shape(memory, kind, words):
-    other = kind(3, 2, size=4)
-    other.push(torch.randn(9, 2), torch.zeros(9, dtype=torch.long))
+    other = kind(3, 3, size=4)
+    other.push(torch.randn(9, 3), torch.zeros(9, dtype=torch.long))
     with pytest.raises(GenSegError, match=words):
         memory.load_state_dict(other.state_dict())
 
@@ -190,13 +179,14 @@ def test_memories_hold_at_least_one_feature(kind):
 # --- groups, samples, processes --------------------------------------------------------------
 
 
-def test_counts_and_ranks():
-    groups = torch.tensor([2, 0, 2, 2, 1, 0])
-    assert count_groups(groups, 4).tolist() == [2, 1, 3, 0]
-    assert ranks_in_group(groups, 4).tolist() == [0, 0, 1, 2, 0, 1]
-    nobody = torch.zeros(0, dtype=torch.long)
-    assert count_groups(nobody, 2).tolist() == [0, 0]
-    assert ranks_in_group(nobody, 2).tolist() == []
+@pytest.mark.parametrize(
+    ("groups", "counts", "ranks"),
+    [([2, 0, 2, 2, 1, 0], [2, 1, 3, 0], [0, 0, 1, 2, 0, 1]), ([], [0, 0, 0, 0], [])],
+)
+def test_counts_and_ranks(groups, counts, ranks):
+    groups = torch.tensor(groups, dtype=torch.long)
+    assert count_groups(groups, 4).tolist() == counts
+    assert ranks_in_group(groups, 4).tolist() == ranks
 
 
 @pytest.mark.parametrize("most", [1, 3, 7, 100])
@@ -204,53 +194,45 @@ def test_samples_are_spread_evenly(most):
     sizes = [0, 1, 3, 7, 8, 50, 1000]
     groups = torch.cat([torch.full((n,), g) for g, n in enumerate(sizes)])
     groups = groups[torch.randperm(len(groups))]
-    chosen = spread_evenly(groups, 6, most)  # group 6 is nobody's
-    for g, size in enumerate(sizes):
-        own = chosen[groups == g]
-        if g == 6:
-            assert not own.any()
-            continue
-        assert own.sum() == min(size, most)
+    chosen = spread_evenly(groups, 6, most)
+    assert not chosen[groups == 6].any()  # nobody's
+    for g, size in enumerate(sizes[:6]):
+        places = chosen[groups == g].nonzero().flatten()
+        assert len(places) == min(size, most)
         if size > most:
-            gaps = own.nonzero().flatten().diff()
+            gaps, share = places.diff(), -(-size // most)
             assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
-            assert own.nonzero()[0] < -(-size // most)  # and from one end to the other
-            assert own.nonzero()[-1] >= size - -(-size // most)
+            assert places[0] < share  # and from one end to the other
+            assert places[-1] >= size - share
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_choose_together_what_one_would(count):
     groups = torch.randint(6, (200,))
     groups[100:] = groups[100:].clamp_min(1)  # group 0 is in the first process only
-    whole = spread_evenly(groups, 5, 9)
-    parts = run_processes(
-        lambda p: spread_evenly(groups.tensor_split(count)[p.rank], 5, 9, p), count
-    )
-    assert torch.equal(torch.cat(parts), whole)
+    parts = groups.tensor_split(count)
+    chosen = run_processes(lambda p: spread_evenly(parts[p.rank], 5, 9, p), count)
+    assert torch.equal(torch.cat(chosen), spread_evenly(groups, 5, 9))
 
 
 def test_processes_gather_their_features_in_order():
-    x, groups = torch.randn(30, 2), torch.randint(4, (30,))
+    x, groups = batch(30)
     groups[:10] = 3  # nobody's: the first process sends nothing
-    parts = run_processes(
-        lambda p: gather_features(x.split(10)[p.rank], groups.split(10)[p.rank], 3, p), 3
-    )
+    parts = list(zip(x.split(10), groups.split(10), strict=True))
     features, index = gather_features(x, groups, 3)
-    for theirs, their_index in parts:
+    for theirs, their_index in run_processes(lambda p: gather_features(*parts[p.rank], 3, p), 3):
         kept = their_index < 3
-        torch.testing.assert_close(theirs[kept], features, rtol=0, atol=0)
-        torch.testing.assert_close(their_index[kept], index)
+        close(theirs[kept], features, rtol=0, atol=0)
+        close(their_index[kept], index)
         assert len(theirs) <= 30  # padding up to the longest part: not whole feature maps
 
 
 @FULL
 def test_moments_of_processes_add_up(full):
-    x, groups = torch.randn(30, 3), torch.randint(4, (30,))
+    x, groups = batch(30)
     whole = batch_moments(x, groups, 3, full)
     check_moments(whole, [x[groups == g] for g in range(3)])
-    parts = run_processes(
-        lambda p: batch_moments(x.split(15)[p.rank], groups.split(15)[p.rank], 3, full, p), 2
-    )
-    for part in parts:
+    parts = list(zip(x.split(15), groups.split(15), strict=True))
+    for part in run_processes(lambda p: batch_moments(*parts[p.rank], 3, full, p), 2):
         for mine, theirs in zip(part, whole, strict=True):
-            torch.testing.assert_close(mine, theirs)
+            close(mine, theirs)

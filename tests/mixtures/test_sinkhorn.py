@@ -7,6 +7,8 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures import sinkhorn
 from tests.mixtures.processes import run_processes
 
+close = torch.testing.assert_close
+
 
 def plain(log_density, labels, epsilon=0.05, iterations=3, rescale=True):
     """The published algorithm: class by class, exponentials as they are."""
@@ -44,7 +46,7 @@ def test_equals_the_plain_loop(epsilon, iterations, dtype, rescale):
     assert q.dtype == dtype
     assert expected[valid].isfinite().all()
     bound = 1e-5 if dtype == torch.float64 else 1e-4
-    torch.testing.assert_close(q[valid].double(), expected[valid], rtol=0, atol=bound)
+    close(q[valid].double(), expected[valid], rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -53,7 +55,7 @@ def test_a_tiny_epsilon_does_not_overflow(rescale):
     assert not plain(log_density, labels, 1e-4, rescale=rescale)[labels < 255].isfinite().all()
     q = sinkhorn(log_density, labels, 4, 1e-4, rescale=rescale).exp()
     assert q[labels < 255].isfinite().all()
-    torch.testing.assert_close(q[labels < 255].sum(1), torch.ones(int((labels < 255).sum())))
+    close(q[labels < 255].sum(1), torch.ones(int((labels < 255).sum())))
 
 
 def test_marginals():
@@ -61,8 +63,8 @@ def test_marginals():
     q = sinkhorn(log_density, labels, 4, epsilon=0.5, iterations=200).exp()
     for c in range(4):
         own = q[labels == c]
-        torch.testing.assert_close(own.sum(1), torch.ones_like(own[:, 0]))
-        torch.testing.assert_close(own.mean(0), torch.full((5,), 0.2, dtype=torch.float64))
+        close(own.sum(1), torch.ones_like(own[:, 0]))
+        close(own.mean(0), torch.full((5,), 0.2, dtype=torch.float64))
 
 
 def test_solves_the_entropic_problem():
@@ -74,7 +76,7 @@ def test_solves_the_entropic_problem():
     def cross(table):
         return table[1:, 1:] - table[1:, :1] - table[:1, 1:] + table[:1, :1]
 
-    torch.testing.assert_close(cross(log_q), cross(log_density / 0.7))
+    close(cross(log_q), cross(log_density / 0.7))
 
 
 def test_classes_do_not_see_each_other():
@@ -83,7 +85,7 @@ def test_classes_do_not_see_each_other():
     for c in range(4):
         own = labels == c
         alone = sinkhorn(log_density[own], torch.zeros(int(own.sum()), dtype=torch.long), 1)
-        torch.testing.assert_close(together[own], alone)
+        close(together[own], alone)
 
 
 @pytest.mark.parametrize("ignore", [255, -100, 4])
@@ -93,13 +95,13 @@ def test_pixels_of_any_label_outside_change_nothing_even_if_nan(ignore):
     alone = sinkhorn(log_density[valid], labels[valid], 4)
     log_density[~valid] = torch.nan
     labels = labels.masked_fill(~valid, ignore)
-    torch.testing.assert_close(sinkhorn(log_density, labels, 4)[valid], alone)
+    close(sinkhorn(log_density, labels, 4)[valid], alone)
 
 
 def test_one_pixel_identical_pixels_and_all_ignored():
     for rows in (torch.tensor([[1.0, 2.0, 3.0]]), torch.full((10, 3), -5.0), torch.zeros(10, 3)):
         q = sinkhorn(rows, torch.ones(len(rows), dtype=torch.long), 4).exp()
-        torch.testing.assert_close(q, torch.full((len(rows), 3), 1 / 3))
+        close(q, torch.full((len(rows), 3), 1 / 3))
     ignored = sinkhorn(torch.randn(10, 3), torch.full((10,), 255), 4)
     assert ignored.shape == (10, 3)
     assert sinkhorn(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), 4).shape == (0, 3)
@@ -108,7 +110,7 @@ def test_one_pixel_identical_pixels_and_all_ignored():
 def test_no_iterations_is_a_softmax():
     log_density, labels = scene()
     q = sinkhorn(log_density, labels, 4, epsilon=2.0, iterations=0, rescale=False)
-    torch.testing.assert_close(q, (log_density / 2).log_softmax(1))
+    close(q, (log_density / 2).log_softmax(1))
 
 
 def test_two_processes_assign_as_one():
@@ -116,7 +118,7 @@ def test_two_processes_assign_as_one():
     whole = sinkhorn(log_density, labels, 4)
     parts = list(zip(log_density.tensor_split(2), labels.tensor_split(2), strict=True))
     halves = run_processes(lambda p: sinkhorn(*parts[p.rank], 4, processes=p), 2)
-    torch.testing.assert_close(torch.cat(halves), whole)
+    close(torch.cat(halves), whole)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan")])

@@ -51,6 +51,7 @@ class FewShotModule(SegmentationModule):
     """
 
     features: EncoderStages
+    support: Support | None
     takes_supports = True
     # Maps that the pictures of an episode show, and their titles (see `Report`).
     picture_maps: ClassVar[Mapping[str, str]] = {
@@ -93,8 +94,7 @@ class FewShotModule(SegmentationModule):
             else base.features
         )
         self.features.requires_grad_(False).eval()
-        self.scoring = scoring
-        self.support: Support | None = None
+        self.scoring, self.support = scoring, None
         self.base_classes = None if base is None else (base.class_names or [])[1:]
         self.val_metrics, self.test_metrics = few_shot_metrics(), few_shot_metrics()
         self.val_guidance, self.test_guidance = few_shot_metrics(), few_shot_metrics()
@@ -223,11 +223,6 @@ class FewShotModule(SegmentationModule):
         """Log `val_mIoU`, `val_FB_IoU`, `val_IoU_<class>`, and `val_GmIoU` if there is guidance."""
         self._log_episode_scores("val", self.val_metrics, self.val_guidance)
 
-    def on_test_epoch_start(self) -> None:
-        """Count anew."""
-        super().on_test_epoch_start()
-        self.test_guidance.reset()
-
     def on_test_epoch_end(self) -> None:
         """As `on_validation_epoch_end`."""
         self._log_episode_scores("test", self.test_metrics, self.test_guidance)
@@ -243,8 +238,8 @@ class FewShotModule(SegmentationModule):
         for index in values["IoU"].isfinite().nonzero().flatten().tolist():
             name = str(index) if names is None else re.sub(r"[^\w-]+", "_", names[index])
             scores[f"IoU_{name}"] = values["IoU"][index]
-        for collection in (metrics, guidance):
-            collection.reset()
+        metrics.reset()
+        guidance.reset()
         for name, value in scores.items():
             self.log(f"{prefix}_{name}", value, prog_bar=name == "mIoU", sync_dist=True)
 
@@ -280,6 +275,7 @@ class FewShotModule(SegmentationModule):
     def on_test_start(self) -> None:
         """Refuse novel classes that the base learner knows; other data it may be tested on."""
         super().on_test_start()
+        self.test_guidance.reset()  # as the base does with the other counts
         novel = getattr(self._data(), "novel_classes", ())
         known = [name for name in novel if name in (self.base_classes or ())]
         if known:

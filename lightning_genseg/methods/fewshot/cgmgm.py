@@ -149,8 +149,7 @@ class CGMGM(FewShotModule):
         self.reduction = _reduction(low + mid, width)
         self.support_reduction = None if decoder.shared_reduction else _reduction(low + mid, width)
         self.dropout = nn.Dropout2d(decoder.dropout)
-        sizes = {"prototype": width, "mask": 1}
-        extra = sum(sizes[name] for name in self.extra_inputs)
+        extra = sum({"prototype": width, "mask": 1}[name] for name in self.extra_inputs)
         self.decoder = GuidedDecoder(width + 1 + extra, width)
         self.guidance_residual = GuidanceResidual() if decoder.residual else None
         self.shot_weights = ShotWeights(shots)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from segmentation_models_pytorch.encoders import get_encoder
@@ -85,20 +85,16 @@ class EncoderStages(nn.Module):
             ) from error
         if encoder_weights is not None:
             load_encoder(self.encoder, encoder, encoder_weights, {})
-        self.channels = cast(tuple[int, int, int], tuple(self.encoder.out_channels[-3:]))
-        if not isinstance(self.encoder, VGGEncoder):
-            self._check_stride(encoder, stride)
-        else:
+        vgg = isinstance(self.encoder, VGGEncoder)
+        low, mid, high = self.encoder.out_channels[2:5] if vgg else self.encoder.out_channels[-3:]
+        self.channels: tuple[int, int, int] = (low, mid, high)
+        if vgg:
             for module in self.encoder.features:
                 if isinstance(module, nn.MaxPool2d):
                     module.ceil_mode = True
-            self.channels = cast(tuple[int, int, int], tuple(self.encoder.out_channels[2:5]))
-
-    @torch.no_grad()
-    def _check_stride(self, encoder: str, stride: int) -> None:
-        """Some encoders accept an output stride and ignore it."""
-        self.encoder.eval()
-        got = 64 // self.encoder(torch.zeros(1, 3, 64, 64))[-1].shape[-1]
+            return
+        with torch.no_grad():  # some encoders accept an output stride and ignore it
+            got = 64 // self.encoder.eval()(torch.zeros(1, 3, 64, 64))[-1].shape[-1]
         self.encoder.train()
         if got != stride:
             raise GenSegError(
@@ -108,10 +104,14 @@ class EncoderStages(nn.Module):
 
     def forward(self, image: Tensor) -> StageFeatures:
         """Features of normalised images B x 3 x H x W."""
-        if isinstance(self.encoder, VGGEncoder):
-            low, mid, high = _vgg_stages(self.encoder, image)
+        encoder = self.encoder
+        if isinstance(encoder, VGGEncoder):  # behind the third and fourth pooling, before the fifth
+            third, fourth, fifth = _vgg_cuts(encoder)[2:]
+            low = encoder.features[:third](image)
+            mid = encoder.features[third:fourth](low)
+            high = encoder.features[fourth : fifth - 1](mid)
         else:
-            low, mid, high = self.encoder(image)[-3:]
+            low, mid, high = encoder(image)[-3:]
         return StageFeatures(low, mid, resize_aligned(high, mid.shape[-2:]))
 
     def last(self, mid: Tensor) -> Tensor:
@@ -139,14 +139,6 @@ def _vgg_cuts(encoder: VGGEncoder) -> list[int]:
     """Index behind each pooling."""
     pools = (isinstance(module, nn.MaxPool2d) for module in encoder.features)
     return [index + 1 for index, pool in enumerate(pools) if pool]
-
-
-def _vgg_stages(encoder: VGGEncoder, image: Tensor) -> list[Tensor]:
-    """Features behind the third and fourth pooling, and before the fifth."""
-    third, fourth, fifth = _vgg_cuts(encoder)[2:]
-    low = encoder.features[:third](image)
-    mid = encoder.features[third:fourth](low)
-    return [low, mid, encoder.features[fourth : fifth - 1](mid)]
 
 
 class PyramidPooling(nn.Module):

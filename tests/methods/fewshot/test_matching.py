@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.fewshot.matching import (
     binarize,
     global_similarity,
@@ -12,10 +14,16 @@ from lightning_genseg.methods.fewshot.matching import (
 )
 
 EVERYWHERE = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+LEFT = EVERYWHERE.clone()
+LEFT[..., 6:] = False
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def scene(size: int = 8, channels: int = 16) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Query and support, of non-negative features, with an object and a distractor each, and their object masks."""
+    """Non-negative query and support with an object and a distractor each, and the object masks."""
     kinds = F.relu(torch.randn(3, channels)) + 0.1
     layouts = torch.zeros(2, size, size, dtype=torch.long)
     layouts[0, 1:4, 1:4] = layouts[1, 3:6, 2:6] = 1
@@ -28,16 +36,10 @@ def scene(size: int = 8, channels: int = 16) -> tuple[Tensor, Tensor, Tensor, Te
 
 def test_global_similarity_by_hand():
     query, support, _, mask = scene()
-    found = global_similarity(query, support * mask, EVERYWHERE)
-    keys = support[0][:, mask[0, 0]]  # C x S
-    cosine = torch.stack(
-        [
-            max(F.cosine_similarity(pixel, key, dim=0) for key in keys.T)
-            for pixel in query[0].flatten(1).T
-        ]
-    ).view(1, 1, 8, 8)
+    keys, pixels = support[0][:, mask[0, 0]].T, query[0].flatten(1).T
+    cosine = F.cosine_similarity(pixels[:, None], keys, dim=2).amax(1).view(1, 1, 8, 8)
     expected = (cosine - cosine.min()) / (cosine.max() - cosine.min())
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    close(global_similarity(query, support * mask, EVERYWHERE), expected)
 
 
 @pytest.mark.parametrize("patches", ["offsets", "mean"])
@@ -53,28 +55,16 @@ def test_local_similarity(patches, size):
 
 
 def test_local_similarity_by_hand():
-    """Eq. 4: for each of four offsets a cosine between patches; their mean; the best support patch."""
+    """Eq. 4: for each of four offsets a cosine between patches; their mean; the best patch."""
     query, support = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
     best = torch.full((2, 2), -1.0)
-    for y in range(2):
-        for x in range(2):
-            for v in range(2):
-                for u in range(2):
-                    cosines = [
-                        F.cosine_similarity(
-                            query[0, :, 2 * y + a, 2 * x + b],
-                            support[0, :, 2 * v + a, 2 * u + b],
-                            dim=0,
-                        )
-                        for a in range(2)
-                        for b in range(2)
-                    ]
-                    best[y, x] = max(best[y, x], sum(cosines) / 4)
+    for y, x, v, u in np.ndindex(2, 2, 2, 2):
+        mine, theirs = query[0, :, 2 * y :, 2 * x :], support[0, :, 2 * v :, 2 * u :]
+        cosines = F.cosine_similarity(mine[:, :2, :2], theirs[:, :2, :2], dim=0)
+        best[y, x] = max(best[y, x], cosines.mean())
     enlarged = F.interpolate(best[None, None], (4, 4), mode="bilinear")
     valid = EVERYWHERE[..., :4, :4]
-    torch.testing.assert_close(
-        local_similarity(query, support, valid), stretch(enlarged, valid), atol=1e-5, rtol=0
-    )
+    close(local_similarity(query, support, valid), stretch(enlarged, valid))
 
 
 def test_masked_out_pixels_match_nothing():
@@ -83,10 +73,7 @@ def test_masked_out_pixels_match_nothing():
     support[:, 0, 2:6, 2:6] = 1
     angle = torch.linspace(0.6 * torch.pi, torch.pi, 64).view(1, 1, 8, 8)
     query = torch.cat([angle.cos(), angle.sin()], 1)
-    expected = stretch(angle.cos(), EVERYWHERE)
-    torch.testing.assert_close(
-        global_similarity(query, support, EVERYWHERE), expected, atol=1e-5, rtol=0
-    )
+    close(global_similarity(query, support, EVERYWHERE), stretch(angle.cos(), EVERYWHERE))
     assert local_similarity(query, support, EVERYWHERE).amax() == pytest.approx(1)
     for function in (global_similarity, local_similarity):
         assert (function(query, support * 0, EVERYWHERE) == 0).all()
@@ -94,18 +81,14 @@ def test_masked_out_pixels_match_nothing():
 
 def test_padding_has_no_similarity():
     query, support, _, mask = scene()
-    valid = EVERYWHERE.clone()
-    valid[..., 6:] = False
     changed = query.clone()
     changed[..., 6:] = 50 * torch.rand(1, 16, 8, 2)
-    for function in (global_similarity, local_similarity):
-        one, two = (function(q, support * mask, valid) for q in (query, changed))
-        if function is global_similarity:
-            assert torch.equal(one, two)
-        assert (one[..., 6:] == 0).all()
-        assert one.amax() == pytest.approx(1)
-    nothing = stretch(torch.full((1, 1, 8, 8), 0.3), valid)
-    assert (nothing == 0).all()
+    one, two = (global_similarity(q, support * mask, LEFT) for q in (query, changed))
+    assert torch.equal(one, two)
+    for similarity in (one, local_similarity(query, support * mask, LEFT)):
+        assert (similarity[..., 6:] == 0).all()
+        assert similarity.amax() == pytest.approx(1)
+    assert (stretch(torch.full((1, 1, 8, 8), 0.3), LEFT) == 0).all()
 
 
 def test_binarize():
@@ -118,8 +101,7 @@ def test_binarize():
     assert low.flatten().nonzero().flatten().tolist() == [63]
     constant = binarize(torch.zeros(1, 1, 20, 20), torch.ones(1, 1, 20, 20) > 0)
     assert constant.sum() == 4  # 1 %
-    nowhere = torch.zeros_like(EVERYWHERE)
-    assert not binarize(maps, nowhere).any()
+    assert not binarize(maps, ~EVERYWHERE).any()
 
 
 def coarse(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
@@ -127,14 +109,12 @@ def coarse(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
 
 
 def refined(method: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Initial mask, refined mask and truth of a scene."""
     torch.manual_seed(seed)
     query, support, truth, mask = scene()
-    initial = coarse(query, support, mask)
-    soft = mask[:, None].float()
-    result = refine(
-        initial, query, EVERYWHERE, support[:, None], soft, torch.ones_like(soft) > 0, method
-    )
-    return initial, result, truth
+    initial, soft = coarse(query, support, mask), mask[:, None].float()
+    given = (query, EVERYWHERE, support[:, None], soft, soft >= 0)
+    return initial, refine(initial, *given, method), truth  # type: ignore[arg-type]
 
 
 def iou(mask: Tensor, truth: Tensor) -> float:
@@ -142,43 +122,36 @@ def iou(mask: Tensor, truth: Tensor) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_printed_refinement_changes_nothing(seed):
-    initial, result, _ = refined("literal", seed)
-    assert torch.equal(initial, result)
-    assert torch.equal(refined("none", seed)[1], initial)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_refinement_only_removes(seed):
+def test_refinement_only_removes_and_the_printed_one_nothing(seed):
     for method in ("cycle", "cycle_support"):
         initial, result, _ = refined(method, seed)
         assert not (result & ~initial).any()
         assert result.any()
+    for method in ("literal", "none"):
+        assert torch.equal(refined(method, seed)[1], initial)
 
 
 def test_the_support_check_removes_the_distractor():
-    before, after = zip(
-        *(
-            (iou(initial, truth), iou(result, truth))
-            for initial, result, truth in (refined("cycle_support", seed) for seed in range(5))
-        ),
-        strict=True,
-    )
-    assert sum(after) > sum(before) + 0.5
-    assert all(b <= a for b, a in zip(before, after, strict=True))
+    scores = [
+        (iou(initial, truth), iou(result, truth))
+        for initial, result, truth in (refined("cycle_support", seed) for seed in range(5))
+    ]
+    assert sum(after - before for before, after in scores) > 0.5
+    assert all(before <= after for before, after in scores)
 
 
 def test_invalid_support_pixels_are_no_match():
     torch.manual_seed(0)
     query, support, truth, mask = scene()
-    valid = torch.ones(1, 1, 1, 8, 8, dtype=torch.bool)
+    valid = EVERYWHERE.clone()[:, None]
     valid[..., 6:, :] = False  # the distractor lies on padding there: nothing contradicts
-    soft = mask[:, None].float()
-    initial = coarse(query, support, mask)
-    one = refine(initial, query, EVERYWHERE, support[:, None], soft, valid, "cycle_support")
+    initial, soft = coarse(query, support, mask), mask[:, None].float()
     changed = support.clone()
     changed[..., 6:, :] = query[..., :2, :]
-    two = refine(initial, query, EVERYWHERE, changed[:, None], soft, valid, "cycle_support")
+    one, two = (
+        refine(initial, query, EVERYWHERE, keys[:, None], soft, valid, "cycle_support")
+        for keys in (support, changed)
+    )
     assert torch.equal(one, two)
     assert (one & truth).any()
 
@@ -186,17 +159,13 @@ def test_invalid_support_pixels_are_no_match():
 def test_padding_of_the_query_is_no_way_back():
     torch.manual_seed(0)
     query, support, _, mask = scene()
-    valid = EVERYWHERE.clone()
-    valid[..., 6:] = False
-    initial = coarse(query, support, mask) & valid
-    soft = mask[:, None].float()
+    initial, soft = coarse(query, support, mask) & LEFT, mask[:, None].float()
+    assert initial.any()
     results = []
     for copied in (query, support):  # as padding, what the support's pixels resemble most
         padded = query.clone()
         padded[..., 6:] = copied[..., 2:4]
-        given = (padded, valid, support[:, None], soft, soft >= 0, "cycle")
-        results.append(refine(initial, *given))
-    assert initial.any()
+        results.append(refine(initial, padded, LEFT, support[:, None], soft, soft >= 0, "cycle"))
     assert torch.equal(*results)
 
 
@@ -204,12 +173,19 @@ def test_several_supports_are_one_pool():
     torch.manual_seed(1)
     query, support, _, mask = scene()
     initial = coarse(query, support, mask)
-    both = torch.stack([support[0], support[0].flip(-1)])[None]
-    masks = torch.stack([mask[0], mask[0].flip(-1)])[None].float()
-    results = [
-        refine(
-            initial, query, EVERYWHERE, both[:, o], masks[:, o], masks[:, o] >= 0, "cycle_support"
-        )
-        for o in ([0, 1], [1, 0])
-    ]
-    assert torch.equal(*results)
+    both, masks = (torch.stack([part[0], part[0].flip(-1)])[None] for part in (support, mask))
+    one, two = (
+        refine(initial, query, EVERYWHERE, keys, soft.float(), soft >= 0, "cycle_support")
+        for keys, soft in ((both, masks), (both.flip(1), masks.flip(1)))
+    )
+    assert torch.equal(one, two)
+
+
+def test_unknown_choices():
+    maps = torch.rand(1, 1, 8, 8)
+    with pytest.raises(GenSegError, match="method is 'mean'; it must be one of fixed, otsu"):
+        binarize(maps, EVERYWHERE, method="mean")  # type: ignore[arg-type]
+    with pytest.raises(GenSegError, match="patches is 'max'; it must be one of offsets, mean"):
+        local_similarity(maps, maps, EVERYWHERE, "max")  # type: ignore[arg-type]
+    with pytest.raises(GenSegError, match="method is 'twice'; it must be one of none, cycle"):
+        refine(EVERYWHERE, maps, EVERYWHERE, maps, maps, maps, "twice")  # type: ignore[arg-type]
