@@ -45,34 +45,21 @@ def test_em_is_the_softmax_over_the_own_components():
     mixture.log_weights.copy_(torch.randn(3, 4).log_softmax(1))
     x, labels = torch.randn(20, 2), torch.randint(3, (20,))
     log_q = e_step(mixture, mixture.own_log_density(x, labels), labels, "em")
-    for row, label, q in zip(x, labels, log_q, strict=True):
-        logp = torch.distributions.Independent(
-            torch.distributions.Normal(mixture.means[label], torch.ones(4, 2)), 1
-        ).log_prob(row)
-        close(q.exp(), (logp + mixture.log_weights[label]).softmax(0))
+    normal = torch.distributions.Normal(mixture.means[labels], 1.0)
+    density = normal.log_prob(x[:, None]).sum(2) + mixture.log_weights[labels]
+    close(log_q.exp(), density.softmax(1))
 
 
-@pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
-def test_e_step_leaves_ignored_pixels_out(assignment):
+@pytest.mark.parametrize(("assignment", "shares"), [("em", (0.9, 0.1)), ("sinkhorn", (0.5, 0.5))])
+def test_em_uses_the_weights_and_sinkhorn_equal_shares_of_what_is_labelled(assignment, shares):
     mixture = GaussianMixture(3, 2, 2)
-    x, labels = torch.randn(20, 2), torch.randint(3, (20,))
-    labels[::3] = 255
-    density = mixture.own_log_density(x, labels)
-    valid = labels != 255
-    log_q = e_step(mixture, density, labels, assignment)
-    alone = e_step(mixture, density[valid], labels[valid], assignment)
-    close(log_q[valid], alone)
-
-
-def test_em_uses_the_weights_and_sinkhorn_equal_shares():
-    mixture = GaussianMixture(1, 2, 1)
-    mixture.means.zero_()
-    mixture.log_weights.copy_(torch.tensor([[0.9, 0.1]]).log())
-    labels = torch.zeros(10, dtype=torch.long)
-    density = mixture.own_log_density(torch.randn(10, 1), labels)
-    for assignment, shares in (("em", [[0.9, 0.1]]), ("sinkhorn", [[0.5, 0.5]])):
-        q = e_step(mixture, density, labels, assignment).exp()
-        close(q, torch.tensor(shares).expand(10, 2))
+    mixture.log_weights[0] = torch.tensor([0.9, 0.1]).log()
+    mixture.means[0] = 0
+    x, labels = torch.randn(20, 2), torch.arange(20) % 3
+    density, valid = mixture.own_log_density(x, labels), torch.arange(20) % 4 > 0
+    log_q = e_step(mixture, density, torch.where(valid, labels, 255), assignment)
+    close(log_q[valid], e_step(mixture, density[valid], labels[valid], assignment))
+    close(log_q[valid & (labels == 0)].exp(), torch.tensor([shares] * 5))
 
 
 # --- M-step ----------------------------------------------------------------------------------
@@ -180,16 +167,10 @@ def test_fit_equals_scikit_learn(covariance, theirs):
     means = x[[0, 130, 250]]
     matrix = np.cov(x.numpy().T, bias=True) + 1e-6 * np.eye(3)
     precision = 1 / matrix.diagonal() if covariance == "diagonal" else np.linalg.inv(matrix)
-    reference = SklearnMixture(
-        3,
-        covariance_type=theirs,
-        means_init=means.numpy(),
-        weights_init=np.full(3, 1 / 3),
-        precisions_init=np.broadcast_to(precision, (3, *precision.shape)),
-        reg_covar=1e-6,
-        tol=1e-5,
-        max_iter=500,
-    ).fit(x.numpy())
+    start = {"means_init": means.numpy(), "weights_init": np.full(3, 1 / 3)}
+    start["precisions_init"] = np.broadcast_to(precision, (3, *precision.shape))
+    stop = {"reg_covar": 1e-6, "tol": 1e-5, "max_iter": 500}
+    reference = SklearnMixture(3, covariance_type=theirs, **start, **stop).fit(x.numpy())
     assert reference.converged_
     assert reference.n_iter_ > 5
     ours = fit(x, None, 1, 3, covariance, means=means[None], tolerance=1e-5, iterations=500)
@@ -254,12 +235,9 @@ def test_fit_of_extreme_sizes(dim, unit_means):
     mixture = fit(x, components=2, variance_floor=1e-2, unit_means=unit_means)
     assert mixture.log_density(x).isfinite().all()
     assert (mixture.variances >= 1e-2).all()
-
-
-def test_fit_of_identical_pixels():
-    mixture = fit(torch.ones(20, 3), components=3)
-    close(mixture.means, torch.ones(1, 3, 3).double())
-    assert mixture.log_density(torch.ones(1, 3)).isfinite().all()
+    same = fit(torch.ones(20, dim), components=3)
+    close(same.means, torch.ones(1, 3, dim).double())
+    assert same.log_density(torch.ones(1, dim)).isfinite().all()
 
 
 @pytest.mark.parametrize(
