@@ -30,7 +30,7 @@ _MATERIALS = {
 
 
 def write_domain(root: Path, domain: str, count: int, size: tuple[int, int] = (32, 48)) -> Path:
-    """`images` and `masks` for FolderDataModule: sky above road and grass, with a car or a stone on them."""
+    """Images and masks of a folder: sky above road and grass, with a car or a stone on them."""
     rng = np.random.default_rng(sum(domain.encode()))
     height, width = size
     for index in range(count):

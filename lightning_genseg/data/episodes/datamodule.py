@@ -22,13 +22,13 @@ from lightning_genseg.data.episodes.dataset import (
     TrainEpisodes,
     draw_episodes,
 )
-from lightning_genseg.data.episodes.folds import Folds, few_shot_classes, shown
+from lightning_genseg.data.episodes.folds import Folds, few_shot_classes
 from lightning_genseg.data.episodes.manifest import read_episodes, write_episodes
 from lightning_genseg.data.episodes.support import SupportedImages
 from lightning_genseg.data.relabelled import LabelledImages
 from lightning_genseg.data.transforms.crops import Letterbox, Transform
 from lightning_genseg.data.transforms.pipeline import episode_train_transform
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, listed
 
 
 class FoldDataModule(DerivedDataModule):
@@ -165,19 +165,12 @@ class EpisodesDataModule(FoldDataModule):
             eval_transform=[Letterbox(size)],
             **kwargs,
         )
-        self.shots = shots
-        self.min_area = min_area
-        self.novel_setting = novel_setting
+        self.shots, self.min_area, self.novel_setting = shots, min_area, novel_setting
         self.mode: EpisodeMode = mode
-        self.episodes: dict[Split, tuple[int, int]] = {
-            "val": (val_episodes, val_seed),
-            "test": (episodes, test_seed),
-        }
-        self.val_classes = val_classes
-        self.support_split = support_split
+        self.episodes = {"val": (val_episodes, val_seed), "test": (episodes, test_seed)}
+        self.val_classes, self.support_split = val_classes, support_split
         self.manifest = manifest
-        self.support_root = support_root
-        self.support_ids = support_ids
+        self.support_root, self.support_ids = support_root, support_ids
         self._counts: dict[Split, NDArray[np.int64]] = {}
 
     def count_classes(self) -> None:
@@ -195,10 +188,8 @@ class EpisodesDataModule(FoldDataModule):
         """Build the episodes of a split; those of validation and test are always letterboxed."""
         images = labelled_images(self.data, split)
         names, counts = self.data.class_names, self._count(split, images)
-        shared = {
-            "base_index": {c: i for i, c in enumerate(self.classes.base, 1)},
-            "class_names": names,
-        }
+        base_index = {c: i for i, c in enumerate(self.classes.base, 1)}
+        shared = {"base_index": base_index, "class_names": names}
         if split == "train":
             return TrainEpisodes(images, self._train_pool(counts), transform=transform, **shared)
         base = split == "val" and self.val_classes == "base"
@@ -211,7 +202,7 @@ class EpisodesDataModule(FoldDataModule):
         if pool.too_few:
             raise GenSegError(
                 f"too few {split} images hold min_area={self.min_area} pixels of "
-                f"{shown([names[c] for c in pool.too_few], '')} for shots={self.shots}: lower "
+                f"{listed(names[c] for c in pool.too_few)} for shots={self.shots}: lower "
                 "min_area or shots, set support_split to train, or leave the class out."
             )
         number, seed = self.episodes[split]
@@ -220,11 +211,11 @@ class EpisodesDataModule(FoldDataModule):
             settings = {"split": split, "shots": self.shots, "mode": self.mode, "seed": seed}
             settings |= {"min_area": self.min_area, "episodes": number}
             settings |= {"support_split": self.support_split, "classes": self.novel_classes}
+            of = (images, supports, names, settings)
             if self.manifest.is_file():
-                drawn = read_episodes(self.manifest, images, supports, names, settings)
+                drawn = read_episodes(self.manifest, *of)
             else:
-                write = rank_zero_only(write_episodes)
-                write(self.manifest, drawn, images, supports, names, settings)
+                rank_zero_only(write_episodes)(self.manifest, drawn, *of)
         return EvalEpisodes(images, supports, drawn, self.size, candidates=classes, **shared)
 
     def _train_pool(self, counts: NDArray[np.int64]) -> Pool:
@@ -239,7 +230,7 @@ class EpisodesDataModule(FoldDataModule):
             rank_zero_warn(
                 f"{len(pool.too_few)} base classes have too few training images for "
                 f"shots={self.shots} and are never drawn: "
-                f"{shown([self.data.class_names[c] for c in pool.too_few])}"
+                f"{listed(self.data.class_names[c] for c in pool.too_few)}"
             )
         return pool
 

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from torch.utils.data import Dataset
+
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
-from lightning_genseg.data.dataset import SegmentationDataset
+from lightning_genseg.data.dataset import Batch
 from lightning_genseg.data.episodes.support import SupportedImages
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
@@ -16,9 +18,9 @@ class FewShotFolderDataModule(SegmentationDataModule):
     """Your own object, for prediction: a few images of it with masks, and images to find it in.
 
     `support_root/images` and `support_root/masks` hold files of the same names; a mask is 1 on the
-    object, 0 elsewhere, 255 where nothing is said. Every batch is one image of `predict_root` at
-    its own size with all supports (`support_image`, `support_mask`, `support_valid`, letterboxed to
-    `size`). There is no training, validation or test.
+    object, 0 elsewhere, 255 where nothing is said. A batch is one image of `predict_root` at its
+    own size with all supports (`support_image`, `support_mask`, `support_valid`, letterboxed to
+    `size`).
 
     Args:
         support_root: folder that holds `images` and `masks`.
@@ -53,19 +55,15 @@ class FewShotFolderDataModule(SegmentationDataModule):
         self.size = size
         self.support_ids = support_ids
 
-    def setup(self, stage: str | None = None) -> None:
-        """Build the images to predict; GenSegError for other stages."""
-        if stage not in (None, "predict"):
-            self.make_dataset("train", ())
-        self.predict_dataset = self.make_predict_dataset()
-
     def make_predict_dataset(self) -> SupportedImages:
         """Build the images under `predict_root`, each with the supports."""
         return SupportedImages(self.predict_root, self.support_root, self.size, self.support_ids)
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> SegmentationDataset:
+    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
         """There are no splits: GenSegError."""
         raise GenSegError(
             "FewShotFolderDataModule has images to predict only: train and test with "
             "EpisodesDataModule."
         )
+
+    split_dataset = make_dataset

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from lightning_genseg.data.sets.coco import COCO
 from lightning_genseg.data.sets.voc import VOC
-from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean
 
 Folds: TypeAlias = Literal["pascal5i", "coco20i"] | Path
 """Classes by folds: those of the papers, or a JSON file `{"folds": [[name, ...], ...]}`."""
@@ -30,9 +30,7 @@ def few_shot_classes(
     """Part the classes of a data set as the arguments of `EpisodesDataModule` say.
 
     Raises:
-        GenSegError: neither or both of names and fold, no such fold, names that are no classes,
-            none left.
-        MissingFileError: the file of folds does not exist.
+        GenSegError: neither or both of names and fold, none such, or no base class is left.
     """
     if (novel_classes is None) == (folds is None) or (folds is None) != (fold is None):
         raise GenSegError("the novel classes are not known: give novel_classes, or folds and fold.")
@@ -48,8 +46,8 @@ def few_shot_classes(
         wrong = [name for name in given if name not in class_names]
         if wrong:
             raise GenSegError(
-                f"{argument} holds '{wrong[0]}', which is no class: choose among "
-                f"{shown(class_names, most=80)}"
+                f"{argument} holds '{wrong[0]}', which is no class"
+                f"{did_you_mean(wrong[0], class_names)}"
             )
     both = [name for name in novel if name in background_classes]
     if both:
@@ -70,12 +68,7 @@ def few_shot_classes(
 
 
 def read_folds(folds: Folds) -> list[list[str]]:
-    """Names of the classes of each fold, see `Folds`.
-
-    Raises:
-        MissingFileError: no such file.
-        GenSegError: it is no list of lists of names.
-    """
+    """Names of the classes of each fold; GenSegError if a file does not hold them."""
     if str(folds) == "pascal5i":  # fold i: classes 5i + 1 to 5i + 5
         return [list(VOC.CLASS_NAMES[5 * i + 1 : 5 * i + 6]) for i in range(4)]
     if str(folds) == "coco20i":  # interleaved, as in FWB, PFENet and BAM: i + 1, i + 5, i + 9 ...
@@ -94,8 +87,3 @@ def read_folds(folds: Folds) -> list[list[str]]:
     ):
         raise GenSegError(f"folds '{path}' must hold {{\"folds\": [[class name, ...], ...]}}.")
     return groups
-
-
-def shown(names: Sequence[str], end: str = ".", most: int = 5) -> str:
-    """Some names for a message."""
-    return ", ".join(names[:most]) + (" ..." if len(names) > most else end)

@@ -22,13 +22,7 @@ def write_episodes(
 ) -> None:
     """Keep episodes as JSON, by the names of images and classes, with a checksum.
 
-    Args:
-        path: of the file.
-        episodes: to keep.
-        queries: images of the queries.
-        supports: images of the supports.
-        class_names: of all classes.
-        drawn_by: what decided them (seed, mode ...), to be compared by `read_episodes`.
+    `drawn_by` is what decided them (seed, mode ...), to be compared by `read_episodes`.
     """
     rows = [
         {
@@ -77,15 +71,13 @@ def read_episodes(
     query_of, support_of = (
         {images.sample_name(i): i for i in range(len(images))} for images in (queries, supports)
     )
+
+    def episode(row: Mapping[str, Any]) -> Episode:
+        chosen = tuple(support_of[name] for name in row["supports"])
+        return Episode(query_of[row["query"]], category[row["class"]], chosen)
+
     try:
-        return [
-            Episode(
-                query_of[row["query"]],
-                category[row["class"]],
-                tuple(support_of[name] for name in row["supports"]),
-            )
-            for row in rows
-        ]
+        return [episode(row) for row in rows]
     except KeyError as error:
         raise GenSegError(
             f"manifest '{path}' holds {error}, which the data do not have: use the data that it "

@@ -146,9 +146,10 @@ class CrossDomainDataModule(DerivedDataModule):
             class_names=table.class_names,
             palette=None,
             batch_size=1,
-            crop_size=(256, 256),
+            crop_size=(1, 1),
             class_balanced=False,
             train_transform=None,
+            seed=0,
             **kwargs,
         )
         self.dataset = dataset

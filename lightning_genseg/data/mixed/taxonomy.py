@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import IGNORE, Color
-from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean, listed
 
 Decision = Literal["soft", "hard"]
 WithoutUniversal = Literal["refuse", "wrong"]
@@ -37,9 +37,9 @@ class TargetClasses(NamedTuple):
 
         `soft`: the universal probabilities of a class are added up, and divided by what the classes
         of the test set have together: that the pixel is in one of them is known. `hard`: 1 for the
-        class of the
-        most probable universal class, 0 for all others; where that leads to no class of the test
-        set all are 0, and the prediction is its first class, as in GSS' and MSeg's code.
+        class of the most probable universal class, 0 for all others; where that leads to no class
+        of the test set all are 0, and the prediction is its first class, as in GSS' and MSeg's
+        code.
 
         Args:
             log_scores: B x U x H x W, logits or logarithms of probabilities.
@@ -81,16 +81,14 @@ class Taxonomy:
         # Data set -> its class -> universal classes.
         self._universal: dict[str, dict[str, set[int]]] = {}
         for universal, dataset, name in self._read():
-            if universal in _UNLABELLED:
-                number = IGNORE
-            else:
-                if universal not in self.class_names:
-                    self.class_names.append(universal)
-                number = self.class_names.index(universal)
-            if dataset:
-                classes = self._universal.setdefault(dataset, {})
-                if name:
-                    classes.setdefault(name, set()).add(number)
+            if universal not in (*_UNLABELLED, *self.class_names):
+                self.class_names.append(universal)
+            classes = self._universal.setdefault(dataset, {})
+            if name:
+                ignored = universal in _UNLABELLED
+                number = IGNORE if ignored else self.class_names.index(universal)
+                classes.setdefault(name, set()).add(number)
+        self._universal.pop("", None)  # of universal classes alone
         if not 0 < len(self.class_names) <= IGNORE:
             raise GenSegError(
                 f"taxonomy '{self.path}' has {len(self.class_names)} universal classes but must "
@@ -135,18 +133,17 @@ class Taxonomy:
         """Lookup table of 256: class of a data set -> universal class, or 255.
 
         Raises:
-            GenSegError: the table has no such data set, lacks a class, has one that the data set
-                has not, or has one twice: a label must be of one universal class.
+            GenSegError: the table does not have exactly these classes, each once.
         """
         universal = self._classes(dataset, class_names)
         table = np.full(IGNORE + 1, IGNORE, np.uint8)
         for index, name in enumerate(class_names):
             if len(universal[name]) > 1:
                 names = [*self.class_names, *[_UNLABELLED[0]] * IGNORE]
-                shown = ", ".join(names[number] for number in sorted(universal[name]))
+                several = listed(names[number] for number in sorted(universal[name]))
                 raise GenSegError(
                     f"taxonomy '{self.path}' leads from the class '{name}' of {dataset} to several "
-                    f"universal classes ({shown}): a training set needs one."
+                    f"universal classes ({several}): a training set needs one."
                 )
             table[index] = next(iter(universal[name]))
         return table
@@ -172,8 +169,8 @@ class Taxonomy:
                 `wrong`, they stay and are never predicted.
 
         Raises:
-            GenSegError: the table has no such data set, lacks a class, has one that the data set
-                has not, or leads from a universal class to several of the test set.
+            GenSegError: the table does not have exactly these classes, or leads from a universal
+                class to several of them.
         """
         check_arguments(Taxonomy.target_classes, locals())
         universal = self._classes(dataset, class_names, without_universal)
@@ -182,11 +179,11 @@ class Taxonomy:
             members[index, sorted(universal.get(name, set()) - {IGNORE})] = True
         several = (members.sum(0) > 1).nonzero().flatten().tolist()
         if several:
-            shown = ", ".join(n for n, m in zip(class_names, members, strict=True) if m[several[0]])
+            names = [class_names[i] for i in members[:, several[0]].nonzero().flatten().tolist()]
             raise GenSegError(
                 f"taxonomy '{self.path}' leads from '{self.class_names[several[0]]}' to several "
-                f"classes of {dataset} ({shown}), which no prediction can tell apart: make them "
-                "one class of the test set (ids of FolderDataModule), or leave all but one "
+                f"classes of {dataset} ({listed(names)}), which no prediction can tell apart: make "
+                "them one class of the test set (ids of FolderDataModule), or leave all but one "
                 "unlabelled."
             )
         kept = [i for i, name in enumerate(class_names) if universal.get(name) != {IGNORE}]
@@ -202,30 +199,26 @@ class Taxonomy:
         return target, table
 
     def _classes(
-        self,
-        dataset: str,
-        class_names: Sequence[str],
-        without_universal: WithoutUniversal = "refuse",
+        self, dataset: str, class_names: Sequence[str], without: WithoutUniversal = "refuse"
     ) -> dict[str, set[int]]:
         """Universal classes of each class of a data set, compared with the classes that it has."""
         if dataset not in self._universal:
             raise GenSegError(
-                f"taxonomy '{self.path}' has no data set {dataset}, only "
-                f"{', '.join(self._universal)}: correct the name."
+                f"taxonomy '{self.path}' has no data set {dataset}"
+                f"{did_you_mean(dataset, self._universal)}"
             )
         universal = self._universal[dataset]
         foreign = [name for name in universal if name not in class_names]
         if foreign:
             raise GenSegError(
                 f"taxonomy '{self.path}' has the class '{foreign[0]}' of {dataset}, which that "
-                "data set has not: choose among "
-                f"{', '.join(class_names[:40])}{' ...' if len(class_names) > 40 else '.'}"
+                f"data set has not{did_you_mean(foreign[0], class_names)}"
             )
         lacking = [name for name in class_names if name not in universal]
-        if lacking and without_universal == "refuse":
+        if lacking and without == "refuse":
             raise GenSegError(
                 f"taxonomy '{self.path}' lacks {len(lacking)} classes of {dataset} "
-                f"({', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}): add a row for "
-                "each, with unlabelled as the universal class to ignore it."
+                f"({listed(lacking)}): add a row for each, with unlabelled as the universal class "
+                "to ignore it."
             )
         return universal

@@ -1,7 +1,7 @@
 """Sparse labels read from files: points, scribbles, masks with an unlabelled value."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 from xml.etree import ElementTree
@@ -14,7 +14,7 @@ from lightning_genseg.data.dataset import Sample, check_sizes
 from lightning_genseg.data.images import read_mask, without_suffix
 from lightning_genseg.data.labels import IGNORE, label_table, map_labels
 from lightning_genseg.data.sparse.labels import Marks, Raster, Shape, SparseLabels
-from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.errors import GenSegError, MissingFileError, listed
 
 
 class PointFiles(SparseLabels):
@@ -54,21 +54,21 @@ class PointFiles(SparseLabels):
         if found != self._found:
             points: dict[str, list[dict[str, Any]]] = {}
             for file in found:
-                for name, listed in _read_points(file).items():
-                    points.setdefault(without_suffix(name), []).extend(listed)
+                for name, more in _read_points(file).items():
+                    points.setdefault(without_suffix(name), []).extend(more)
             self._found, self._points = found, points
         if self.ids is not None:
             label_table(self.ids, len(dataset.file_class_names))
-        lost = [s.name for s in dataset.samples if self._key(s) is None]
+        lost = [f"'{s.name}'" for s in dataset.samples if self._key(s) is None]
         if lost:
             return (
-                f"{len(lost)} of {len(dataset)} images are not in {self._listed()} "
-                f"({_some(lost)}): add their points, an empty list for an image without, or take "
-                "them out of the data."
+                f"{len(lost)} of {len(dataset)} images are not in {self._names()} "
+                f"({listed(lost, 3)}): add their points, an empty list for an image without, or "
+                "take them out of the data."
             )
         if self.labelled_classes(dataset) == set():
             raise GenSegError(
-                f"{self._listed()} holds no point of a class for any of the {len(dataset)} images, "
+                f"{self._names()} holds no point of a class for any of the {len(dataset)} images, "
                 "nothing can be learned from it: add points, or correct ids."
             )
         return None
@@ -79,7 +79,7 @@ class PointFiles(SparseLabels):
         points = (point for key in keys for point in self._points[key])
         try:
             values = {point["cls"] for point in points}
-            classes = {_class(value, dataset, self.ids, self._listed()) for value in values}
+            classes = {_class(value, dataset, self.ids, self._names()) for value in values}
         except (TypeError, KeyError, GenSegError):
             return None
         return classes - {IGNORE}
@@ -89,8 +89,8 @@ class PointFiles(SparseLabels):
         sample = dataset.samples[index]
         key = self._key(sample)
         if key is None:
-            raise GenSegError(f"image '{sample.image}' is not in {self._listed()}: add its points.")
-        where = f"{self._listed()}, image '{key}'"
+            raise GenSegError(f"image '{sample.image}' is not in {self._names()}: add its points.")
+        where = f"{self._names()}, image '{key}'"
         points = [_parse_point(point, where) for point in self._points[key]]
         return Marks.of_strokes(
             (_class(value, dataset, self.ids, where), _inside(place, shape, where))
@@ -106,7 +106,7 @@ class PointFiles(SparseLabels):
         keys = [sample.name] if "/" in sample.name else [sample.name, sample.image.stem]
         return next((key for key in keys if key in self._points), None)
 
-    def _listed(self) -> str:
+    def _names(self) -> str:
         return " and ".join(f"'{file}'" for file in self._found)
 
 
@@ -360,19 +360,14 @@ def _read_scribbles(path: Path) -> tuple[Shape, list[tuple[str, NDArray[np.float
 
 
 def _without_file(sparse: SparseLabels, dataset: Any, what: str) -> str | None:
-    lost = [
-        path for s in dataset.samples for path in sparse.label_files(s.name) if not path.is_file()
-    ]
+    paths = [path for sample in dataset.samples for path in sparse.label_files(sample.name)]
+    lost = [f"'{path}'" for path in paths if not path.is_file()]
     if not lost:
         return None
     return (
-        f"{len(lost)} of {len(dataset)} images have no {what} (expected: {_some(lost)}): add the "
-        "files or take the images out."
+        f"{len(lost)} of {len(dataset)} images have no {what} (expected: {listed(lost, 3)}): add "
+        "the files or take the images out."
     )
-
-
-def _some(names: Sequence[object]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 def _find(path: Path, root: Path | None) -> Path:
@@ -381,4 +376,5 @@ def _find(path: Path, root: Path | None) -> Path:
     for place in places:
         if place.exists():
             return place
-    raise MissingFileError(f"the sparse labels {_some(places)} do not exist: check the path.")
+    looked = listed(f"'{place}'" for place in places)
+    raise MissingFileError(f"the sparse labels {looked} do not exist: check the path.")

@@ -47,7 +47,6 @@ class SparseLabels(ABC):
     Args:
         size: diameter of a point and width of a line in pixels of the training image, after all
             transforms.
-
     """
 
     needs_masks = True  # reads the masks of the data set

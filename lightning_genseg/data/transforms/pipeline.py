@@ -148,7 +148,7 @@ def apply_all(
         have left the image.
 
     Raises:
-        ValueError: the pipeline crops more than the image has, or returns no numpy image.
+        GenSegError: the pipeline crops more than the image has, or returns no numpy image.
     """
     # One generator for the whole chain: `set_random_seed` would give every transform the same
     # stream, so that the flip and the jitter of a sample were correlated, and costs several times

@@ -1,4 +1,4 @@
-"""Episodes over other datamodules: splits, settings, PASCAL-5i and COCO-20i, supports for prediction, YAML."""
+"""Episodes over other datamodules: settings, PASCAL-5i, COCO-20i, prediction, YAML."""
 
 import json
 import os
@@ -141,13 +141,14 @@ def test_manifest(tmp_path):
     [
         *(({name: 0}, name) for name in ("shots", "size", "min_area", "episodes", "val_episodes")),
         *(({name: -1}, name) for name in ("test_seed", "val_seed")),
-        *(({name: "some"}, name) for name in ("mode", "novel_setting", "val_classes", "support_split")),
+        *(({name: "some"}, name) for name in ("mode", "novel_setting", "val_classes")),
+        ({"support_split": "val"}, "support_split"),
         ({"scale": (0.0, 0.9)}, "scale"),
         ({"scale": (1.2, 0.9)}, r"scale is \(1\.2, 0\.9\) but must be two factors"),
         ({"novel_classes": None}, "give novel_classes, or folds and fold"),
         ({"folds": "pascal5i", "fold": 0}, "give novel_classes, or folds and fold"),
         ({"novel_classes": None, "folds": "pascal5i"}, "give novel_classes, or folds and fold"),
-        ({"novel_classes": None, "folds": "pascal5i", "fold": 4}, "fold is 4 but 'pascal5i' has 0 to 3"),
+        ({"novel_classes": None, "folds": "pascal5i", "fold": 4}, "fold is 4 but 'pascal5i' has 0"),
         ({"novel_classes": ["tree", "cow"]}, "novel_classes holds 'cow', which is no class"),
         ({"background_classes": ["fog"]}, "background_classes holds 'fog', which is no class"),
         ({"background_classes": ["tree"]}, "'tree' is in novel_classes and in background_classes"),
@@ -228,7 +229,7 @@ def test_pascal5i(tmp_path, fold):
 
 
 def test_novel_setting(tmp_path):
-    """An image with a base class and one pixel of a novel one: gone, or kept with that pixel as background."""
+    """An image with a pixel of a novel class: gone, or kept with that pixel as background."""
     for name in ("a", "b", "c", "d"):
         mask = np.ones((20, 20), np.uint8)
         mask[0, 0] = 2 if name == "a" else 255

@@ -108,7 +108,8 @@ def test_training_sample(scenes):
     assert sample["base_index"] == {0: 1, 2: 2, 3: 3}[int(sample["class_index"])]
     assert sample["candidates"].tolist() == [0, 2, 3]
     # Padding is ignored, but what is ignored is not always padding: scenes have void borders.
-    for mask, valid in ((sample["mask"], sample["valid"]), *zip(sample["support_mask"], sample["support_valid"], strict=True)):  # fmt: skip
+    masks, valids = ([sample[key], *sample[f"support_{key}"]] for key in ("mask", "valid"))
+    for mask, valid in zip(masks, valids, strict=True):
         assert (mask[~valid] == 255).all()
         assert not valid[0].any()  # 72 rows hold an image of at most 53
         assert valid.float().mean() > 0.4

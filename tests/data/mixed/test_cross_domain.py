@@ -1,4 +1,4 @@
-"""Train in one domain, test in another with its own classes: through the command, with every kind of method."""
+"""Train in one domain, test in another with its own classes, by the command line."""
 
 import json
 import subprocess
@@ -13,7 +13,6 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from lightning_genseg import GMMSeg, SoftmaxSegmenter
-from lightning_genseg.cli.main import main
 from lightning_genseg.data import (
     VOC,
     CamVid,
@@ -25,6 +24,7 @@ from lightning_genseg.data import (
 )
 from lightning_genseg.ops.views import has_several_views
 from tests.domains import FIELD, TABLE, TOWN, write_domain
+from tests.miniatures import save
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 NETWORK = {
@@ -44,63 +44,48 @@ METHODS = {
     ),
 }
 TRAINER = {
-    "accelerator": "cpu", "max_steps": 20, "check_val_every_n_epoch": None, "val_check_interval": 20,
-    "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_progress_bar": False,
+    "accelerator": "cpu", "max_steps": 20, "val_check_interval": 20, "log_every_n_steps": 10,
+    "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "enable_progress_bar": False,
     "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "town"}},
 }  # fmt: skip
+MEMBERS = [[1, 0, 0, 0], [0, 1, 1, 0]]
 
 
 @pytest.fixture
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["genseg"])
+def here(genseg):
+    """The command line in a folder with both domains and their table."""
     Path("table.tsv").write_text(TABLE)
     write_domain(Path("town"), "town", 40)
     write_domain(Path("field"), "field", 10)
     Path("all.txt").write_text("\n".join(map(str, range(10))))
+    return genseg
 
 
-def fit(name):
+def subclass(name, **arguments):
+    return {"class_path": name, "init_args": arguments}
+
+
+def fit(genseg, name):
     """Train on the town, and give the run's checkpoint."""
+    town = subclass("FolderDataModule", root="town", class_names=TOWN)
+    data = {"taxonomy": "table.tsv", "data": {"town": town}, "batch_size": 4, "num_workers": 0}
     config = {
         "trainer": TRAINER,
-        "model": {"class_path": name, "init_args": {**NETWORK, **METHODS[name][1]}},
-        "data": {
-            "class_path": "MixedDataModule",
-            "init_args": {
-                "taxonomy": "table.tsv",
-                "data": {
-                    "town": {"class_path": "FolderDataModule", "init_args": {"root": "town", "class_names": TOWN}}
-                },
-                "batch_size": 4, "num_workers": 0, "crop_size": [32, 48],
-            },
-        },
-    }  # fmt: skip
+        "model": subclass(name, **NETWORK, **METHODS[name][1]),
+        "data": subclass("MixedDataModule", **data, crop_size=[32, 48]),
+    }
     Path("fit.yaml").write_text(yaml.safe_dump(config))
-    main(["fit", "--config", "fit.yaml"])
+    genseg("fit --config fit.yaml")
     (checkpoint,) = Path("runs").rglob("*.ckpt")
     return checkpoint
 
 
-def test_set(decision):
+def write_test_set(decision):
     """A configuration that comes after the run's, as those in experiments do."""
-    data = {
-        "class_path": "CrossDomainDataModule",
-        "init_args": {
-            "taxonomy": "table.tsv", "dataset": "field", "decision": decision, "num_workers": 0,
-            "data": {
-                "class_path": "FolderDataModule",
-                "init_args": {"root": "field", "class_names": FIELD, "test_list": "all.txt"},
-            },
-        },
-    }  # fmt: skip
+    field = subclass("FolderDataModule", root="field", class_names=FIELD, test_list="all.txt")
+    given = {"taxonomy": "table.tsv", "dataset": "field", "decision": decision, "num_workers": 0}
+    data = subclass("CrossDomainDataModule", data=field, **given)
     Path("field.yaml").write_text(yaml.safe_dump({"data": data}))
-
-
-test_set.__test__ = False
-
-
-MEMBERS = [[1, 0, 0, 0], [0, 1, 1, 0]]
 
 
 def by_hand(model, image, decision):
@@ -114,14 +99,12 @@ def by_hand(model, image, decision):
     return np.einsum("tu,uhw->thw", MEMBERS, scores).argmax(0)
 
 
-@pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize(("name", "decision"), [("SoftmaxSegmenter", "soft"), ("GMMSeg", "hard")])
-def test_zero_shot(name, decision):
-    checkpoint = fit(name)
-    test_set(decision)
-    config = ["--config", str(checkpoint.parents[1] / "config.yaml"), "--config", "field.yaml"]
-    version = "--trainer.logger.init_args.version=field"
-    main(["test", *config, f"--ckpt_path={checkpoint}", version])
+def test_zero_shot(here, name, decision):
+    checkpoint = fit(here, name)
+    write_test_set(decision)
+    config = f"--config {checkpoint.parents[1]}/config.yaml --config field.yaml"
+    here(f"test {config} --ckpt_path={checkpoint} --trainer.logger.init_args.version=field")
 
     folder = Path("runs/town/field")
     report = json.loads((folder / "metrics.json").read_text())
@@ -179,15 +162,17 @@ def test_a_module_returns_to_its_own_classes():
 # --- harmonic mean ------------------------------------------------------------------------------
 
 
-def harmonic_mean(folder, *values):
-    paths = []
+def harmonic_mean(*paths):
+    script = EXPERIMENTS / "mseg" / "harmonic_mean.py"
+    return subprocess.run([sys.executable, script, *paths], capture_output=True, text=True)
+
+
+def write_scores(folder, *values):
     for index, value in enumerate(values):
         path = folder / f"set{index}" / "metrics.json"
         path.parent.mkdir()
         path.write_text(json.dumps({"mIoU": value}))
-        paths.append(str(path.parent) if index else str(path))
-    script = str(EXPERIMENTS / "mseg" / "harmonic_mean.py")
-    return subprocess.run([sys.executable, script, *paths], capture_output=True, text=True)
+        yield path.parent if index else path
 
 
 # Table 6 of GSS.
@@ -201,7 +186,7 @@ def harmonic_mean(folder, *values):
     ],
 )
 def test_harmonic_mean_of_the_paper(tmp_path, values, mean):
-    done = harmonic_mean(tmp_path, *(value / 100 for value in values))
+    done = harmonic_mean(*write_scores(tmp_path, *(value / 100 for value in values)))
     assert done.returncode == 0, done.stderr
     *rows, last = done.stdout.splitlines()
     assert [float(row.split()[0]) for row in rows] == pytest.approx([v / 100 for v in values])
@@ -209,14 +194,10 @@ def test_harmonic_mean_of_the_paper(tmp_path, values, mean):
 
 
 def test_harmonic_mean_of_what_is_no_score(tmp_path):
-    done = harmonic_mean(tmp_path, 0.5, None)
+    done = harmonic_mean(*write_scores(tmp_path, 0.5, None))
     assert done.returncode == 2
     assert done.stderr.strip().endswith("set1/metrics.json' holds no mIoU: test the model first.")
-    done = subprocess.run(
-        [sys.executable, str(EXPERIMENTS / "mseg" / "harmonic_mean.py"), str(tmp_path / "no")],
-        capture_output=True,
-        text=True,
-    )
+    done = harmonic_mean(tmp_path / "no")
     assert done.returncode == 2
     assert "does not exist" in done.stderr
 
@@ -231,20 +212,15 @@ def settings(folder, stem):
 def camvid_and_msrc(folder):
     """Miniatures with every label: CamVid's 12, MSRC's 23."""
     rng = np.random.default_rng(0)
-    for number in range(4):
-        for images, masks, labels in (
-            *(
-                (f"camvid/{split}", f"camvid/{split}annot", 12)
-                for split in ("train", "val", "test")
-            ),
-            ("msrc/images", "msrc/masks", 23),
-        ):
-            for path, array in (
-                (images, rng.integers(256, size=(48, 64, 3), dtype=np.uint8)),
-                (masks, rng.integers(labels, size=(48, 64), dtype=np.uint8)),
-            ):
-                (folder / path).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(array).save(folder / path / f"{number}.png")
+    folders = [
+        (f"camvid/{split}", f"camvid/{split}annot", 12) for split in ("train", "val", "test")
+    ]
+    for images, masks, labels in (*folders, ("msrc/images", "msrc/masks", 23)):
+        for number in range(4):
+            image = rng.integers(256, size=(48, 64, 3), dtype=np.uint8)
+            save(image, folder / images / f"{number}.png")
+            mask = rng.integers(labels, size=(48, 64), dtype=np.uint8)
+            save(mask, folder / masks / f"{number}.png")
     for split, names in {"train": "0\n1", "val": "2", "test": "3"}.items():
         (folder / "msrc" / f"{split}.txt").write_text(names)
 
@@ -274,34 +250,32 @@ def test_the_three_trainings_differ_in_their_images_only():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_here")
 @pytest.mark.filterwarnings("ignore:every pixel of the first batch")
-def test_the_commands_between_camvid_and_msrc(tmp_path):
+def test_the_commands_between_camvid_and_msrc(tmp_path, genseg):
     camvid_and_msrc(tmp_path)
     Path("experiments").symlink_to(EXPERIMENTS)
-    folder = "experiments/crossdomain"
-    roots = {key: f"--data.data.{key}.root={key}" for key in ("camvid", "msrc")}
+    folder, run = "experiments/crossdomain", Path("runs/crossdomain/softmax_fpn")
+    short = "--data.batch_size=2 --trainer.val_check_interval=1 --trainer.limit_val_batches=1"
+    version = "--data.num_workers=0 --trainer.logger.init_args.version"
     for stem, keys in {"camvid": ["camvid"], "msrc": ["msrc"], "both": ["camvid", "msrc"]}.items():
-        main([
-            "fit", "--config", "experiments/camvid/softmax_fpn.yaml", "--config", f"{folder}/{stem}.yaml",
-            "--config", f"{folder}/short_side.yaml",
-            *(roots[key] for key in keys), "--trainer.logger.init_args.name=softmax_fpn",
-            f"--trainer.logger.init_args.version={stem}", "--trainer.max_steps=2", "--data.batch_size=2",
-            "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1", "--data.num_workers=0",
-        ])  # fmt: skip
-        main([
-            "fit", "--config", "experiments/camvid/maskige_vq.yaml", "--config", f"{folder}/{stem}.yaml",
-            *(roots[key] for key in keys), "--trainer.max_steps=1", "--data.batch_size=2",
-            "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1", "--data.num_workers=0",
-        ])  # fmt: skip
-        run = Path("runs/crossdomain/softmax_fpn") / stem
+        data = f"--config {folder}/{stem}.yaml "
+        roots = " ".join(f"--data.data.{key}.root={key}" for key in keys)
+        genseg(
+            f"fit --config experiments/camvid/softmax_fpn.yaml {data} {roots} {short} "
+            f"--config {folder}/short_side.yaml --trainer.max_steps=2 "
+            f"--trainer.logger.init_args.name=softmax_fpn {version}={stem}"
+        )
+        genseg(
+            f"fit --config experiments/camvid/maskige_vq.yaml {data} {roots} {short} "
+            "--trainer.max_steps=1 --data.num_workers=0"
+        )
         for test in ("camvid", "msrc"):
-            main([
-                "test", "--config", str(run / "config.yaml"), "--config", f"{folder}/test_{test}.yaml",
-                f"--data.data.root={test}", f"--ckpt_path={run}/checkpoints/last.ckpt", "--data.num_workers=0",
-                f"--trainer.logger.init_args.version={stem}-on-{test}",
-            ])  # fmt: skip
-            report = json.loads((run.with_name(f"{stem}-on-{test}") / "metrics.json").read_text())
+            genseg(
+                f"test --config {run}/{stem}/config.yaml --config {folder}/test_{test}.yaml "
+                f"--data.data.root={test} --ckpt_path={run}/{stem}/checkpoints/last.ckpt "
+                f"{version}={stem}-on-{test}"
+            )
+            report = json.loads((run / f"{stem}-on-{test}" / "metrics.json").read_text())
             assert len(report["IoU"]) == 8
 
 
@@ -337,22 +311,20 @@ def test_mseg_training_sets():
     assert len(colors) == len(Cityscapes.CLASS_NAMES) + 1
 
 
-@pytest.mark.usefixtures("_here")
-def test_mseg_is_parsed(capsys):
+def test_mseg_is_parsed(genseg, capsys):
     """With a table in the wide form of MSeg_master.tsv."""
     sets = {k: v["init_args"]["class_names"] for k, v in settings("mseg", "data")["data"].items()}
-    universal = sorted({name for names in sets.values() for name in names})
     rows = [
-        [name, *(name if name in names else "" for names in sets.values())] for name in universal
+        [name, *(name if name in names else "" for names in sets.values())]
+        for name in sorted({name for names in sets.values() for name in names})
     ]
     Path("mseg").mkdir()
     text = "\n".join("\t".join(row) for row in [["universal", *sets], *rows, ["unlabeled"]])
     Path("mseg/MSeg_master.tsv").write_text(text + "\n")
     data = EXPERIMENTS / "mseg" / "data.yaml"
     model = EXPERIMENTS / "mseg" / "softmax_ocrnet_hrnet_w48.yaml"
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--config", str(data), "--config", str(model), "--print_config"])
-    assert stopped.value.code == 0
+    with pytest.raises(SystemExit, match="0"):
+        genseg(f"fit --config {data} --config {model} --print_config")
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] == 160_000
     arguments = yaml.safe_load(data.read_text())["data"]["init_args"]
     parts = {k: FolderDataModule(**v["init_args"]) for k, v in arguments["data"].items()}

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from lightning.pytorch import Trainer
 
 from lightning_genseg import SoftmaxSegmenter
 from lightning_genseg.cli.check import check_data
@@ -16,7 +15,7 @@ from lightning_genseg.data import (
     SyntheticScenesDataModule,
 )
 from lightning_genseg.data.mixed.datamodule import RepeatSampler, balancing_repeats
-from tests.contract import PlainFeatures
+from tests.contract import PlainFeatures, trainer
 from tests.domains import FIELD, TABLE, TOWN, write_domain
 
 # As a training set the field needs one universal class for its ground.
@@ -41,15 +40,15 @@ def field(folders, **arguments):
 
 
 def mixed(folders, **arguments):
-    given = {
-        "data": {"town": town(folders), "field": field(folders)},
-        "taxonomy": folders / "mixed.tsv",
-        "batch_size": 2,
-        "num_workers": 0,
-        "crop_size": (24, 24),
-        "cache_dir": folders / "cache",
-    }
-    return MixedDataModule(**{**given, **arguments})
+    given = {"data": {"town": town(folders), "field": field(folders)}, "batch_size": 2}
+    given |= {"taxonomy": folders / "mixed.tsv", "num_workers": 0, "crop_size": (24, 24)}
+    return MixedDataModule(**{**given, "cache_dir": folders / "cache", **arguments})
+
+
+def field_test(folders):
+    return CrossDomainDataModule(
+        field(folders), folders / "table.tsv", "field", num_workers=0, cache_dir=folders / "cache"
+    )
 
 
 def test_labels_are_universal(folders):
@@ -143,11 +142,10 @@ def test_datamodules_without_files(tmp_path):
 def test_fit_and_test(folders):
     data = mixed(folders)
     module = SoftmaxSegmenter(data.num_classes, features=PlainFeatures())
-    trainer = Trainer(accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False,
-                      enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)  # fmt: skip
-    trainer.fit(module, datamodule=data)
-    assert trainer.global_step == 2
-    (scores,) = trainer.test(module, datamodule=data, verbose=False)
+    run = trainer(folders, max_steps=2, log_every_n_steps=1)
+    run.fit(module, datamodule=data)
+    assert run.global_step == 2
+    (scores,) = run.test(module, datamodule=data, verbose=False)
     assert "test_IoU_3" in scores
 
 
@@ -206,7 +204,7 @@ def test_sparse_labels_inside(folders):
 
 
 def test_the_test_set_keeps_its_classes(folders):
-    data = CrossDomainDataModule(field(folders), folders / "table.tsv", "field", num_workers=0)
+    data = field_test(folders)
     assert data.class_names == ["sky", "road", "grass", "car"]
     assert data.target_classes.class_names == ["heaven", "ground"]
     assert data.target_classes.palette == field(folders).palette[1:]
@@ -220,15 +218,14 @@ def test_the_test_set_keeps_its_classes(folders):
 
 
 def test_check_of_a_test_set(folders):
-    data = CrossDomainDataModule(field(folders), folders / "table.tsv", "field", num_workers=0)
+    data = field_test(folders)
     report = check_data(data, folders / "check", num_pictures=1)
     assert report["class_names"] == FIELD  # of the data as they are
     assert report["problems"] == []
 
 
 def test_another_models_taxonomy(folders):
-    data = CrossDomainDataModule(field(folders), folders / "table.tsv", "field", num_workers=0)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    data = field_test(folders)
     module = SoftmaxSegmenter(3, features=PlainFeatures())
     with pytest.raises(ValueError, match="has 4 universal classes and the model 3: give the table"):
-        trainer.test(module, datamodule=data)
+        trainer(folders).test(module, datamodule=data)

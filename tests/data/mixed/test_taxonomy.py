@@ -117,7 +117,7 @@ def test_soft_is_the_matrix_product_of_mseg(write):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_underflow(write, dtype):
-    """Log-densities of hundreds: the classes of the test set have a probability of exp(-900) together."""
+    """Log-densities of hundreds: the test set's classes are exp(-900) probable together."""
     scores = pixels([-1000.0, -920.0, -918.0, 0.0]).to(dtype)
     assert (scores.float().softmax(1)[:, :3] == 0).all()
     soft = target_of(write, "soft").probabilities(scores)
@@ -158,9 +158,9 @@ def test_wrong_tables(write, text, sentence):
 @pytest.mark.parametrize(
     ("extra", "dataset", "names", "sentence"),
     [
-        ("", "twon", TOWN, "has no data set twon, only town, field: correct the name"),
+        ("", "twon", TOWN, "has no data set twon; did you mean town"),
         ("", "town", [*TOWN, "car", "bus"], r"lacks 2 classes of town \(car, bus\): add a row"),
-        ("", "town", TOWN[1:], "has the class 'sky' of town, which that data set has not: choose"),
+        ("", "town", TOWN[1:], "has the class 'sky' of town, which that data set has not; known"),
         ("", "field", FIELD, r"from the class 'ground' of field to several .* \(road, grass\): a"),
         ("unlabelled\ttown\tsky\n", "town", TOWN, r"'sky' of town .*\(sky, unlabelled\)"),
     ],

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import shlex
 
 import numpy as np
 import pytest
@@ -113,7 +112,7 @@ def test_data_with_anomalies(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.* classes are labelled in no training image")
 def test_unknown_classes(tmp_path):
-    """No point, click or scribble is of a class that is left out, and the others are numbered anew."""
+    """No label is of a class that is left out, and the others are numbered anew."""
     root = make_voc(tmp_path, SIZE)
     for sparse in (Points(3), PointFiles(VOC_POINTS), ScribbleFiles("voc_scribbles")):
         every = VOCDataModule(root, sparse=sparse, num_workers=0)
@@ -132,7 +131,7 @@ def test_unknown_classes(tmp_path):
     "sparse", [Points(2), Scribbles(), Blocks()], ids=lambda s: type(s).__name__
 )
 def test_workers_and_epochs_see_the_same_labels(sparse):
-    """Without augmentation the masks of an image never change; the number of workers changes nothing."""
+    """Without augmentation the masks of an image never change, with any number of workers."""
     seen = {}
     for workers in (0, 2):
         data = scenes(sparse=sparse, num_workers=workers, train_transform=[])
@@ -151,7 +150,7 @@ def test_augmented_batches_are_reproducible():
 
 
 def test_class_balanced_draws_by_the_sparse_labels(tmp_path):
-    """One click on a car in one image of four: that image makes up half of the epoch, not a quarter."""
+    """A click on a car in one image of four: that one makes up half of the epoch, not a quarter."""
     root = own_images(tmp_path, masks=range(4))
     points = {str(i): [{"x": 5, "y": 5, "cls": 0}] for i in range(8)}
     points["6"] = [{"x": 5, "y": 5, "cls": 1}]
@@ -190,16 +189,15 @@ def test_a_right_batch():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("unlabelled", torch.ones(2, 4, 5), "of the batch with 'a' is float32 of shape 2x4x5 but must be bool"),
-        ("unlabelled", torch.ones(2, 4, 4) > 0, "bool of shape 2x4x4 but must be bool of shape 2x4x5"),
+        ("unlabelled", torch.ones(2, 4, 5), "of the batch with 'a' is float32 .* must be bool"),
+        ("unlabelled", torch.ones(2, 4, 4) > 0, "is bool of shape 2x4x4 .* shape 2x4x5"),
         ("unlabelled", [True], "is list but must be bool"),
-        ("unlabelled", torch.ones(2, 4, 5) > 0, "mask 'a' names a class at 5 pixels where unlabelled is true"),
-        ("image_classes", None, "of the batch with 'a' is NoneType but must be bool of shape 2x3"),
-        ("image_classes", torch.ones(2, 3), "is float32 of shape 2x3 but must be bool of shape 2x3"),
-        ("image_classes", torch.ones(2, 4) > 0, "is bool of shape 2x4 but must be bool of shape 2x3"),
+        ("unlabelled", torch.ones(2, 4, 5) > 0, "'a' names a class at 5 pixels where unlabelled"),
+        ("image_classes", None, "batch with 'a' is NoneType but must be bool of shape 2x3"),
+        ("image_classes", torch.ones(2, 3), "is float32 of shape 2x3 .* bool of shape 2x3"),
+        ("image_classes", torch.ones(2, 4) > 0, "is bool of shape 2x4 .* bool of shape 2x3"),
         ("image_classes", torch.ones(3) > 0, "is bool of shape 3 but must be bool of shape 2x3"),
-        ("image_classes", torch.tensor([[True] * 3, [True, False, True]]),
-         "mask 'b' holds class 1, which image_classes says is not"),
+        ("image_classes", torch.tensor([[1, 1, 1], [1, 0, 1]]) > 0, "'b' holds class 1"),
     ],
 )  # fmt: skip
 def test_wrong_batches(key, value, message):
@@ -214,39 +212,42 @@ def test_wrong_batches(key, value, message):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["Points", "--data.sparse.count=3", "--data.sparse.per=image"], {"count": 3, "per": "image", "size": 1, "seed": 0}),
-        (["Scribbles", "--data.sparse.size", "5"], {"size": 5, "min_area": 0.002, "seed": 0}),
-        (["Blocks", "--data.sparse.share", "0.2"], {"share": 0.2, "grid": 10, "seed": 0}),
-        (["PointFiles", "--data.sparse.files", "a.json"], {"files": "a.json", "ids": None, "size": 3}),
-        (["PointFiles", "--data.sparse.files=[a.json,b.json]"], {"files": ["a.json", "b.json"], "ids": None, "size": 3}),
-        (["ScribbleFiles", "--data.sparse.folder", "xml"], {"folder": "xml", "names": None, "size": 3}),
-        (["SparseMasks", "--data.sparse.unlabelled=254", "--data.sparse.ids={1: 0, 2: 1}"],
-         {"unlabelled": 254, "folder": None, "suffix": ".png", "ids": {1: 0, 2: 1}, "max_labelled": 0.2}),
+        ("Points --data.sparse.count=3 --data.sparse.per=image",
+         {"count": 3, "per": "image", "size": 1, "seed": 0}),
+        ("Scribbles --data.sparse.size 5", {"size": 5, "min_area": 0.002, "seed": 0}),
+        ("Blocks --data.sparse.share 0.2", {"share": 0.2, "grid": 10, "seed": 0}),
+        ("PointFiles --data.sparse.files a.json", {"files": "a.json", "ids": None, "size": 3}),
+        ("PointFiles --data.sparse.files=[a.json,b.json]",
+         {"files": ["a.json", "b.json"], "ids": None, "size": 3}),
+        ("ScribbleFiles --data.sparse.folder xml", {"folder": "xml", "names": None, "size": 3}),
+        ("SparseMasks --data.sparse.unlabelled=254 --data.sparse.ids='{1: 0, 2: 1}'",
+         {"unlabelled": 254, "folder": None, "suffix": ".png", "ids": {1: 0, 2: 1},
+          "max_labelled": 0.2}),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )  # fmt: skip
 def test_short_names_on_the_command_line(genseg, capsys, arguments, expected):
     words = "fit --data SyntheticScenesDataModule --model SoftmaxSegmenter --data.sparse"
     with pytest.raises(SystemExit, match="0"):
-        genseg(f"{words} {shlex.join(arguments)} --print_config")
+        genseg(f"{words} {arguments} --print_config")
     printed = yaml.safe_load(capsys.readouterr().out)["data"]
     shown = printed["init_args"]["sparse"]
     assert shown["class_path"].startswith("lightning_genseg.data.")
-    assert shown["class_path"].endswith(f".{arguments[0]}")
+    assert shown["class_path"].endswith(f".{arguments.split()[0]}")
     # As config.yaml of a run is read again.
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SegmentationDataModule, "data")
     again = parser.parse_string(yaml.safe_dump({"data": printed}))
     given = again.data.init_args.sparse.init_args.as_dict()
     assert json.loads(json.dumps(given, default=str)) == json.loads(json.dumps(expected))
-    assert type(parser.instantiate(again).data.sparse).__name__ == arguments[0]
+    assert type(parser.instantiate(again).data.sparse).__name__ == arguments.split()[0]
 
 
 # Own images with a few clicks
 
 
 def own_images(root, masks=(), dense=True):
-    """Eight images, sky above and road below, masks of some of them; sparse ones have a stroke of each, 9 elsewhere."""
+    """Eight images, sky above road, masks of some: whole, or a stroke of each class on 9."""
     for index in range(8):
         truth = np.zeros((40, 60), np.uint8)
         truth[20:] = 1
@@ -343,7 +344,7 @@ def test_images_without_clicks(tmp_path):
 
 
 def test_masks_that_are_sparse(tmp_path):
-    """The folder of masks itself: training knows what is unlabelled, validation is scored at the strokes."""
+    """Training knows what is unlabelled, validation is scored at the strokes."""
     root = own_images(tmp_path, masks=range(8), dense=False)
     data = folder(root, SparseMasks(9))
     expected = "masks of the val images are sparse as well: the val scores are"

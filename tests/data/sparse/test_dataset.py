@@ -115,7 +115,7 @@ def test_points_per_class():
 
 
 def test_points_per_image_are_uniform_over_classes_then_pixels():
-    """A class of a tenth of the pixels gets half of the points; its pixels come up alike (chi-square)."""
+    """A class of a tenth of the pixels gets half of the points, spread evenly (chi-square)."""
     dense = np.zeros((10, 10), np.uint8)
     dense[0] = 1
     drawing = Drawing(dense)
@@ -329,7 +329,7 @@ def test_clicks_of_cityscapes(tmp_path):
 
 
 def test_own_clicks(root):
-    """By number or name of the class, by name or file of the image; 255 and held out classes are no labels."""
+    """By number or name of the class, by name or file of the image; 255 is no label."""
     file = write(
         root / "clicks.json",
         {
