@@ -22,7 +22,7 @@ from lightning_genseg.methods.fewshot.options import (
 from lightning_genseg.methods.gmmseg.head import GMMHead
 from lightning_genseg.methods.gmmseg.options import EMOptions, MixtureOptions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AGMM",

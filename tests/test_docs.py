@@ -10,7 +10,7 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
-from lightning_genseg import GMMSeg
+from lightning_genseg import GMMSeg, __version__
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -109,3 +109,14 @@ def assert_parses(genseg, words):
     with pytest.raises(SystemExit) as end:
         genseg(shlex.join(words if words[1].endswith("help") else [*words, "--print_config"]))
     assert not end.value.code, f"genseg {shlex.join(words)}: see the captured stderr"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 800
+
+
+def test_one_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    heading = f"## [{__version__}] - {citation['date-released']}\n"
+    assert heading in (ROOT / "CHANGELOG.md").read_text()
