@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, Python runs, commands and YAML have options that exist."""
+"""The documentation: links, Python, commands and YAML are what the package understands."""
 
 import re
 import shlex
