@@ -2,9 +2,9 @@
 
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from inspect import signature
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -62,14 +62,8 @@ def _check_type(name: str, value: object, hint: Any) -> None:
             raise GenSegError(
                 f"{name} is {value!r}; it must be one of {', '.join(map(str, parts))}."
             )
-    elif origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
-        if origin is tuple and Ellipsis not in parts:
-            if len(value) != len(parts):
-                raise GenSegError(f"{name} is {value!r}; it must have {len(parts)} entries.")
-        else:
-            parts = parts[:1] * len(value)
-        for item, part in zip(value, parts, strict=True):
-            _check_type(name, item, part)
+    elif origin in (list, tuple, Sequence):
+        _check_entries(name, value, parts, fixed=origin is tuple and Ellipsis not in parts)
     elif hint is bool and not isinstance(value, bool):
         raise GenSegError(f"{name} is {value!r}; it must be true or false.")
     elif hint is int and (isinstance(value, bool) or not isinstance(value, Integral)):
@@ -94,6 +88,16 @@ def _check_union(name: str, value: object, parts: tuple[Any, ...]) -> None:
         raise first
 
 
+def _check_entries(name: str, value: object, parts: tuple[Any, ...], fixed: bool) -> None:
+    if isinstance(value, Real | str):
+        raise GenSegError(f"{name} is {value!r}; it must be a list.")
+    if isinstance(value, list | tuple):
+        if fixed and len(value) != len(parts):
+            raise GenSegError(f"{name} is {value!r}; it must have {len(parts)} entries.")
+        for item, part in zip(value, parts if fixed else parts[:1] * len(value), strict=True):
+            _check_type(name, item, part)
+
+
 def _check_range(name: str, value: Any, interval: str) -> None:
     low, high = map(float, interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
@@ -113,6 +117,25 @@ def _in_words(interval: str, low: float, high: float) -> str:
     return f"{least} and {'at most' if interval[-1] == ']' else 'less than'} {high:g}"
 
 
+def arguments_of(kind: type) -> list[str]:
+    """Names of a class's arguments, and of those that `**kwargs` pass on to its bases."""
+    names: dict[str, None] = {}
+    for cls in kind.__mro__:
+        if "__init__" in vars(cls):
+            parameters = list(signature(vars(cls)["__init__"]).parameters.values())[1:]  # no self
+            names |= {p.name: None for p in parameters if p.kind is not p.VAR_KEYWORD}
+            if not any(p.kind is p.VAR_KEYWORD and p.name == "kwargs" for p in parameters):
+                break
+    return list(names)
+
+
+def refuse_unknown(kind: type, names: Iterable[str]) -> None:
+    """Refuse the first of some arguments that a class does not have."""
+    for name in names:
+        hint = did_you_mean(name, arguments_of(kind))
+        raise GenSegError(f"{kind.__name__} has no argument '{name}'{hint}")
+
+
 def as_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Options:
     """A group of arguments, from itself or from the mapping that a checkpoint holds.
 
@@ -121,10 +144,8 @@ def as_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Optio
     """
     if isinstance(value, kind):
         return value
-    known = [field.name for field in fields(kind)]
     if not isinstance(value, Mapping):
         raise GenSegError(f"{value!r} is no {kind.__name__}: give one, or a mapping of its fields.")
-    for key in value:
-        if key not in known:
-            raise GenSegError(f"{kind.__name__} has no '{key}'{did_you_mean(str(key), known)}")
+    known = arguments_of(kind)
+    refuse_unknown(kind, [str(key) for key in value if key not in known])
     return kind(**value)

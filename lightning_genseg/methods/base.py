@@ -70,8 +70,7 @@ class SegmentationModule(TrainedModule):
         anomaly_score: AnomalyName | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, **kwargs)
-        check_arguments(SegmentationModule.__init__, locals(), std="(0, inf)")
+        check_arguments(SegmentationModule.__init__, locals(), mean="[0, 1]", std="(0, 1]")
         check_options(inference)
         if len(mean) != 3 or len(std) != 3:
             raise GenSegError(f"mean is {mean} and std is {std}; give 3 numbers each: R, G, B.")
@@ -80,6 +79,7 @@ class SegmentationModule(TrainedModule):
                 f"anomaly_score is density, but {type(self).__name__} has no class densities: "
                 "choose another score, or GMMSeg."
             )
+        super().__init__(num_classes, **kwargs)
         self.inference = inference
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from lightning_genseg.arguments import check_arguments
+from lightning_genseg.arguments import check_arguments, refuse_unknown
 from lightning_genseg.errors import GenSegError
 
 # timm's, smp's and mmsegmentation's names: absolute_pos_embed, relative_position_bias_table,
@@ -38,9 +38,13 @@ class OptimisedModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         head_lr_factor: float = 1.0,
         decay_norms: bool = True,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
+        refuse_unknown(type(self), unknown)
         check_arguments(OptimisedModule.__init__, locals(), head_lr_factor="[0, inf)")
+        super().__init__()
+        # The subclass that saves the other arguments does not see these two where nobody gave them.
+        self.save_hyperparameters("head_lr_factor", "decay_norms")
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.head_lr_factor, self.decay_norms = head_lr_factor, decay_norms
 

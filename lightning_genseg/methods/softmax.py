@@ -28,8 +28,8 @@ class SoftmaxSegmenter(PixelModule):
     """
 
     def __init__(self, num_classes: int, dropout: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(num_classes, **kwargs)
         check_arguments(SoftmaxSegmenter.__init__, locals(), dropout="[0, 1)")
+        super().__init__(num_classes, **kwargs)
         self.classifier = nn.Sequential(
             nn.Dropout2d(dropout), nn.Conv2d(feature_channels(self.features), num_classes, 1)
         )

@@ -41,8 +41,8 @@ class TrainedModule(OptimisedModule, ABC):
         class_names: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         check_arguments(TrainedModule.__init__, locals(), num_classes="[2, inf)")
+        super().__init__(**kwargs)
         if class_names is not None and len(class_names) != num_classes:
             raise GenSegError(
                 f"class_names has {len(class_names)} entries and num_classes is {num_classes}; "

@@ -88,15 +88,16 @@ class AGMM(SoftmaxSegmenter):
         detach_gaussian: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, **kwargs)
-        self.weights = {
+        weights = {
             "self": self_weight,
             "gaussian": gaussian_weight,
             "contrast": contrast_weight,
             "image_class": image_class_weight,
         }
-        ranges = {f"{term}_weight": "[0, inf)" for term in self.weights}
+        ranges = {f"{term}_weight": "[0, inf)" for term in weights}
         check_arguments(AGMM.__init__, locals(), **ranges)
+        super().__init__(num_classes, **kwargs)
+        self.weights = weights
         adaptive = preset == "paper"
         self.variance: Variance = variance or ("predicted" if adaptive else "fixed")
         self.contrast_centre: ContrastCentre = contrast_centre or ("mean" if adaptive else "sum")

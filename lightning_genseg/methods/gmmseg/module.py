@@ -65,14 +65,15 @@ class GMMSeg(PixelModule):
         **kwargs: Any,
     ) -> None:
         mixture, em = as_options(MixtureOptions, mixture), as_options(EMOptions, em)
-        super().__init__(num_classes, **kwargs)
-        self.em, self.posthoc = em, em.train == "posthoc"
-        if self.posthoc and mixture.embedding_dim is not None:
+        posthoc = em.train == "posthoc"
+        if posthoc and mixture.embedding_dim is not None:
             raise GenSegError(
                 "em.train='posthoc' fits the features as they are, and nothing would train a "
                 f"projection to {mixture.embedding_dim} dimensions; set mixture.embedding_dim to "
                 "null."
             )
+        super().__init__(num_classes, **kwargs)
+        self.em, self.posthoc = em, posthoc
         self.has_trained_features = kwargs.get("features") is not None or extractor is not None
         if extractor is not None:
             load_weights(self.features, extractor, prefix="features.")

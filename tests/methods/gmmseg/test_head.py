@@ -11,14 +11,17 @@ from torch.distributions import Independent, Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_genseg import GMMHead
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.head import labelled_cells
+from tests.contract import copied, in_groups
 from tests.mixtures.processes import run_processes
 from tests.mixtures.test_sinkhorn import plain as plain_sinkhorn
 
 
 def make_head(**options):
+    """A small head; the fields of its groups are given by their own names."""
     defaults = {"in_channels": 6, "num_classes": 3, "embedding_dim": 4, "memory_size": 40}
-    return GMMHead(**defaults | options)
+    return GMMHead(**in_groups(**defaults | options))
 
 
 def make_batch(classes=3, size=8, channels=6, stride=4, count=2):
@@ -34,12 +37,8 @@ def make_batch(classes=3, size=8, channels=6, stride=4, count=2):
 
 def step(head, features, mask, **options):
     losses = head.compute_loss(features, mask)
-    head.update_mixture(losses["embedding"], mask, **options)
+    head.update_mixture(losses["embedding"], mask, losses["assignment"], **options)
     return losses
-
-
-def state(head):
-    return {name: value.clone() for name, value in head.state_dict().items()}
 
 
 def assert_same_state(mine, theirs):
@@ -94,9 +93,8 @@ def test_losses_equal_the_plain_ones():
 
 
 def test_without_the_component_loss():
-    head = make_head(component_loss_weight=0)
-    losses = head.compute_loss(*make_batch())
-    assert set(losses) == {"loss", "loss_ce", "embedding"}
+    losses = make_head(component_loss_weight=0).compute_loss(*make_batch())
+    assert set(losses) == {"loss", "loss_ce", "embedding", "assignment"}
     assert losses["loss"] == losses["loss_ce"]
 
 
@@ -115,9 +113,9 @@ def test_any_mask_size():
         assert step(head, features, mask)["loss"].isfinite()
 
 
-@pytest.mark.parametrize("train_mixture", ["em", "gradient", "posthoc"])
-def test_who_learns_by_gradient(train_mixture):
-    head = make_head(train_mixture=train_mixture)
+@pytest.mark.parametrize("train", ["em", "gradient", "posthoc"])
+def test_who_learns_by_gradient(train):
+    head = make_head(train=train)
     features, mask = make_batch()
     features.requires_grad_()
     losses = head.compute_loss(features, mask)
@@ -126,10 +124,10 @@ def test_who_learns_by_gradient(train_mixture):
     assert head.projection[0].weight.grad.abs().sum() > 0
     assert not losses["embedding"].requires_grad
     parameters = dict(head.mixture.named_parameters())
-    if train_mixture == "gradient":
+    if train == "gradient":
         assert set(parameters) == {"means", "log_variances"}
         assert all(p.grad.abs().sum() > 0 for p in parameters.values())
-        with pytest.raises(ValueError, match="learns by gradient; there is no EM to run"):
+        with pytest.raises(GenSegError, match="learns by gradient; there is no EM to run"):
             head.update_mixture(losses["embedding"], mask)
     else:
         assert not parameters
@@ -190,9 +188,9 @@ class PlainEM:
             chosen = plain_sinkhorn(
                 density[labels == c, c], torch.zeros(len(own), dtype=torch.long)
             ).argmax(1)
-            for m in range(head.components):
+            for m in range(head.options.components):
                 candidates = own[chosen == m]
-                most, n = head.samples_per_component, len(candidates)
+                most, n = head.em.samples_per_component, len(candidates)
                 if n > most:
                     candidates = [
                         x for i, x in enumerate(candidates) if (i + 1) * most // n > i * most // n
@@ -202,11 +200,11 @@ class PlainEM:
         for (c, m), queue in self.queues.items():
             if remember_only or c not in present or not queue:
                 continue
-            momentum = head.mean_momentum
+            momentum = head.em.mean_momentum
             memory = torch.stack(list(queue))
             mean = F.normalize(memory.sum(0), dim=0)
             self.means[c, m] = momentum * self.means[c, m] + (1 - momentum) * mean
-            self.variances[c, m] = (memory - mean).square().mean(0) + head.variance_floor
+            self.variances[c, m] = (memory - mean).square().mean(0) + head.options.variance_floor
 
 
 @pytest.mark.parametrize(
@@ -230,6 +228,30 @@ def test_em_equals_the_plain_loops(options):
         assert counts[c, m] == len(queue)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"assignment": "em", "loops": 3},
+        {"memory": "decay", "memory_filter": "correct", "label_reduction": "labelled"},
+        {"covariance": "full", "component_loss_weight": 0.0},
+    ],
+    ids=str,
+)
+def test_the_assignment_of_the_loss_spares_the_e_step_and_changes_nothing(options):
+    head = make_head(**options, embedding_dim=None, mean_momentum=0.5)
+    other = copy.deepcopy(head)
+    for i in range(3):
+        features, mask = make_batch()
+        features[0, 0, 5, 5] = torch.nan if i else 0.0
+        losses = head.compute_loss(features, mask)
+        head.update_mixture(losses["embedding"], mask, losses["assignment"], remember_only=i == 1)
+        other.update_mixture(losses["embedding"], mask, remember_only=i == 1)
+        assert_same_state(copied(head), copied(other))
+        for mine, theirs in zip(head.memory.moments(), other.memory.moments(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
 def test_the_variance_may_have_a_momentum():
     slow, fast = make_head(variance_momentum=0.75), make_head()
     fast.load_state_dict(slow.state_dict())
@@ -245,14 +267,14 @@ def test_remember_only_fills_the_memory_alone():
     head = make_head()
     features, mask = make_batch()
     losses = head.compute_loss(features, mask)
-    before = state(head)
+    before = copied(head)
     head.update_mixture(losses["embedding"], mask, remember_only=True)
-    assert_same_state(state(head), before)
+    assert_same_state(copied(head), before)
     assert head.memory.moments().counts.sum() > 0
 
 
 def test_parameters_stay_the_same_tensors():
-    head = make_head(assignment="em", em_loops=2)
+    head = make_head(assignment="em", loops=2)
     places = {name: buffer.data_ptr() for name, buffer in head.named_buffers()}
     features, mask = make_batch()
     before = head.mixture.means.clone()
@@ -273,15 +295,6 @@ def test_the_memory_is_no_part_of_the_model_and_does_not_grow():
     assert set(head.state_dict()) == keys
     after = {name: t.shape for name, t in vars(head.memory).items() if isinstance(t, torch.Tensor)}
     assert after == sizes
-
-
-def test_the_weights_alone_predict():
-    head = make_head(assignment="em").eval()
-    features, mask = make_batch()
-    step(head, features, mask)
-    other = make_head(assignment="em").eval()
-    other.load_state_dict(head.state_dict())
-    torch.testing.assert_close(other(features), head(features), rtol=0, atol=0)
 
 
 # --- switches --------------------------------------------------------------------------------
@@ -332,7 +345,7 @@ def test_more_loops_fit_better_and_remember_once(memory):
     once, often = (
         make_head(
             memory=memory,
-            em_loops=n,
+            loops=n,
             mean_momentum=0.0,
             memory_size=1000,
             samples_per_component=1000,
@@ -412,70 +425,57 @@ def test_the_gain_of_the_logit_norm():
 
 
 def test_the_whole_mixture_may_be_the_class_density():
-    head = make_head(mixture="logsumexp", logit_norm="none")
+    head = make_head(density="logsumexp", logit_norm="none")
     embedding = head.embed(make_batch()[0])
     density = plain_densities(head, embedding).logsumexp(2) - torch.tensor(5.0).log()
     logits = head.scores(embedding)[0].movedim(1, -1).flatten(0, 2)
     torch.testing.assert_close(logits, density, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_ring_in_half_precision_gives_nearly_the_same_mixture(dtype):
-    head, half = make_head(), make_head(memory_dtype=dtype)
-    half.load_state_dict(head.state_dict())
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"memory_dtype": "bfloat16"}, 0.02),
+        ({"memory_dtype": "float16"}, 0.02),
+        ({"memory": "decay"}, 0.01),  # as long as little has been forgotten
+    ],
+)
+def test_smaller_memories_give_nearly_the_same_mixture(options, tolerance):
+    head, small = make_head(memory_size=10_000), make_head(memory_size=10_000, **options)
+    small.load_state_dict(head.state_dict())
     for _ in range(3):
         features, mask = make_batch()
         embedding = head.embed(features).detach()
-        for each in (head, half):
+        for each in (head, small):
             each.update_mixture(embedding, mask)
-    assert half.memory.features.dtype == getattr(torch, dtype)
-    torch.testing.assert_close(half.mixture.means, head.mixture.means, rtol=0, atol=0.02)
-
-
-def test_decayed_moments_store_no_features():
-    ring = make_head(memory_size=10_000)
-    decay = make_head(memory="decay", memory_size=10_000)
-    decay.load_state_dict(ring.state_dict())
-    for _ in range(3):
-        features, mask = make_batch()
-        embedding = ring.embed(features).detach()
-        for each in (ring, decay):
-            each.update_mixture(embedding, mask)
-    held = sum(tensor.numel() for tensor in decay.memory.moments())
-    assert held == 3 * 5 * (1 + 4 + 4)
-    # As long as little has been forgotten, they are the ring's.
-    torch.testing.assert_close(decay.mixture.means, ring.mixture.means, rtol=0, atol=1e-2)
+    torch.testing.assert_close(small.mixture.means, head.mixture.means, rtol=0, atol=tolerance)
+    if "memory" in options:
+        assert sum(tensor.numel() for tensor in small.memory.moments()) == 3 * 5 * (1 + 4 + 4)
+    else:
+        assert small.memory.features.dtype == getattr(torch, options["memory_dtype"])
 
 
 # --- hostile data ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
 @pytest.mark.parametrize("memory", ["ring", "decay"])
-def test_everything_ignored_changes_nothing(assignment, memory):
+def test_everything_ignored_changes_nothing(assignment, memory, first):
     head = make_head(assignment=assignment, memory=memory)
     features, mask = make_batch()
-    step(head, features, mask)
+    if not first:
+        step(head, features, mask)
     features.requires_grad_()
     nothing = torch.full_like(mask, 255)
     losses = head.compute_loss(features, nothing)
     losses["loss"].backward()
     assert losses["loss"] == 0
     assert torch.equal(features.grad, torch.zeros_like(features))
-    before, counts = state(head), head.memory.moments().counts.clone()
+    before, counts = copied(head), head.memory.moments().counts.clone()
     head.update_mixture(losses["embedding"], nothing)
-    assert_same_state(state(head), before)
+    assert_same_state(copied(head), before)
     assert torch.equal(head.memory.moments().counts, counts)
-
-
-def test_a_first_batch_with_everything_ignored():
-    head = make_head()
-    features, mask = make_batch()
-    nothing = torch.full_like(mask, 255)
-    embedding = head.compute_loss(features, nothing)["embedding"]
-    before = state(head)
-    head.update_mixture(embedding, nothing)
-    assert_same_state(state(head), before)
 
 
 def test_an_absent_class_is_untouched():
@@ -521,7 +521,7 @@ def test_identical_pixels():
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"memory": "decay"}, {"assignment": "em", "em_loops": 2}, {"memory_filter": "correct"}],
+    [{}, {"memory": "decay"}, {"assignment": "em", "loops": 2}, {"memory_filter": "correct"}],
 )
 def test_pixels_that_are_not_finite_count_as_ignored(value, options):
     head = make_head(**options)
@@ -537,7 +537,7 @@ def test_pixels_that_are_not_finite_count_as_ignored(value, options):
     masked[1, 12:16, 16:20] = 255
     head.update_mixture(broken, mask)
     other.update_mixture(whole, masked)
-    assert_same_state(state(head.mixture), state(other.mixture))
+    assert_same_state(copied(head.mixture), copied(other.mixture))
     for mine, theirs in zip(head.memory.moments(), other.memory.moments(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
     assert all(buffer.isfinite().all() for buffer in head.mixture.buffers())
@@ -548,10 +548,10 @@ def test_one_nan_image_leaves_the_mixture_alone():
     step(head, *make_batch())
     features, mask = make_batch()
     features[0, 0, 0, 0] = torch.nan  # the BatchNorm spreads it over the whole batch
-    before = state(head.mixture)
+    before = copied(head.mixture)
     losses = step(head, features, mask)
     assert losses["loss"].isnan()  # and is seen: training shall stop here, not go on with zeros
-    assert_same_state(state(head.mixture), before)
+    assert_same_state(copied(head.mixture), before)
 
 
 def test_a_class_of_one_dimension_and_of_512():
@@ -570,16 +570,17 @@ def test_a_class_of_one_dimension_and_of_512():
         ({"covariance": "full", "embedding_dim": 65}, "set embedding_dim to 64 or less"),
         ({"covariance": "full", "embedding_dim": None, "in_channels": 256}, "embedding has 256"),
         ({"mean_momentum": 1.5}, "mean_momentum is 1.5; it must be between 0 and 1"),
-        ({"variance_momentum": -0.1}, "variance_momentum is -0.1; it must be between 0 and 1"),
+        ({"variance_momentum": 1.5}, "variance_momentum is 1.5; it must be between 0 and 1"),
         ({"variance_floor": 0.0}, "variance_floor is 0.0; it must be at least"),
-        ({"em_loops": 0}, "em_loops is 0; it must be at least 1"),
-        ({"samples_per_component": 0}, "samples_per_component is 0; it must be at least 1"),
-        ({"memory_size": 0}, "memory_size is 0; the memory must hold at least 1 feature"),
-        ({"num_classes": 0}, "num_classes is 0; a mixture needs at least 1"),
+        ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
+        *(
+            ({name: 0}, f"{name} is 0; it must be at least 1")
+            for name in ("components", "loops", "interval", "samples_per_component", "memory_size")
+        ),
     ],
 )
 def test_refuses_what_cannot_be(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(GenSegError, match=message):
         make_head(**options)
 
 
@@ -606,6 +607,7 @@ def count_operations(head, features, mask):
     with Operations() as seen:
         losses = head.compute_loss(features, mask)
         losses["loss"].backward()
+        head.update_mixture(losses["embedding"], mask, losses["assignment"])
         head.update_mixture(losses["embedding"], mask)
     return seen
 
@@ -662,63 +664,55 @@ def test_a_training_step_never_waits_for_the_gpu(options):
         with pytest.raises(DataDependentOutputException):
             mask.sum().item()
         losses = head.compute_loss(features, mask)
-        head.update_mixture(losses["embedding"], mask)
+        for assignment in (losses["assignment"], None):
+            head.update_mixture(losses["embedding"], mask, assignment)
         assert losses["loss"].device.type == head.mixture.means.device.type == "cuda"
 
 
 # --- several processes -----------------------------------------------------------------------
 
-SHARED = pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"memory": "decay"},
-        {"assignment": "em", "em_loops": 3},
-        {"memory_filter": "correct", "samples_per_component": 4},
-        {"covariance": "full", "memory_size": 5},
-    ],
-)
 
-
-def distributed_batches(head):
+def distributed_batches():
     """Two steps; in the second, a class is in one process only and the other's image is ignored."""
-    batches = []
     for i in range(2):
         features, mask = make_batch(count=4)
         if i:
             mask[:2][mask[:2] == 1] = 255
             mask[2:][mask[2:] != 1] = 255
             mask[3] = 255
-        batches.append((head.embed(features).detach(), mask))
-    return batches
+        yield features, mask
 
 
-def assert_same_mixture(heads, expected):
-    for head in heads:
-        for name, value in heads[0].mixture.state_dict().items():
-            torch.testing.assert_close(head.mixture.state_dict()[name], value, rtol=0, atol=0)
-        for name, value in expected.mixture.state_dict().items():
-            torch.testing.assert_close(head.mixture.state_dict()[name], value, rtol=1e-4, atol=1e-5)
-        for mine, theirs in zip(head.memory.moments(), expected.memory.moments(), strict=True):
-            torch.testing.assert_close(mine, theirs)
-
-
-@SHARED
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"memory": "decay"},
+        {"assignment": "em", "loops": 3},
+        {"memory_filter": "correct", "samples_per_component": 4},
+        {"covariance": "full", "memory_size": 5},
+    ],
+)
 def test_two_processes_equal_one(options):
-    alone = make_head(**options)
-    start = copy.deepcopy(alone)
-    batches = distributed_batches(alone)
-    for embedding, mask in batches:
-        alone.update_mixture(embedding, mask)
+    alone = make_head(**options, embedding_dim=None)  # no batch statistics, which would differ
+    start, batches = copy.deepcopy(alone), list(distributed_batches())
+    for features, mask in batches:
+        step(alone, features, mask)
 
     def work(processes):
         head = copy.deepcopy(start)
-        for embedding, mask in batches:
+        for features, mask in batches:
             mine = slice(2 * processes.rank, 2 * processes.rank + 2)
-            head.update_mixture(embedding[mine], mask[mine], processes)
+            step(head, features[mine], mask[mine], processes=processes)
         return head
 
-    assert_same_mixture(run_processes(work, 2), alone)
+    first, second = run_processes(work, 2)
+    assert_same_state(copied(first.mixture), copied(second.mixture))
+    for name, value in alone.mixture.state_dict().items():
+        torch.testing.assert_close(first.mixture.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    for head in (first, second):
+        for mine, theirs in zip(head.memory.moments(), alone.memory.moments(), strict=True):
+            torch.testing.assert_close(mine, theirs)
 
 
 # --- it learns -------------------------------------------------------------------------------
@@ -758,15 +752,15 @@ def test_several_components_learn_what_one_cannot(assignment, memory):
     assert accuracy(4) > 0.98
 
 
-@pytest.mark.parametrize("train_mixture", ["em", "gradient"])
-def test_head_and_projection_learn_together(train_mixture):
+@pytest.mark.parametrize("train", ["em", "gradient"])
+def test_head_and_projection_learn_together(train):
     head = make_head(
         num_classes=6,
         embedding_dim=16,
         components=2,
         mean_momentum=0.9,
         logit_scale=3.0,
-        train_mixture=train_mixture,
+        train=train,
     )
     optimizer = torch.optim.AdamW(head.parameters(), 0.02)
     losses = []
@@ -776,7 +770,7 @@ def test_head_and_projection_learn_together(train_mixture):
         optimizer.zero_grad()
         out["loss"].backward()
         optimizer.step()
-        if train_mixture == "em":
+        if train == "em":
             head.update_mixture(out["embedding"], mask)
         losses.append(out["loss_ce"].item())
     features, mask = make_batch(classes=6)
@@ -805,6 +799,19 @@ def test_strange_features_score_higher_than_seen_ones():
     assert far.min() > between.max()
     # A posterior would not see it: the far corner belongs to class 0 for certain.
     assert head.mixture.log_density(torch.full((1, 2), 20.0)).softmax(1).max() > 0.99
+
+
+def test_somebody_elses_labels():
+    """Another ignore index, masks at the resolution of the features."""
+    head = make_head(in_channels=8, components=2, embedding_dim=None, ignore_index=-1)
+    features = torch.randn(2, 8, 6, 6, requires_grad=True)
+    mask = torch.randint(-1, 3, (2, 6, 6))
+    step(head, features, mask)["loss"].backward()
+    counts = head.memory.moments().counts.view(3, 2).sum(1)
+    assert counts.tolist() == [(mask == c).sum().item() for c in range(3)]
+    ignored = (mask == -1)[:, None].expand_as(features)
+    assert features.grad.any()
+    assert not features.grad[ignored].any()
 
 
 # --- sparse labels ---------------------------------------------------------------------------
