@@ -1,4 +1,4 @@
-"""GMMSeg on two gloo processes: `python -m tests.methods.ddp_run FOLDER`."""
+"""GMMSeg on two gloo processes: `python -m tests.methods.ddp_run FOLDER CASE ...`."""
 
 import sys
 from pathlib import Path
@@ -13,13 +13,14 @@ from torch.utils.data import DataLoader
 from lightning_genseg import GMMSeg
 from lightning_genseg.data import SyntheticScenes
 from lightning_genseg.data.loaders import collate
+from tests.contract import in_groups
 
 STEPS, BATCH = 6, 4  # images per step, of all processes together
 CASES: dict[str, dict[str, Any]] = {
     "ring": {},
     "decay": {"memory": "decay"},
-    "loops": {"assignment": "em", "em_loops": 2, "memory_filter": "correct", "em_interval": 2},
-    "posthoc": {"train_mixture": "posthoc"},
+    "loops": {"assignment": "em", "loops": 2, "memory_filter": "correct", "interval": 2},
+    "posthoc": {"train": "posthoc"},
 }
 
 
@@ -82,19 +83,21 @@ class Scenes(LightningDataModule):
 def run(case: str, folder: Path, processes: int) -> None:
     seed_everything(0, verbose=False)
     model = Recorded(
-        **{
-            "num_classes": 6,
-            "features": Features(),
-            "components": 2,
-            "embedding_dim": None,
-            "component_loss_weight": 0.0,  # its targets are each process's own
-            "em_interval": 1,
-            "mean_momentum": 0.5,
-            "memory_size": 40,
-            "samples_per_component": 7,
-            "optimizer": lambda groups: torch.optim.SGD(groups, lr=0.1),
-            **CASES[case],
-        }
+        **in_groups(
+            **{
+                "num_classes": 6,
+                "features": Features(),
+                "components": 2,
+                "embedding_dim": None,
+                "component_loss_weight": 0.0,  # its targets are each process's own
+                "interval": 1,
+                "mean_momentum": 0.5,
+                "memory_size": 40,
+                "samples_per_component": 7,
+                "optimizer": lambda groups: torch.optim.SGD(groups, lr=0.1),
+                **CASES[case],
+            }
+        )
     )
     monitor = ModelCheckpoint(folder / case, f"{processes}", monitor="val_mIoU", mode="max")
     trainer = Trainer(
@@ -127,5 +130,5 @@ def run(case: str, folder: Path, processes: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in CASES:
+    for name in sys.argv[2:]:
         run(name, Path(sys.argv[1]), 2)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_genseg import GMMSeg
-from tests.contract import TINY, batch_of, loader, trainer
+from tests.contract import TINY, batch_of, in_groups, loader, trainer
 from tests.methods.training_run import BATCHES, read_losses, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,15 +88,8 @@ def slow(arguments: dict[str, Any]) -> Any:
     [
         {"memory": "decay"},
         slow({"memory_dtype": "bfloat16", "covariance": "full"}),
-        slow(
-            {
-                "assignment": "em",
-                "em_loops": 2,
-                "memory_filter": "correct",
-                "variance_momentum": 0.5,
-            }
-        ),
-        slow({"train_mixture": "gradient"}),
+        slow({"assignment": "em", "loops": 2, "memory_filter": "correct"}),
+        slow({"train": "gradient"}),
         slow({"lr_scheduler": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, 15)}),
         slow({"trainer_arguments": {"accumulate_grad_batches": 2}}),
         slow({"trainer_arguments": {"precision": "bf16-mixed"}}),
@@ -117,10 +110,13 @@ def test_resumed_with_other_settings(tmp_path, arguments):
 # --- what inference does not need ------------------------------------------------------------
 
 
+FILLED = {**TINY, "embedding_dim": 16, "components": 2, "memory_size": 8000}
+
+
 @pytest.fixture
 def filled() -> GMMSeg:
     """A model with 1.6 MB of weights and a memory of 6 MB."""
-    model = GMMSeg(**TINY, embedding_dim=16, components=2, memory_size=8000)
+    model = GMMSeg(**in_groups(**FILLED))
     model.head.memory.push(torch.randn(96_000, 16), torch.arange(96_000) % 12)
     return model
 
@@ -164,6 +160,6 @@ def test_another_memory_is_refused(filled, tmp_path, options, sentence):
     full = ModelCheckpoint(tmp_path, "full")
     run = trainer(tmp_path, callbacks=[full], enable_checkpointing=True)
     run.fit(filled, loader(), loader(2))
-    other = GMMSeg(**{**filled.hparams, **options})
+    other = GMMSeg(**in_groups(**{**FILLED, **options}))
     with pytest.raises(ValueError, match=sentence):
         trainer(tmp_path).fit(other, loader(), loader(2), ckpt_path=tmp_path / "full.ckpt")

@@ -1,4 +1,4 @@
-"""A small GMMSeg run that can be killed: `python -m tests.methods.training_run FOLDER DIE_AT_STEP`."""
+"""A small GMMSeg run that can be killed: `python -m tests.methods.training_run FOLDER STEP`."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_genseg import GMMSeg
 from lightning_genseg.data import SyntheticScenesDataModule
+from tests.contract import in_groups
 
 BATCHES = 5  # per epoch
 
@@ -67,19 +68,21 @@ def run(
     folder.mkdir(exist_ok=True)
     seed_everything(seed, verbose=False)
     model = GMMSeg(
-        **{
-            "num_classes": 6,
-            "encoder": "tu-test_resnet",
-            "decoder": "segformer",  # no dropout: Lightning does not restore the random state
-            "network_options": {"decoder_segmentation_channels": 16},
-            "embedding_dim": 8,
-            "components": 2,
-            "memory_size": 60,
-            "samples_per_component": 13,
-            "em_interval": 3,
-            "mean_momentum": 0.9,
-            **arguments,
-        }
+        **in_groups(
+            **{
+                "num_classes": 6,
+                "encoder": "tu-test_resnet",
+                "decoder": "segformer",  # no dropout: Lightning does not restore the random state
+                "network_options": {"decoder_segmentation_channels": 16},
+                "embedding_dim": 8,
+                "components": 2,
+                "memory_size": 60,
+                "samples_per_component": 13,
+                "interval": 3,
+                "mean_momentum": 0.9,
+                **arguments,
+            }
+        )
     )
     data = SyntheticScenesDataModule(
         size=(48, 64), crop_size=(32, 48), train_length=2 * BATCHES, batch_size=2, num_workers=0
