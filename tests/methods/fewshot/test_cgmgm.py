@@ -49,18 +49,14 @@ class TestBAM(EpisodeContract):
 VARIANTS: dict[str, dict[str, Any]] = {
     "five shots": {"shots": 3},
     "without base learner": {"ensemble": False},
-    "only supports": {
-        "mixture": {"query_statistics": False},
-        "matching": MatchingOptions(refinement="none"),
-    },
+    "no refinement": {"matching": MatchingOptions(refinement="none")},
+    "only supports": {"mixture": {"query_statistics": False}},
     "mask": {"guidance": "mask"},
     "as printed": {"matching": {"refinement": "literal"}, "posterior": {"form": "literal"}},
     "tempered": {"posterior": PosteriorOptions("tempered", gradient=True)},
     "residual": {"decoder": {"residual": True}},
-    "support check": {
-        "matching": {"refinement": "cycle_support"},
-        "mixture": {"query_background": "without_dropped"},
-    },
+    "support check": {"matching": {"refinement": "cycle_support"}},
+    "without dropped": {"mixture": {"query_background": "without_dropped"}},
     "full covariance": {"mixture": EpisodicMixtureOptions(1, "full")},
     "other choices": {
         "mixture": {"features": "raw", "query_background": "unlike"},
@@ -186,19 +182,10 @@ def test_what_cannot_be_used():
         ({"mixture": {"components": 0}}, "components is 0; it must be at least 1"),
         ({"mixture": {"variance_floor": 0.0}}, "variance_floor is 0.0; it must be positive"),
         ({"mixture": {"em_iterations": 3}}, "EpisodicMixtureOptions has no 'em_iterations'"),
-        (
-            {"posterior": {"temperature": 2.0}},
-            "posterior.temperature needs posterior.form tempered",
-        ),
+        ({"posterior": {"temperature": 2.0}}, "temperature needs posterior.form tempered"),
         ({"posterior": {"gradient": True}}, "posterior.gradient needs posterior.form tempered"),
-        (
-            {"matching": {"threshold": 1.0}},
-            "threshold is 1.0; it must be positive and less than 1",
-        ),
-        (
-            {"matching": {"level": "middle", "mask_before_last_stage": True}},
-            "set matching.level to",
-        ),
+        ({"matching": {"threshold": 1.0}}, "threshold is 1.0; .* positive and less than 1"),
+        ({"matching": {"level": "middle", **BAM["matching"]}}, "set matching.level to high"),
         ({"decoder": {"width": 0}}, "width is 0; it must be at least 1"),
         ({"decoder": {"extra_inputs": ["image"]}}, "extra_inputs is 'image'; .* prototype, mask"),
     ],
