@@ -1,4 +1,4 @@
-"""Tiny generated copies of public data sets in their official folder layouts, for tests without a download.
+"""Tiny generated copies of public data sets in their official folder layouts.
 
 Every function fills `root` and returns the folder that the data set's `root` argument asks for.
 Scenes are made of a few coloured regions, one colour per class, so that a small network learns
@@ -13,35 +13,19 @@ from PIL import Image
 from scipy.io import savemat
 from scipy.ndimage import maximum_filter, minimum_filter
 
-__all__ = [
-    "make_ade20k",
-    "make_anomaly_folder",
-    "make_camvid",
-    "make_cityscapes",
-    "make_coco",
-    "make_coco_stuff_10k",
-    "make_coco_stuff_164k",
-    "make_fishyscapes",
-    "make_pascal5i",
-    "make_road_anomaly",
-    "make_road_anomaly21",
-    "make_street_hazards",
-    "make_voc",
-]
-
 # Ids that never occur in COCO-Stuff (1 to 182): things of COCO that have a number but no masks.
 UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 Size = tuple[int, int]
 
 
 def make_cityscapes(
-    root: Path, size: Size = (96, 128), images: int = 2, seed: int = 0, train_ids: bool = False
+    root: Path, size: Size = (96, 128), images: int = 2, train_ids: bool = False
 ) -> Path:
-    """leftImg8bit and gtFine; `images` per city, `train_ids` adds what cityscapesScripts makes of the labels.
+    """leftImg8bit and gtFine, `images` per city, and the clicks that GatedCRFLoss publishes.
 
-    Also the clicks on training frames, as GatedCRFLoss publishes them.
+    `train_ids` adds what cityscapesScripts makes of the labels.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     to_train = {7: 0, 8: 1, 11: 2, 17: 5, 21: 8, 23: 10, 24: 11, 26: 13, 33: 18}
     cities = {"train": ("aachen", "zurich"), "val": ("frankfurt", "munster"), "test": ("berlin",)}
     clicks = {}
@@ -59,20 +43,17 @@ def make_cityscapes(
                 save(ids, truth / f"{stem}_gtFine_labelIds.png")
                 save(ids.astype(np.uint16), truth / f"{stem}_gtFine_instanceIds.png")
                 save(np.stack([ids] * 3, 2), truth / f"{stem}_gtFine_color.png")
-                polygons = {"imgHeight": size[0], "imgWidth": size[1], "objects": []}
-                (truth / f"{stem}_gtFine_polygons.json").write_text(json.dumps(polygons))
                 if train_ids:
-                    classes = lookup(ids, to_train, 255)
-                    save(classes, truth / f"{stem}_gtFine_labelTrainIds.png")
+                    save(lookup(ids, to_train, 255), truth / f"{stem}_gtFine_labelTrainIds.png")
                 if split == "train":
                     clicks[stem] = [click(ids, value) for value in to_train if value in ids]
     (root / "cityscapes_synthetic_clicks.json").write_text(json.dumps(clicks))
     return root
 
 
-def make_camvid(root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0) -> Path:
+def make_camvid(root: Path, size: Size = (96, 128), images: int = 4) -> Path:
     """CamVid in SegNet's layout: images and masks (0 to 10, 11 = unlabelled) of three splits."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         for number in range(images):
             image, ids = scene(rng, size, [*range(11), 11])
@@ -81,9 +62,9 @@ def make_camvid(root: Path, size: Size = (96, 128), images: int = 4, seed: int =
     return root
 
 
-def make_ade20k(root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0) -> Path:
-    """ADEChallengeData2016: images, annotations (0 = other objects, 1 to 150) and the lists that come with them."""
-    rng = np.random.default_rng(seed)
+def make_ade20k(root: Path, size: Size = (96, 128), images: int = 4) -> Path:
+    """ADEChallengeData2016: images, annotations (0 = other objects, 1 to 150) and a list."""
+    rng = np.random.default_rng(0)
     root = root / "ADEChallengeData2016"
     for split, short in (("training", "train"), ("validation", "val")):
         for number in range(1, images + 1):
@@ -91,72 +72,71 @@ def make_ade20k(root: Path, size: Size = (96, 128), images: int = 4, seed: int =
             stem = f"ADE_{short}_{number:08d}"
             save(image, root / "images" / split / f"{stem}.jpg")
             save(ids, root / "annotations" / split / f"{stem}.png")
-    (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n1\t0.1576\t4\t4\twall\n")
     (root / "sceneCategories.txt").write_text("ADE_train_00000001 airport_terminal\n")
     return root
 
 
 def make_coco_stuff_10k(
-    root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0, mat: bool = True
+    root: Path, size: Size = (96, 128), images: int = 4, mat: bool = True
 ) -> Path:
     """COCO-Stuff 10k v1.1: images, annotations (.mat with S, 0 = unlabelled, 1 to 182), imageLists.
 
     With `mat=False` the masks are what mmsegmentation's converter makes of them: in train2014 and
     test2014, beside copies of the images, `_labelTrainIds.png` of 1 to 171, 0 = unlabelled.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     ids = [1, 3, 13, 17, 92, 106, 124, 149, 169, 182, 0]
-    compact = {raw: raw - sum(unused < raw for unused in UNUSED_COCO_IDS) for raw in ids}
     (root / "imageLists").mkdir(parents=True)
     (root / "annotations").mkdir()
-    first = 9
-    for split in ("train", "test"):
+    for split, first in (("train", 9), ("test", 9 + images)):
         stems = [f"COCO_train2014_{first + number:012d}" for number in range(images)]
-        first += images
         (root / "imageLists" / f"{split}.txt").write_text("\n".join(stems) + "\n")
         for stem in stems:
             image, raw = scene(rng, varied(rng, size), ids)
             save(image, root / "images" / f"{stem}.jpg")
             if mat:
-                names = np.array(["unlabeled", "person", "bicycle"], dtype=object)
-                contents = {"S": raw, "names": names, "regionMapStuff": raw.astype(np.uint16)}
+                contents = {"S": raw, "regionMapStuff": raw.astype(np.uint16)}
                 savemat(root / "annotations" / f"{stem}.mat", contents, do_compression=True)
             else:
                 save(image, root / "images" / f"{split}2014" / f"{stem}.jpg")
                 folder = root / "annotations" / f"{split}2014"
-                save(lookup(raw, compact, 0), folder / f"{stem}_labelTrainIds.png")
+                save(lookup(raw, compact(ids), 0), folder / f"{stem}_labelTrainIds.png")
     return root
 
 
 def make_coco_stuff_164k(
-    root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0, train_ids: bool = False
+    root: Path, size: Size = (96, 128), images: int = 4, train_ids: bool = False
 ) -> Path:
-    """Images and stuffthingmaps of COCO 2017 (0 to 181, 255 = unlabelled); `train_ids` adds mmsegmentation's masks."""
-    rng = np.random.default_rng(seed)
+    """Images and stuffthingmaps of COCO 2017 (0 to 181, 255 = unlabelled).
+
+    `train_ids` adds mmsegmentation's masks.
+    """
+    rng = np.random.default_rng(0)
     ids = [0, 2, 12, 16, 91, 105, 123, 148, 168, 181, 255]
-    compact = {raw: raw - sum(unused - 1 < raw for unused in UNUSED_COCO_IDS) for raw in ids[:-1]}
-    number = 9
-    for split in ("train2017", "val2017"):
-        for _ in range(images):
-            image, raw = scene(rng, varied(rng, size), ids)
-            save(image, root / "images" / split / f"{number:012d}.jpg")
-            save(raw, root / "annotations" / split / f"{number:012d}.png")
-            if train_ids:
-                path = root / "annotations" / split / f"{number:012d}_labelTrainIds.png"
-                save(lookup(raw, compact, 255), path)
-            number += 1
+    for number in range(9, 9 + 2 * images):
+        split = "train2017" if number < 9 + images else "val2017"
+        image, raw = scene(rng, varied(rng, size), ids)
+        save(image, root / "images" / split / f"{number:012d}.jpg")
+        save(raw, root / "annotations" / split / f"{number:012d}.png")
+        if train_ids:
+            masks = root / "annotations" / split
+            classes = lookup(raw, compact(ids[:-1], 1), 255)
+            save(classes, masks / f"{number:012d}_labelTrainIds.png")
     return root
 
 
-def make_voc(
-    root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0, augmented: bool = True
-) -> Path:
-    """VOCdevkit/VOC2012 with palette masks (255 = boundary); `augmented` adds SegmentationClassAug and trainaug.txt.
+def compact(ids: list[int], first: int = 0) -> dict[int, int]:
+    """Ids without the gaps of the unused ones; `first` is what their numbers are lowered by."""
+    return {raw: raw - sum(unused - first < raw for unused in UNUSED_COCO_IDS) for raw in ids}
 
-    Also points and scribbles on training images, as GatedCRFLoss publishes them; the first image
-    has no background point.
+
+def make_voc(root: Path, size: Size = (96, 128), images: int = 4, augmented: bool = True) -> Path:
+    """VOCdevkit/VOC2012 with palette masks (255 = boundary).
+
+    `augmented` adds SegmentationClassAug and trainaug.txt. Also points and scribbles on training
+    images, as GatedCRFLoss publishes them; the first image has no background point.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     root = root / "VOCdevkit" / "VOC2012"
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
@@ -193,9 +173,9 @@ def make_voc(
     return root
 
 
-def make_pascal5i(root: Path, size: Size = (96, 128), images: int = 6, seed: int = 0) -> Path:
-    """VOC2012 with the list of few-shot segmentation: in each split `images` per fold that hold its five classes."""
-    rng = np.random.default_rng(seed)
+def make_pascal5i(root: Path, size: Size = (96, 128), images: int = 6) -> Path:
+    """VOC2012 with the list of few-shot segmentation: `images` per fold with its five classes."""
+    rng = np.random.default_rng(0)
     root = root / "VOCdevkit" / "VOC2012"
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
@@ -216,15 +196,13 @@ def make_pascal5i(root: Path, size: Size = (96, 128), images: int = 6, seed: int
     return root
 
 
-def make_coco(
-    root: Path, size: Size = (96, 128), images: int = 6, seed: int = 0, instances: bool = False
-) -> Path:
-    """COCO 2014 for few-shot segmentation: in each split `images` per fold that hold its twenty classes.
+def make_coco(root: Path, size: Size = (96, 128), images: int = 6, instances: bool = False) -> Path:
+    """COCO 2014 for few-shot segmentation: `images` per fold and split with its twenty classes.
 
     The masks are 0 to 80 as PNG files; with `instances` polygons in instances_{train,val}2014.json
     instead, and the masks that they mean in `expected`.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     categories = [number for number in range(1, 91) if number not in UNUSED_COCO_IDS]
     number = 9
     for split in ("train2014", "val2014"):
@@ -238,8 +216,7 @@ def make_coco(
             height, width = ids.shape
             entry = {"id": number, "file_name": f"{stem}.jpg", "height": height, "width": width}
             content["images"].append(entry)
-            # A part of another class under every tile must be painted over, a group must be left
-            # out.
+            # A part of another class under every tile must be painted over, a group left out.
             content["annotations"] += [
                 instance(number, categories[0], (0, 0, width, height), iscrowd=1),
                 *(
@@ -277,9 +254,9 @@ def box(region: np.ndarray) -> tuple[int, int, int, int]:
 CITYSCAPES_IDS = [7, 8, 11, 17, 21, 23, 24, 26, 33]  # so that the scenes look like make_cityscapes
 
 
-def make_fishyscapes(root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0) -> Path:
-    """fishyscapes_lostandfound (0, 1, 255) and the leftImg8bit of Lost and Found, which has other frames as well."""
-    rng = np.random.default_rng(seed)
+def make_fishyscapes(root: Path, size: Size = (96, 128), images: int = 4) -> Path:
+    """fishyscapes_lostandfound (0, 1, 255) and leftImg8bit of Lost and Found, which has more."""
+    rng = np.random.default_rng(0)
     for number in range(images):
         street = ("04_Maurener_Weg_8", "13_Elly_Beinhorn_Str")[number % 2]
         frame = f"{street}_{number:06d}_000030"
@@ -293,9 +270,9 @@ def make_fishyscapes(root: Path, size: Size = (96, 128), images: int = 4, seed: 
     return root
 
 
-def make_road_anomaly(root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0) -> Path:
+def make_road_anomaly(root: Path, size: Size = (96, 128), images: int = 4) -> Path:
     """RoadAnomaly_jpg: frames with folders of labels (0 background, 1 road, 2 anomaly)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     root = root / "RoadAnomaly_jpg"
     names = [f"animals{number:02d}_cow" for number in range(images)]
     for number, name in enumerate(names):
@@ -311,9 +288,9 @@ def make_road_anomaly(root: Path, size: Size = (96, 128), images: int = 4, seed:
     return root
 
 
-def make_road_anomaly21(root: Path, size: Size = (96, 128), images: int = 3, seed: int = 0) -> Path:
+def make_road_anomaly21(root: Path, size: Size = (96, 128), images: int = 3) -> Path:
     """dataset_AnomalyTrack: `images` with labels_masks (0, 1, 255), and two test images without."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     root = root / "dataset_AnomalyTrack"
     for number in range(images + 2):
         image, _ = scene(rng, varied(rng, size), CITYSCAPES_IDS)
@@ -327,16 +304,15 @@ def make_road_anomaly21(root: Path, size: Size = (96, 128), images: int = 3, see
     return root
 
 
-def make_street_hazards(root: Path, size: Size = (96, 128), images: int = 2, seed: int = 0) -> Path:
-    """train and test with images and annotations by town (1 unlabelled, 2 to 13, 14 anomaly); `images` per town."""
-    rng = np.random.default_rng(seed)
+def make_street_hazards(root: Path, size: Size = (96, 128), images: int = 2) -> Path:
+    """Images and annotations (1 unlabelled, 2 to 13, 14 anomaly), `images` per town."""
+    rng = np.random.default_rng(0)
     splits = {"training": ("t1-3",), "validation": ("t4",), "test": ("t5", "t6")}
     for split, towns in splits.items():
         part = root / ("test" if split == "test" else "train")
         for town in towns:
-            for number in range(
-                images * (2 if split == "training" else 1)
-            ):  # numbered anew in each
+            # Numbered anew in each.
+            for number in range(images * (2 if split == "training" else 1)):
                 image, ids = scene(rng, size, [1, 2, 7, 8, 9, 10, 11, 13])
                 if split == "test":
                     ids[add_anomaly(rng, image) == 1] = 14
@@ -345,9 +321,9 @@ def make_street_hazards(root: Path, size: Size = (96, 128), images: int = 2, see
     return root
 
 
-def make_anomaly_folder(root: Path, size: Size = (96, 128), images: int = 4, seed: int = 0) -> Path:
-    """images (.jpg), masks (0, 1, 255), class_masks (0 to 4, 255) and masks in black and white (0, 255)."""
-    rng = np.random.default_rng(seed)
+def make_anomaly_folder(root: Path, size: Size = (96, 128), images: int = 4) -> Path:
+    """images, masks (0, 1, 255), class_masks (0 to 4, 255) and masks in black and white."""
+    rng = np.random.default_rng(0)
     for number in range(images):
         image, ids = scene(rng, varied(rng, size), [0, 1, 2, 3, 4])
         anomaly = add_anomaly(rng, image)
@@ -361,26 +337,31 @@ def make_anomaly_folder(root: Path, size: Size = (96, 128), images: int = 4, see
 
 
 def add_anomaly(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Draw an ellipse striped in black and white, unlike the scenes, into the image; its mask HxW uint8, 1 there, else 0."""
+    """Draw an ellipse striped in black and white into the image; its mask HxW uint8, 1 there."""
     height, width = image.shape[:2]
     y, x = np.mgrid[:height, :width]
     middle, radius = rng.uniform((0.4, 0.2), (0.7, 0.8)) * (height, width), rng.uniform(0.1, 0.2, 2)
-    inside = (((y - middle[0]) / (radius[0] * height)) ** 2 + ((x - middle[1]) / (radius[1] * width)) ** 2) < 1  # fmt: skip
+    down, right = (y - middle[0]) / (radius[0] * height), (x - middle[1]) / (radius[1] * width)
+    inside = down**2 + right**2 < 1
     image[inside] = np.where(x // 6 % 2 == 0, 255, 0)[inside][:, None]
     return inside.astype(np.uint8)
 
 
 def scene(rng: np.random.Generator, size: Size, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """An image HxWx3 of six regions, each of the colour of its id plus noise, and its mask HxW; both uint8."""
+    """An image HxWx3 of six regions in the colours of their ids and its mask HxW; both uint8."""
     height, width = size
     points = rng.uniform((0, 0), size, (6, 2))
     # The first id is always there and the last often, whatever the draw.
     drawn = np.array([ids[0], ids[-1], *rng.choice(ids, 4)])
     y, x = np.mgrid[:height, :width]
     nearest = ((y[..., None] - points[:, 0]) ** 2 + (x[..., None] - points[:, 1]) ** 2).argmin(2)
-    mask = drawn[nearest].astype(np.uint8)
-    colors = np.random.default_rng(7).integers(20, 236, (256, 3))  # the same in every data set
-    image = colors[mask] + rng.normal(0, 12, (height, width, 3))
+    return painted(rng, drawn[nearest].astype(np.uint8))
+
+
+def painted(rng: np.random.Generator, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An image in the colours of a mask, the same in every data set, with noise; and the mask."""
+    colors = np.random.default_rng(7).integers(20, 236, (256, 3))
+    image = colors[mask] + rng.normal(0, 12, (*mask.shape, 3))
     return image.clip(0, 255).astype(np.uint8), mask
 
 
@@ -414,7 +395,7 @@ def scribbles(ids: np.ndarray) -> str:
 def tiled_scene(
     rng: np.random.Generator, size: Size, ids: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `scene`, with a rectangle of every id in random order on a background (0) that separates them."""
+    """As `scene`, with a rectangle of every id in random order, separated by background (0)."""
     height, width = size
     columns = int(np.ceil(np.sqrt(len(ids))))
     rows = -(-len(ids) // columns)
@@ -424,9 +405,7 @@ def tiled_scene(
         top, left = row * height // rows, column * width // columns
         bottom, right = (row + 1) * height // rows - 2, (column + 1) * width // columns - 2
         mask[top:bottom, left:right] = label
-    colors = np.random.default_rng(7).integers(20, 236, (256, 3))
-    image = colors[mask] + rng.normal(0, 12, (height, width, 3))
-    return image.clip(0, 255).astype(np.uint8), mask
+    return painted(rng, mask)
 
 
 def varied(rng: np.random.Generator, size: Size) -> Size:

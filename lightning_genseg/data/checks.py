@@ -94,11 +94,12 @@ def _check_type(
     names: Sequence[str],
 ) -> None:
     """Compare type and shape, in which a letter stands for any number; `form` is one sample's."""
-    right = isinstance(value, Tensor) and value.dtype == dtype and value.ndim == len(shape)
-    if right and all(isinstance(n, str) or m == n for m, n in zip(value.shape, shape, strict=True)):  # type: ignore[attr-defined]
-        return
     kind = type(value).__name__
     if isinstance(value, Tensor):
+        pairs = zip(value.shape, shape, strict=False)
+        same = value.ndim == len(shape) and all(isinstance(n, str) or m == n for m, n in pairs)
+        if same and value.dtype == dtype:
+            return
         kind = _kind(value.dtype, value.shape)
     raise GenSegError(
         f"{key} of the batch with {_name(names, 0)} is {kind} but must be {_kind(dtype, shape)}: "

@@ -180,7 +180,7 @@ class Cache:
 
 
 def _digest(dataset: SegmentationDataset, sparse: list[Any]) -> str:
-    """Of names and tables, not of the root folder: clusters unpack data into a new one every time."""
+    """Of names and tables, not of the root folder: clusters unpack data into new ones."""
     content: list[Any] = [type(dataset).__qualname__, dataset.num_classes, dataset.label_values()]
     content += sparse
     content += [(sample.name, sample.mask.parts[-3:]) for sample in dataset.samples]

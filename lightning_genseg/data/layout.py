@@ -100,7 +100,8 @@ def check_files(dataset: SegmentationDataset) -> None:
     def missing(path: Path) -> bool:
         folder, name = os.path.split(path)
         if folder not in known:
-            known[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()  # noqa: PTH208
+            there = Path(folder).is_dir()
+            known[folder] = set(os.listdir(folder)) if there else set()  # noqa: PTH208
         return name not in known[folder]
 
     for what, paths in (

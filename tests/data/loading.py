@@ -1,4 +1,4 @@
-"""What tests of loaders share: batches in brief, a module that notes what it sees, skewed classes."""
+"""What tests of loaders share: a module that notes what it sees, scenes, skewed classes."""
 
 import numpy as np
 import torch

@@ -161,11 +161,10 @@ def test_two_processes_see_what_one_sees(tmp_path):
     for balanced, counted in ((False, [0, 0]), (True, [40, 0])):
         found = [torch.load(tmp_path / f"{rank}_{balanced}.pt") for rank in range(2)]
         assert [result["counted"] for result in found] == counted
-        single = Recorder()
-        run = trainer(tmp_path, max_epochs=2, limit_val_batches=0)
-        run.fit(single, skewed(root, class_balanced=balanced))
+        data = skewed(root, class_balanced=balanced)
+        single = seen_by(tmp_path, data, max_epochs=2, limit_val_batches=0)
         both = [sorted([*a, *b]) for a, b in zip(*(r["seen"] for r in found), strict=True)]
-        assert both == [sorted(record[2]) for record in single.seen]
+        assert both == [sorted(record[2]) for record in single]
 
 
 def _run_rank(rank: int, path: Path, root: Path, port: int) -> None:
@@ -194,44 +193,44 @@ def _run_rank(rank: int, path: Path, root: Path, port: int) -> None:
 # --- resuming ----------------------------------------------------------------------------------
 
 
+def seen_by(folder, data, *callbacks, path=None, **words):
+    """What a module sees in a run, which perhaps goes on from a checkpoint, until it is killed."""
+    module = Recorder()
+    words = {"callbacks": list(callbacks), "enable_checkpointing": bool(callbacks), **words}
+    with suppress(RuntimeError):  # of StopAfter
+        trainer(folder, **words).fit(module, data, ckpt_path=path)
+    return module.seen
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 3, 4, 6, 8], ids="after_{}".format)
 def test_resumed_run_goes_on_with_the_next_batch(tmp_path, num_workers, stop):
     """The interruption falls into the middle of an epoch of four batches, or on its last one."""
 
-    def fit(*callbacks, path=None):
-        words = {"max_epochs": 3, "enable_checkpointing": bool(callbacks)}
-        run = trainer(tmp_path, callbacks=list(callbacks), **words)
-        module = Recorder()
-        with suppress(RuntimeError):  # killed
-            run.fit(module, synthetic(num_workers=num_workers), ckpt_path=path)
-        return module.seen
+    def run(*callbacks, path=None):
+        data = synthetic(num_workers=num_workers)
+        return seen_by(tmp_path, data, *callbacks, path=path, max_epochs=3)
 
-    whole = fit()
+    whole = run()
     expected = [(epoch, batch) for epoch in range(3) for batch in range(4)]
     assert [record[:2] for record in whole] == expected
     # Checkpoints are written after all other callbacks: the last step is lost, as when a process
     # is killed.
-    first = fit(StopAfter(stop), every_step(tmp_path))
+    first = run(StopAfter(stop), every_step(tmp_path))
     assert len(first) == stop
-    second = fit(every_step(tmp_path), path=tmp_path / "step.ckpt" if stop > 1 else None)
+    second = run(every_step(tmp_path), path=tmp_path / "step.ckpt" if stop > 1 else None)
     assert first[: stop - 1] + second == whole
 
 
 def test_resumed_class_balanced_run(root, tmp_path):
-    whole, first, second = Recorder(), Recorder(), Recorder()
-    words = {"max_epochs": 2, "limit_val_batches": 0}
-    trainer(tmp_path, **words).fit(whole, skewed(root))
-    words["enable_checkpointing"] = True
-    with pytest.raises(RuntimeError, match="killed"):
-        trainer(tmp_path, callbacks=[StopAfter(14), every_step(tmp_path)], **words).fit(
-            first, skewed(root)
-        )
-    trainer(tmp_path, callbacks=[every_step(tmp_path)], **words).fit(
-        second, skewed(root), ckpt_path=tmp_path / "step.ckpt"
-    )
-    assert len(second.seen) == 7
-    assert first.seen[:13] + second.seen == whole.seen
+    def run(*callbacks, path=None):
+        words = {"max_epochs": 2, "limit_val_batches": 0}
+        return seen_by(tmp_path, skewed(root), *callbacks, path=path, **words)
+
+    whole, first = run(), run(StopAfter(14), every_step(tmp_path))
+    second = run(every_step(tmp_path), path=tmp_path / "step.ckpt")
+    assert len(second) == 7
+    assert first[:13] + second == whole
 
 
 @pytest.mark.parametrize(
@@ -240,13 +239,9 @@ def test_resumed_class_balanced_run(root, tmp_path):
 @pytest.mark.parametrize("at_train_end", [True, False])
 def test_resumed_from_the_end_of_an_epoch(tmp_path, arguments, at_train_end):
     def run(epochs, path=None):
-        checkpoint = ModelCheckpoint(
-            tmp_path, "epoch", save_on_train_epoch_end=at_train_end, enable_version_counter=False
-        )
-        words = {"callbacks": [checkpoint], "enable_checkpointing": True, "max_epochs": epochs}
-        module = Recorder()
-        trainer(tmp_path, **words, **arguments).fit(module, synthetic(), ckpt_path=path)
-        return module.seen
+        words = {"save_on_train_epoch_end": at_train_end, "enable_version_counter": False}
+        keep = ModelCheckpoint(tmp_path, "epoch", **words)
+        return seen_by(tmp_path, synthetic(), keep, path=path, max_epochs=epochs, **arguments)
 
     whole = run(3)
     assert run(1) + run(3, tmp_path / "epoch.ckpt") == whole
@@ -254,22 +249,17 @@ def test_resumed_from_the_end_of_an_epoch(tmp_path, arguments, at_train_end):
 
 def test_resumed_from_max_steps(tmp_path):
     def run(steps, path=None):
-        words = {"callbacks": [every_step(tmp_path)], "enable_checkpointing": True}
-        module = Recorder()
-        trainer(tmp_path, **words, max_epochs=-1, max_steps=steps).fit(
-            module, synthetic(), ckpt_path=path
-        )
-        return module.seen
+        words = {"max_epochs": -1, "max_steps": steps}
+        return seen_by(tmp_path, synthetic(), every_step(tmp_path), path=path, **words)
 
     whole = run(10)
     assert run(6) + run(10, tmp_path / "step.ckpt") == whole
 
 
 def test_reloaded_loaders_go_on_through_the_epochs(tmp_path):
-    whole, reloaded = Recorder(), Recorder()
-    trainer(tmp_path, max_epochs=3).fit(whole, synthetic())
-    trainer(tmp_path, max_epochs=3, reload_dataloaders_every_n_epochs=1).fit(reloaded, synthetic())
-    assert reloaded.seen == whole.seen
+    whole = seen_by(tmp_path, synthetic(), max_epochs=3)
+    words = {"max_epochs": 3, "reload_dataloaders_every_n_epochs": 1}
+    assert seen_by(tmp_path, synthetic(), **words) == whole
 
 
 @pytest.mark.parametrize("done", [0, 2, 4])

@@ -59,7 +59,7 @@ class FishyscapesLostAndFound(CityscapesAnomaly):
 
 
 class FishyscapesDataModule(CityscapesAnomalyDataModule):
-    """Fishyscapes Lost & Found, for testing only; where to get it: see `FishyscapesLostAndFound`."""
+    """Fishyscapes Lost & Found, for testing only; see `FishyscapesLostAndFound`."""
 
     def make_dataset(self, split: Split, transform: Sequence[Transform]) -> FishyscapesLostAndFound:
         """Build the test split."""

@@ -21,7 +21,6 @@ class Case(NamedTuple):
     found_by: str = "image"  # what makes a sample: an image, a mask, either, or a list
     wrong: tuple[int, str] = (0, "")  # a value that is in no mask, and what is said about it
     rooted: bool = True  # whether a wrong root is recognised by the folders in it
-    downloads: bool = False
 
 
 def case(name: str, make: str, classes: int, *more: Any, **words: Any) -> Any:
@@ -32,13 +31,13 @@ def case(name: str, make: str, classes: int, *more: Any, **words: Any) -> Any:
 
 # fmt: off
 DENSE = [
-    case("ADE20K", "make_ade20k", 150, {"train": 4, "val": 4}, downloads=True),
+    case("ADE20K", "make_ade20k", 150, {"train": 4, "val": 4}),
     case("CamVid", "make_camvid", 11, {"train": 4, "val": 4, "test": 4}, rooted=False),
     case("Cityscapes", "make_cityscapes", 19, {"train": 4, "val": 4}),
     case("COCO", "make_coco", 81, {"train": 24, "val": 24}, "mask"),
-    case("COCOStuff10k", "make_coco_stuff_10k", 171, {"train": 4, "test": 4}, "list", downloads=True),
-    case("COCOStuff164k", "make_coco_stuff_164k", 171, {"train": 4, "val": 4}, downloads=True),
-    case("VOC", "make_voc", 21, {"trainaug": 8, "train": 4, "val": 4}, "list", downloads=True),
+    case("COCOStuff10k", "make_coco_stuff_10k", 171, {"train": 4, "test": 4}, "list"),
+    case("COCOStuff164k", "make_coco_stuff_164k", 171, {"train": 4, "val": 4}),
+    case("VOC", "make_voc", 21, {"trainaug": 8, "train": 4, "val": 4}, "list"),
 ]
 STREETS = case(
     "StreetHazards", "make_street_hazards", 12, {"train": 4, "val": 2, "test": 4}, "either",

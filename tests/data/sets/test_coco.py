@@ -28,7 +28,7 @@ def test_layout_and_lists(tmp_path):
 
 
 def test_polygons_against_matplotlib():
-    """Random stars: a pixel is inside if its centre is, but for a tenth of a pixel at the outline."""
+    """Random stars: a pixel is inside if its centre is, but for a tenth at the outline."""
     rng = np.random.default_rng(0)
     for _ in range(10):
         angles = np.linspace(0, 2 * np.pi, 14, endpoint=False)

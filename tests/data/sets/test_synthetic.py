@@ -103,7 +103,7 @@ def colour_votes(dataset, indices):
 
 
 def test_colour_alone_does_not_suffice():
-    """The best classifier of single colours is far from solving it, and better than always saying 'ground'."""
+    """The best classifier of single colours is far from solving it, but better than chance."""
     dataset = SyntheticScenes(120, seed=5)
     best = colour_votes(dataset, range(80)).argmax(1)
     votes = colour_votes(dataset, range(80, 120))
