@@ -528,7 +528,7 @@ def test_few_shot_recipe_agrees_with_itself_and_the_paper(path):
     assert data["size"] == (641 if coco else 473)
     sgd = model["optimizer"]["init_args"]
     assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.05, 0.9, 1e-4)
-    assert model["components"] == (6 if coco and "cgmgm" in path.stem else 3)
+    assert model["mixture"]["components"] == (6 if coco and "cgmgm" in path.stem else 3)
     best = f"runs/{folder}/base_learner_{path.stem.split('_')[1]}/fold0/checkpoints/best.ckpt"
     assert f"--model.base_learner {best}" in text
 
