@@ -139,7 +139,7 @@ class CGMGM(FewShotModule):
                 "fold: give it, or set ensemble to false."
             )
         base = None if base_learner is None else load_base_learner(base_learner)
-        super().__init__(base, **kwargs)
+        super().__init__(base=base, **kwargs)
         self.guidance, self.answer, self.needs_training = guidance, answer, answer == "decoder"
         self.mixture, self.posterior, self.matching = mixture, posterior, matching
         self.extra_inputs, self.meta_loss_weight = decoder.extra_inputs, meta_loss_weight
@@ -338,11 +338,11 @@ class CGMGM(FewShotModule):
             mixture = fit_episodes(
                 pixels,
                 weights,
-                options.components,
-                options.iterations,
-                options.prior_strength,
-                options.variance_floor,
-                options.covariance,
+                components=options.components,
+                iterations=options.iterations,
+                prior_strength=options.prior_strength,
+                variance_floor=options.variance_floor,
+                covariance=options.covariance,
             )
         density = mixture.log_density(x if self.posterior.gradient else x.detach())
         foreground, background = density.unbind(-1)

@@ -49,7 +49,7 @@ class CosinePrototypes(FewShotModule):
     ) -> None:
         check_arguments(CosinePrototypes.__init__, locals(), scale="(0, inf)")
         base = None if base_learner is None else load_base_learner(base_learner)
-        super().__init__(base, **kwargs)
+        super().__init__(base=base, **kwargs)
         self.level, self.scale = level, scale
 
     def episode_outputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
