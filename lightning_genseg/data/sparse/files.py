@@ -259,10 +259,10 @@ class SparseMasks(SparseLabels):
             labels = dataset.class_of[labels].astype(np.uint8)
         labelled, ignored = float((labels != IGNORE).mean()), float((raw == IGNORE).mean())
         if not blank.any():
+            also = f", but {ignored:.0%} of 255, which means ignored" if ignored else ""
             raise GenSegError(
-                f"mask '{path}' holds no pixel of the value {self.unlabelled} (unlabelled), but "
-                f"{ignored:.0%} of 255, which means ignored and takes no part: set unlabelled to "
-                "the value that its pixels without label hold."
+                f"mask '{path}' holds no pixel of the value {self.unlabelled} (unlabelled){also}: "
+                "set unlabelled to the value that its pixels without label hold."
             )
         if labelled > self.max_labelled:
             raise GenSegError(
