@@ -20,7 +20,7 @@ from lightning_genseg.data.labels import (
     map_labels,
 )
 from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.data.transforms.pipeline import apply, apply_all, compose
+from lightning_genseg.data.transforms.pipeline import apply, compose
 from lightning_genseg.errors import GenSegError
 
 Batch = dict[str, Any]
@@ -130,7 +130,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         image, (labels, anomaly) = self.read_pixels(position), self.read_labels(position)
         check_sizes(image.shape, labels.shape, sample)
         masks = {"mask": labels} if anomaly is None else {"mask": labels, "anomaly": anomaly}
-        return {**apply_all(self.transform, image, masks, seed, sample.name), "name": sample.name}
+        return {**apply(self.transform, image, masks, seed, sample.name), "name": sample.name}
 
     def hold_out(self, unknown: Sequence[str]) -> None:
         """Make classes unknown: 255 in `mask`, 1 in `anomaly`; the others are numbered anew.
@@ -218,7 +218,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read and transform one image."""
         name, path = self.samples[index]
-        image, _ = apply(self.transform, read_image(path), None, index, name)
+        image = apply(self.transform, read_image(path), {}, index, name)["image"]
         return {"image": image, "name": name, "path": str(path)}
 
 

@@ -99,9 +99,8 @@ class RelabelledImages(Dataset[dict[str, Any]]):
         position, seed = index if isinstance(index, tuple) else (index, index)
         key, i = self._places[position]
         image, labels = read_labelled(self.parts[key], i)
-        name = self.sample_name(position)
-        tensor, mask = apply(self.transform, image, self.tables[key][labels], seed, name)
-        return {"image": tensor, "mask": mask, "name": name}
+        name, masks = self.sample_name(position), {"mask": self.tables[key][labels]}
+        return {**apply(self.transform, image, masks, seed, name), "name": name}
 
     def sample_name(self, index: int) -> str:
         """Name of an image, below that of its data set."""

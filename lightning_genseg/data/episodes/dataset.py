@@ -12,7 +12,7 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.relabelled import LabelledImages, RelabelledImages, read_labelled
 from lightning_genseg.data.transforms.crops import Letterbox, Transform
-from lightning_genseg.data.transforms.pipeline import apply_all, compose
+from lightning_genseg.data.transforms.pipeline import apply, compose
 from lightning_genseg.errors import GenSegError
 
 EpisodeMode = Literal["bam", "uniform", "balanced"]
@@ -177,7 +177,7 @@ class Episodes(Dataset[dict[str, Any]]):
         mask[labels == IGNORE] = IGNORE
         masks = {"mask": mask, "valid": np.ones_like(mask)}
         seed, name = int(rng.integers(2**63 - 1)), images.sample_name(index)
-        sample = apply_all(self.transform, image, masks, seed, name)
+        sample = apply(self.transform, image, masks, seed, name)
         return {**sample, "valid": sample["valid"] == 1}, mask
 
 

@@ -15,7 +15,7 @@ from lightning_genseg.data.images import read_image, read_mask
 from lightning_genseg.data.labels import anomaly_table, map_labels
 from lightning_genseg.data.sets.folder import pair_files
 from lightning_genseg.data.transforms.crops import Letterbox
-from lightning_genseg.data.transforms.pipeline import apply_all, compose
+from lightning_genseg.data.transforms.pipeline import apply, compose
 from lightning_genseg.errors import GenSegError
 
 _VALUES = (
@@ -69,7 +69,7 @@ class SupportFolder:
                     "image out."
                 )
             masks = {"mask": mask, "valid": np.ones_like(mask)}
-            shot = apply_all(self.transform, image, masks, 0, sample.name)
+            shot = apply(self.transform, image, masks, 0, sample.name)
             if not (shot["mask"] == 1).any():
                 raise GenSegError(
                     f"the object in mask '{sample.mask}' is too small to be left at size "

@@ -90,10 +90,10 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
             raise IndexError(f"scene {position} of {self.length}")
         image, mask = self._draw(position)
         name = self.sample_name(position)
-        tensor, labels = apply(self.transform, image, mask, seed, name)
-        assert labels is not None
-        sample: dict[str, Any] = {"image": tensor, "mask": labels, "name": name}
+        sample: dict[str, Any] = apply(self.transform, image, {"mask": mask}, seed, name)
+        sample["name"] = name
         if self.held_out:
+            labels = sample["mask"]
             held_out = labels == _HELD_OUT
             sample["anomaly"] = torch.where(labels == IGNORE, IGNORE, held_out.long())
             sample["mask"] = labels.masked_fill(held_out, IGNORE)

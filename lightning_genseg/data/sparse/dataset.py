@@ -20,7 +20,7 @@ from lightning_genseg.data.sparse.labels import (
     present_classes,
 )
 from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.data.transforms.pipeline import apply_all, compose
+from lightning_genseg.data.transforms.pipeline import apply, compose
 from lightning_genseg.errors import GenSegError
 
 
@@ -85,7 +85,7 @@ class SparseDataset(Dataset[dict[str, Any]]):
         marks, raster = self._read(position, image.shape)
         # With marks it only tells image from padding.
         blank = np.ones_like(raster.unlabelled) if marks is not None else raster.unlabelled
-        result = apply_all(
+        result = apply(
             self.transform,
             image,
             {"mask": raster.labels, "unlabelled": blank.astype(np.uint8)},

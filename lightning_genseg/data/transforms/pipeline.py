@@ -113,18 +113,6 @@ def _pads_with_a_class(transform: A.BasicTransform) -> bool:
 def apply(
     transform: A.Compose,
     image: NDArray[np.uint8],
-    mask: NDArray[np.integer[Any]] | None,
-    seed: int,
-    name: str = "",
-) -> tuple[Tensor, Tensor | None]:
-    """Do as `apply_all` to an image and, unless it is None, its mask."""
-    result = apply_all(transform, image, {} if mask is None else {"mask": mask}, seed, name)
-    return result["image"], result.get("mask")
-
-
-def apply_all(
-    transform: A.Compose,
-    image: NDArray[np.uint8],
     masks: Mapping[str, NDArray[np.integer[Any]]],
     seed: int,
     name: str = "",

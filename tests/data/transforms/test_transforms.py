@@ -20,7 +20,6 @@ from lightning_genseg.data.transforms import (
 from lightning_genseg.data.transforms.crops import Transform, is_mixed
 from lightning_genseg.data.transforms.pipeline import (
     apply,
-    apply_all,
     compose,
     default_train_transform,
     episode_train_transform,
@@ -37,9 +36,15 @@ def scene(height=60, width=80, seed=0):
     return image, mask
 
 
+def apply_both(transform, image, mask, seed, name=""):
+    """Image and mask, which may be None."""
+    result = apply(transform, image, {} if mask is None else {"mask": mask}, seed, name)
+    return result["image"], result.get("mask")
+
+
 def test_no_transform_only_converts():
     image, mask = scene()
-    tensor, labels = apply(compose([]), image, mask, 0)
+    tensor, labels = apply_both(compose([]), image, mask, 0)
     assert tensor.dtype == torch.float32
     assert labels.dtype == torch.int64
     assert tensor.is_contiguous()
@@ -52,7 +57,7 @@ def test_default_train_transform(size):
     pipeline = compose(default_train_transform((64, 48)))
     labels_seen = set()
     for seed in range(20):
-        tensor, labels = apply(pipeline, *scene(*size), seed)
+        tensor, labels = apply_both(pipeline, *scene(*size), seed)
         assert tensor.shape == (3, 64, 48)
         assert labels.shape == (64, 48)
         assert tensor.min() >= 0
@@ -66,7 +71,7 @@ def test_default_train_transform(size):
 def test_padding_is_ignored_and_black():
     pipeline = compose(default_train_transform((64, 64), scale=(1, 1), color_jitter=0))
     image, mask = np.full((16, 16, 3), 200, np.uint8), np.ones((16, 16), np.uint8)
-    tensor, labels = apply(pipeline, image, mask, 3)
+    tensor, labels = apply_both(pipeline, image, mask, 3)
     assert torch.equal(labels == 255, tensor[0] == 0)
     assert (labels == 1).sum() == 16 * 16
 
@@ -155,7 +160,7 @@ def test_scaled_crop_from_a_common_size(size, short, long, expected):
 def test_scaled_crop_fills_with_a_colour():
     image, mask = street(20, 20)
     pipeline = compose([RandomScaledCrop(30, 30, (1.0, 1.0), fill=(124, 116, 104))])
-    tensor, labels = apply(pipeline, image, mask, 0)
+    tensor, labels = apply_both(pipeline, image, mask, 0)
     assert (tensor[:, 0, 0] * 255).round().tolist() == [124, 116, 104]
     assert (labels[:5] == 255).all()
     assert torch.equal(labels[5:25, 5:25], torch.from_numpy(mask).long())
@@ -165,18 +170,18 @@ def test_scaled_crop_of_wide_masks_and_without_mask():
     image, mask = street(50, 70)
     pipeline = compose([RandomScaledCrop(32, 32)])
     for seed in range(5):
-        first = apply(pipeline, image, mask, seed)
-        wide = apply(pipeline, image, mask.astype(np.int32), seed)
+        first = apply_both(pipeline, image, mask, seed)
+        wide = apply_both(pipeline, image, mask.astype(np.int32), seed)
         assert torch.equal(first[0], wide[0])
         assert torch.equal(first[1], wide[1])
-    assert apply(pipeline, image, None, 0)[0].shape == (3, 32, 32)
+    assert apply_both(pipeline, image, None, 0)[0].shape == (3, 32, 32)
 
 
 def test_same_seed_same_sample_whatever_came_before():
     image, mask = scene()
     pipeline = compose(default_train_transform((32, 32)))
-    first, other, again = (apply(pipeline, image, mask, seed) for seed in (7, 8, 7))
-    fresh = apply(pickle.loads(pickle.dumps(pipeline)), image, mask, 7)
+    first, other, again = (apply_both(pipeline, image, mask, seed) for seed in (7, 8, 7))
+    fresh = apply_both(pickle.loads(pickle.dumps(pipeline)), image, mask, 7)
     assert all(torch.equal(first[i], same[i]) for same in (again, fresh) for i in (0, 1))
     assert not torch.equal(first[0], other[0])
 
@@ -186,14 +191,14 @@ def test_transforms_of_one_sample_draw_independently():
     pipeline = compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])
     image = np.zeros((2, 2, 3), np.uint8)
     image[0, 0] = 255
-    corners = {int(apply(pipeline, image, None, seed)[0][0].argmax()) for seed in range(40)}
+    corners = {int(apply_both(pipeline, image, None, seed)[0][0].argmax()) for seed in range(40)}
     assert corners == {0, 1, 2, 3}
 
 
 def test_nested_transforms_are_seeded():
     pipeline = compose([A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1)])
     image, _ = scene()
-    results = [apply(pipeline, image, None, 5)[0] for _ in range(5)]
+    results = [apply_both(pipeline, image, None, 5)[0] for _ in range(5)]
     assert all(torch.equal(result, results[0]) for result in results)
 
 
@@ -207,7 +212,7 @@ def test_limited_crop_avoids_one_class():
         pipeline = compose([crop])
         largest = []
         for seed in range(60):
-            _, labels = apply(pipeline, image, mask, seed)
+            _, labels = apply_both(pipeline, image, mask, seed)
             largest.append(labels.flatten().bincount().max().item() / labels.numel())
         return np.mean(np.array(largest) <= 0.75)
 
@@ -229,20 +234,20 @@ def test_limited_crop_does_not_count_ignored_pixels():
 def test_limited_crop_without_mask_and_with_ignored_mask():
     pipeline = compose([RandomCropLimitedClass(8, 8)])
     image, _ = scene()
-    assert apply(pipeline, image, None, 0)[0].shape == (3, 8, 8)
-    _, labels = apply(pipeline, image, np.full(image.shape[:2], 255, np.uint8), 0)
+    assert apply_both(pipeline, image, None, 0)[0].shape == (3, 8, 8)
+    _, labels = apply_both(pipeline, image, np.full(image.shape[:2], 255, np.uint8), 0)
     assert (labels == 255).all()
 
 
 @pytest.mark.parametrize("crop", [A.RandomCrop(100, 100), RandomCropLimitedClass(100, 100)])
 def test_crop_larger_than_image(crop):
     with pytest.raises(ValueError, match=r"larger than image 'street/7' \(60x80 .*PadIfNeeded"):
-        apply(compose([crop]), *scene(), 0, "street/7")
+        apply_both(compose([crop]), *scene(), 0, "street/7")
 
 
 def test_tensor_transform_is_refused():
     with pytest.raises(ValueError, match="remove ToTensorV2"):
-        apply(compose([A.ToTensorV2()]), *scene(), 0, "a")
+        apply_both(compose([A.ToTensorV2()]), *scene(), 0, "a")
 
 
 def test_padding_with_a_class_is_warned_about():
@@ -291,7 +296,7 @@ def test_yaml_with_short_names():
     assert (given.fill, given.ignore_index, given.p) == ((1, 2, 3), 254, 0.5)
     again = parser().instantiate(parser().parse_string(parser().dump(config))).transforms
     assert repr(again) == repr(transforms)
-    assert apply(compose(transforms), *scene(), 0)[0].shape == (3, 32, 32)
+    assert apply_both(compose(transforms), *scene(), 0)[0].shape == (3, 32, 32)
     assert parser().parse_string("transforms: null").transforms is None
 
 
@@ -311,13 +316,13 @@ def test_photometric_distortion_is_four_transforms():
     image, mask = scene()
     unlike = set()
     for seed in range(50):
-        (first, labels), (second, same) = (apply(p, image, mask, seed) for p in pipelines)
+        (first, labels), (second, same) = (apply_both(p, image, mask, seed) for p in pipelines)
         assert torch.equal(first, second)
         assert torch.equal(labels, same)
         unlike.add(first.sum().item())
     assert len(unlike) == 50
     points = compose(single, points=True)
-    assert apply_all(points, image, {}, 0, points=np.ones((1, 2)))["points"].tolist() == [[1, 1]]
+    assert apply(points, image, {}, 0, points=np.ones((1, 2)))["points"].tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -333,28 +338,28 @@ def test_masks_move_together():
     anomaly = np.where(mask == 255, 255, mask % 2).astype(np.uint8)
     pipeline = compose(default_train_transform((64, 64)))
     for seed in range(10):
-        both = apply_all(pipeline, image, {"mask": mask, "anomaly": anomaly}, seed, "x")
+        both = apply(pipeline, image, {"mask": mask, "anomaly": anomaly}, seed, "x")
         labels = both["mask"]
         assert (both["anomaly"] == torch.where(labels == 255, 255, labels % 2)).all()
         assert both["anomaly"].dtype == torch.int64
-        alone, same = apply(pipeline, image, mask, seed)
+        alone, same = apply_both(pipeline, image, mask, seed)
         assert (both["image"] == alone).all()
         assert (labels == same).all()
-    assert set(apply_all(pipeline, image, {}, 0)) == {"image"}
+    assert set(apply(pipeline, image, {}, 0)) == {"image"}
 
 
 def test_points_keep_their_order_and_columns():
     points = np.array([[0.0, 0, 7], [79, 59, 8], [40, 30, 9]])
     image, _ = scene()
     pipeline = compose([A.HorizontalFlip(p=1), A.Crop(10, 10, 50, 50)], points=True)
-    moved = apply_all(pipeline, image, {}, 0, points=points)["points"]
+    moved = apply(pipeline, image, {}, 0, points=points)["points"]
     assert moved.dtype == torch.float64
     assert moved.tolist() == [[69, -10, 7], [-10, 49, 8], [29, 20, 9]]  # two have left the image
 
 
 @pytest.mark.parametrize("transforms", [[], [A.ColorJitter()], [A.HorizontalFlip(p=1)]], ids=len)
 def test_no_points(transforms):
-    moved = apply_all(compose(transforms, points=True), scene()[0], {}, 0, points=np.empty((0, 3)))
+    moved = apply(compose(transforms, points=True), scene()[0], {}, 0, points=np.empty((0, 3)))
     assert moved["points"].shape == (0, 3)
 
 
@@ -393,7 +398,7 @@ def test_points_move_exactly(transform):
     pipeline = pickle.loads(pickle.dumps(compose([transform], points=True)))  # as workers get it
     seen = 0
     for seed in range(20):
-        result = apply_all(pipeline, image, {}, seed, points=np.array([[35.0, 25.0]]))
+        result = apply(pipeline, image, {}, seed, points=np.array([[35.0, 25.0]]))
         weight = result["image"][0].numpy().astype(np.float64)
         weight[weight < 0.05 * weight.max()] = 0
         if weight[[0, -1]].any() or weight[:, [0, -1]].any():
@@ -431,7 +436,7 @@ def test_letterbox_size(shape, size, expected):
 def test_letterbox():
     image, mask = scene(60, 80)
     box = compose([Letterbox(41)])
-    result = apply_all(box, image, {"mask": mask, "valid": np.ones_like(mask)}, 0)
+    result = apply(box, image, {"mask": mask, "valid": np.ones_like(mask)}, 0)
     assert result["image"].shape == (3, 41, 41)
     valid = result["valid"] == 1
     assert valid[:24, :40].all()
@@ -452,7 +457,7 @@ def test_object_crop_keeps_the_object():
 
     def kept(share):
         crop = compose([RandomObjectCrop(120, 120, share, tries=150)])
-        return [int((apply(crop, image, mask, seed)[1] == 1).sum()) for seed in range(60)]
+        return [int((apply_both(crop, image, mask, seed)[1] == 1).sum()) for seed in range(60)]
 
     assert sum(pixels >= 14 for pixels in kept(0.85)) > 45
     assert sum(pixels >= 14 for pixels in kept(0)) < 8
@@ -461,7 +466,7 @@ def test_object_crop_keeps_the_object():
 def test_object_crop_pads_around_smaller_images():
     image, mask = scene(20, 90)
     crop = compose([RandomObjectCrop(40, 60, fill=(124, 116, 104))])
-    result = apply_all(crop, image, {"mask": mask, "valid": np.ones_like(mask)}, 3)
+    result = apply(crop, image, {"mask": mask, "valid": np.ones_like(mask)}, 3)
     assert result["image"].shape == (3, 40, 60)
     valid = result["valid"] == 1
     assert valid[10:30].all()
@@ -477,7 +482,7 @@ def test_episode_train_transform():
     pipeline = compose(episode_train_transform(72))
     rotated = 0
     for seed in range(30):
-        result = apply_all(pipeline, image, {"mask": mask, "valid": np.ones_like(mask)}, seed)
+        result = apply(pipeline, image, {"mask": mask, "valid": np.ones_like(mask)}, seed)
         assert result["image"].shape == (3, 72, 72)
         valid = result["valid"] == 1
         assert (result["mask"][~valid] == 255).all()
