@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from lightning_genseg import EMOptions, MixtureOptions, SegmentationModule
@@ -148,6 +149,23 @@ def mean_iou(model: SegmentationModule) -> float:
     metrics.update(model.eval()(everything["image"]).argmax(1), everything["mask"])
     model.train()
     return float(metrics.compute()["mIoU"])
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that run and keeps the size of the largest tensor that they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.names.append(func.name())
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
 
 
 class PlainFeatures(nn.Module):

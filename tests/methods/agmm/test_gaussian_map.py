@@ -1,10 +1,9 @@
-from typing import Any
+"""Gaussian maps and the losses of AGMM, against their formulas."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_genseg.methods.agmm.gaussian_map import (
     centre_distance,
@@ -14,6 +13,7 @@ from lightning_genseg.methods.agmm.gaussian_map import (
     gaussian_variance,
 )
 from lightning_genseg.methods.agmm.losses import absent_class_loss, class_agreement_loss
+from tests.contract import Operations
 
 CLASSES = 4
 
@@ -83,26 +83,14 @@ def test_distance_is_the_mean_absolute_difference():
         torch.testing.assert_close(mine, theirs)
 
 
-class Largest(TorchDispatchMode):
-    """Most elements that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
-
-
 def test_no_tensor_of_all_differences():
     features = torch.randn(2, 64, 20, 20, requires_grad=True)
     mask = torch.where(torch.rand(2, 80, 80) < 0.02, torch.randint(21, (2, 80, 80)), 255)
-    with Largest() as largest:
+    with Operations() as seen:
         centres, present = class_centres(features, mask, 21)
         gaussian_map(centre_distance(features, centres, present), present).sum().backward()
     assert features.grad is not None
-    assert largest.elements == features.numel()
+    assert seen.largest == features.numel()
 
 
 def test_the_gradient_of_the_distance_is_taken_in_parts(monkeypatch):

@@ -8,14 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.distributions import Independent, Normal
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_genseg import GMMHead
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.head import labelled_cells
-from tests.contract import copied, in_groups
+from tests.contract import Operations, copied, in_groups
 from tests.mixtures.processes import run_processes
 from tests.mixtures.test_sinkhorn import plain as plain_sinkhorn
+
+RAW = {"in_channels": 2, "num_classes": 2, "embedding_dim": None, "normalize_features": False}
+BIG = {"memory_size": 1000, "samples_per_component": 1000}  # nothing is left out or forgotten
 
 
 def make_head(**options):
@@ -35,10 +37,26 @@ def make_batch(classes=3, size=8, channels=6, stride=4, count=2):
     return features, mask
 
 
+def embedded(head, **options):
+    """An embedding and its mask."""
+    features, mask = make_batch(**options)
+    return head.embed(features).detach(), mask
+
+
 def step(head, features, mask, **options):
     losses = head.compute_loss(features, mask)
     head.update_mixture(losses["embedding"], mask, losses["assignment"], **options)
     return losses
+
+
+def rows(maps):
+    """B x D x h x w to N x D."""
+    return maps.movedim(1, -1).flatten(0, 2)
+
+
+def counts_of(head):
+    """Features in the memory, of each class."""
+    return head.memory.moments().counts.view(head.num_classes, -1).sum(1)
 
 
 def assert_same_state(mine, theirs):
@@ -47,29 +65,46 @@ def assert_same_state(mine, theirs):
         torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=0)
 
 
+def assert_same_memory(mine, theirs, **tolerance):
+    for a, b in zip(mine.memory.moments(), theirs.memory.moments(), strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
 # --- scores and losses -----------------------------------------------------------------------
 
 
 def plain_densities(head, embedding):
     """torch.distributions, pixel by component by dimension: N x C x M."""
-    x = embedding.movedim(1, -1).flatten(0, 2)[:, None, None]
-    mixture = head.mixture
+    x, mixture = rows(embedding)[:, None, None], head.mixture
     return Independent(Normal(mixture.centres, mixture.variances.sqrt()), 1).log_prob(x)
 
 
-def test_scores_equal_torch_distributions():
-    head = make_head(components=3).eval()
+@pytest.mark.parametrize("density", ["max", "logsumexp"])
+@pytest.mark.parametrize("logit_norm", ["layernorm", "none"])
+def test_scores_equal_torch_distributions(density, logit_norm):
+    head = make_head(components=3, density=density, logit_norm=logit_norm).eval()
     head.mixture.log_variances.copy_(-torch.rand(3, 3, 4))
     features, _ = make_batch()
     embedding = head.embed(features)
     alive = (head.projection(features) > 0).any(1)  # where all of its few ReLUs are zero, zero
     torch.testing.assert_close(embedding.norm(dim=1), alive.float())
-    density = plain_densities(head, embedding).amax(2) - torch.tensor(3.0).log()
+    plain = plain_densities(head, embedding) - torch.tensor(3.0).log()
+    expected = plain.amax(2) if density == "max" else plain.logsumexp(2)
     logits, anomaly = head.scores(embedding)
-    expected = F.layer_norm(density, (3,)).view(2, 8, 8, 3).movedim(-1, 1)
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(anomaly, -expected.amax(1).view(2, 1, 8, 8))
+    if logit_norm == "layernorm":
+        expected = F.layer_norm(expected, (3,))
+    torch.testing.assert_close(rows(logits), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(head(features), logits)
-    torch.testing.assert_close(anomaly, -density.amax(1).view(2, 1, 8, 8))
+
+
+def test_the_gain_of_the_logit_norm_does_not_touch_the_anomaly_score():
+    head, strong = make_head(), make_head(logit_scale=4.0)
+    strong.mixture.load_state_dict(head.mixture.state_dict())
+    embedding, _ = embedded(head)
+    (logits, anomaly), (strong_logits, same) = head.scores(embedding), strong.scores(embedding)
+    torch.testing.assert_close(strong_logits, 4 * logits)
+    torch.testing.assert_close(anomaly, same, rtol=0, atol=0)
 
 
 def test_losses_equal_the_plain_ones():
@@ -83,6 +118,7 @@ def test_losses_equal_the_plain_ones():
     own = density[torch.arange(128), labels % 255]
     target = plain_sinkhorn(own, labels).argmax(1) + 3 * labels
     valid = labels < 255
+    assert torch.equal(losses["assignment"], torch.where(valid, target, 9))
     expected = {
         "loss_ce": F.cross_entropy(large, mask, ignore_index=255),
         "loss_component": F.cross_entropy(density.flatten(1)[valid], target[valid]),
@@ -98,27 +134,29 @@ def test_without_the_component_loss():
     assert losses["loss"] == losses["loss_ce"]
 
 
-def test_labels_are_read_in_the_middle_of_a_cell():
-    mask = torch.zeros(1, 8, 8, dtype=torch.long)
-    mask[:, 2::4, 2::4] = 1
-    labels = make_head().labels(mask, torch.zeros(1, 4, 2, 2))
-    assert labels.tolist() == [1, 1, 1, 1]
+@pytest.mark.parametrize("size", [(5, 7), (19, 27), (3, 2)])
+def test_any_mask_size(size):
+    features, mask = torch.randn(1, 6, 5, 7), torch.randint(3, (1, *size))
+    assert step(make_head(), features, mask)["loss"].isfinite()
 
 
-def test_any_mask_size():
-    head = make_head()
-    features = torch.randn(1, 6, 5, 7)
-    for size in ((5, 7), (19, 27), (3, 2)):
-        mask = torch.randint(3, (1, *size))
-        assert step(head, features, mask)["loss"].isfinite()
+def test_somebody_elses_labels():
+    """Another ignore index, masks at the resolution of the features."""
+    head = make_head(components=2, embedding_dim=None, ignore_index=-1)
+    features = torch.randn(2, 6, 6, 6, requires_grad=True)
+    mask = torch.randint(-1, 3, (2, 6, 6))
+    step(head, features, mask)["loss"].backward()
+    assert counts_of(head).tolist() == [(mask == c).sum().item() for c in range(3)]
+    ignored = (mask == -1)[:, None].expand_as(features)
+    assert features.grad.any()
+    assert not features.grad[ignored].any()
 
 
 @pytest.mark.parametrize("train", ["em", "gradient", "posthoc"])
 def test_who_learns_by_gradient(train):
     head = make_head(train=train)
     features, mask = make_batch()
-    features.requires_grad_()
-    losses = head.compute_loss(features, mask)
+    losses = head.compute_loss(features.requires_grad_(), mask)
     losses["loss"].backward()
     assert features.grad.abs().sum() > 0
     assert head.projection[0].weight.grad.abs().sum() > 0
@@ -156,9 +194,9 @@ def test_autocast_gives_float32_densities(dtype):
     assert embedding.dtype == density.dtype == scores.dtype == anomaly.dtype == torch.float32
     torch.testing.assert_close(density, head.component_log_density(embedding), rtol=0, atol=0)
     with torch.autocast("cpu", dtype):
-        losses = step(head, features, mask)
-    losses["loss"].backward()
-    assert losses["loss"].dtype == torch.float32
+        loss = step(head, features, mask)["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in head.parameters())
     for name, buffer in head.mixture.named_buffers():
         assert buffer.dtype == torch.float32, name
@@ -179,15 +217,14 @@ class PlainEM:
     def step(self, embedding, mask, remember_only=False):
         head = self.head
         labels = mask[:, 2::4, 2::4].flatten()
-        x = embedding.movedim(1, -1).flatten(0, 2).double()
+        x = rows(embedding).double()
         means = F.normalize(self.means, dim=-1)
         density = Independent(Normal(means, self.variances.sqrt()), 1).log_prob(x[:, None, None])
         present = [c for c in labels.unique().tolist() if c != 255]
         for c in present:
             own = x[labels == c]
-            chosen = plain_sinkhorn(
-                density[labels == c, c], torch.zeros(len(own), dtype=torch.long)
-            ).argmax(1)
+            alike = torch.zeros(len(own), dtype=torch.long)
+            chosen = plain_sinkhorn(density[labels == c, c], alike).argmax(1)
             for m in range(head.options.components):
                 candidates = own[chosen == m]
                 most, n = head.em.samples_per_component, len(candidates)
@@ -214,10 +251,9 @@ def test_em_equals_the_plain_loops(options):
     head = make_head(num_classes=4, **options)
     reference = PlainEM(head)
     for i in range(8):
-        features, mask = make_batch(classes=4 if i % 2 else 3)  # class 3 is not always there
-        embedding = head.embed(features).detach()
-        head.update_mixture(embedding, mask, remember_only=i % 3 == 2)
-        reference.step(embedding, mask, remember_only=i % 3 == 2)
+        batch = embedded(head, classes=4 if i % 2 else 3)  # class 3 is not always there
+        head.update_mixture(*batch, remember_only=i % 3 == 2)
+        reference.step(*batch, remember_only=i % 3 == 2)
         for tensor, expected in (
             (head.mixture.means, reference.means),
             (head.mixture.variances, reference.variances),
@@ -244,122 +280,90 @@ def test_the_assignment_of_the_loss_spares_the_e_step_and_changes_nothing(option
     for i in range(3):
         features, mask = make_batch()
         features[0, 0, 5, 5] = torch.nan if i else 0.0
-        losses = head.compute_loss(features, mask)
-        head.update_mixture(losses["embedding"], mask, losses["assignment"], remember_only=i == 1)
+        losses = step(head, features, mask, remember_only=i == 1)
         other.update_mixture(losses["embedding"], mask, remember_only=i == 1)
         assert_same_state(copied(head), copied(other))
-        for mine, theirs in zip(head.memory.moments(), other.memory.moments(), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        assert_same_memory(head, other, rtol=0, atol=0)
 
 
 def test_the_variance_may_have_a_momentum():
     slow, fast = make_head(variance_momentum=0.75), make_head()
     fast.load_state_dict(slow.state_dict())
-    features, mask = make_batch()
-    embedding, start = slow.embed(features).detach(), slow.mixture.variances.clone()
+    batch, start = embedded(slow), slow.mixture.variances.clone()
     for each in (slow, fast):
-        each.update_mixture(embedding, mask)
+        each.update_mixture(*batch)
     expected = 0.75 * start + 0.25 * fast.mixture.variances
     torch.testing.assert_close(slow.mixture.variances, expected)
-
-
-def test_remember_only_fills_the_memory_alone():
-    head = make_head()
-    features, mask = make_batch()
-    losses = head.compute_loss(features, mask)
-    before = copied(head)
-    head.update_mixture(losses["embedding"], mask, remember_only=True)
-    assert_same_state(copied(head), before)
-    assert head.memory.moments().counts.sum() > 0
 
 
 def test_parameters_stay_the_same_tensors():
     head = make_head(assignment="em", loops=2)
     places = {name: buffer.data_ptr() for name, buffer in head.named_buffers()}
-    features, mask = make_batch()
     before = head.mixture.means.clone()
-    step(head, features, mask)
+    step(head, *make_batch())
     assert not torch.equal(head.mixture.means, before)
     assert places == {name: buffer.data_ptr() for name, buffer in head.named_buffers()}
 
 
 def test_the_memory_is_no_part_of_the_model_and_does_not_grow():
+    def sizes():
+        held = vars(head.memory).items()
+        return {name: t.shape for name, t in held if isinstance(t, torch.Tensor)}
+
     head = make_head(memory_size=10)
-    keys = set(head.state_dict())
+    keys, before = set(head.state_dict()), sizes()
     assert keys == {*dict(head.named_parameters()), *dict(head.named_buffers())}
     assert not any("memory" in key for key in keys)
-    sizes = {name: t.shape for name, t in vars(head.memory).items() if isinstance(t, torch.Tensor)}
     for _ in range(5):
         step(head, *make_batch())
     assert head.memory.moments().counts.max() == 10
     assert set(head.state_dict()) == keys
-    after = {name: t.shape for name, t in vars(head.memory).items() if isinstance(t, torch.Tensor)}
-    assert after == sizes
+    assert sizes() == before
 
 
 # --- switches --------------------------------------------------------------------------------
 
 
-def test_only_correct_pixels_enter_when_asked():
-    head = make_head(memory_filter="correct", samples_per_component=1000)
+@pytest.mark.parametrize("memory_filter", ["labelled", "correct"])
+def test_which_pixels_enter(memory_filter):
+    head = make_head(**BIG, memory_filter=memory_filter)
     features, mask = make_batch()
     losses = head.compute_loss(features, mask)
     labels = head.labels(mask, losses["embedding"])
-    logits = head.scores(losses["embedding"])[0]
-    correct = (logits.argmax(1).flatten() == labels) & (labels < 255)
-    assert 0 < correct.sum() < (labels < 255).sum()
+    correct = rows(head.scores(losses["embedding"])[0]).argmax(1) == labels
+    assert 0 < (correct & (labels < 255)).sum() < (labels < 255).sum()
+    enter = correct if memory_filter == "correct" else labels < 255
     head.update_mixture(losses["embedding"], mask)
-    counts = head.memory.moments().counts.view(3, 5).sum(1)
-    for c in range(3):
-        assert counts[c] == (correct & (labels == c)).sum()
+    assert counts_of(head).tolist() == [(enter & (labels == c)).sum() for c in range(3)]
 
 
-def test_all_labelled_pixels_enter_by_default():
-    head = make_head(memory_size=1000, samples_per_component=1000)
-    features, mask = make_batch()
-    losses = step(head, features, mask)
-    counts = head.memory.moments().counts.view(3, 5).sum(1)
-    labels = head.labels(mask, losses["embedding"])
-    assert counts.tolist() == [(labels == c).sum() for c in range(3)]
-
-
-def test_plain_em_learns_the_weights_and_sinkhorn_does_not():
-    features, mask = make_batch()
-    for assignment in ("em", "sinkhorn"):
-        head = make_head(assignment=assignment, mean_momentum=0.0)
-        before = head.mixture.log_weights.clone()
-        step(head, features, mask)
-        weights = head.mixture.log_weights.exp()
-        torch.testing.assert_close(weights.sum(1), torch.ones(3))
-        assert torch.equal(before, head.mixture.log_weights) == (assignment == "sinkhorn")
-        assert (weights > 0).all()
-        if assignment == "em":  # without momentum, the batch's shares
-            counts = head.memory.moments().counts.view(3, 5)
-            share = (counts / counts.sum(1, keepdim=True)).float()
-            torch.testing.assert_close(weights, share, rtol=0, atol=1e-3)
+@pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
+def test_plain_em_learns_the_weights_and_sinkhorn_does_not(assignment):
+    head = make_head(assignment=assignment, mean_momentum=0.0)
+    before = head.mixture.log_weights.clone()
+    step(head, *make_batch())
+    weights = head.mixture.log_weights.exp()
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    assert torch.equal(before, head.mixture.log_weights) == (assignment == "sinkhorn")
+    assert (weights > 0).all()
+    if assignment == "em":  # without momentum, the batch's shares
+        counts = head.memory.moments().counts.view(3, 5)
+        share = (counts / counts.sum(1, keepdim=True)).float()
+        torch.testing.assert_close(weights, share, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("memory", ["ring", "decay"])
 def test_more_loops_fit_better_and_remember_once(memory):
-    features, mask = make_batch(size=16)
-    once, often = (
-        make_head(
-            memory=memory,
-            loops=n,
-            mean_momentum=0.0,
-            memory_size=1000,
-            samples_per_component=1000,
-        )
-        for n in (1, 10)
-    )
+    batch = make_batch(size=16)
+    once = make_head(**BIG, memory=memory, mean_momentum=0.0)
+    often = make_head(**BIG, memory=memory, mean_momentum=0.0, loops=10)
     often.load_state_dict(once.state_dict())
     fits = []
     for head in (once, often):
-        losses = step(head.eval(), features, mask)
-        density = head.component_log_density(losses["embedding"])
-        labels = head.labels(mask, losses["embedding"])
+        embedding = step(head.eval(), *batch)["embedding"]
+        labels = head.labels(batch[1], embedding)
         valid = labels < 255
-        own = density[valid, labels[valid]]
+        own = head.component_log_density(embedding)[valid, labels[valid]]
         fits.append(own.logsumexp(1).mean())
         assert head.memory.moments().counts.sum() == valid.sum()
     assert fits[1] > fits[0] + 0.05
@@ -369,11 +373,10 @@ def test_more_loops_fit_better_and_remember_once(memory):
 def test_full_covariance(memory):
     head = make_head(covariance="full", memory=memory, memory_size=1000, components=1)
     features, mask = make_batch()
-    losses = step(head, features, mask)
-    x = losses["embedding"].movedim(1, -1).flatten(0, 2)
-    labels = head.labels(mask, losses["embedding"])
+    embedding = step(head, features, mask)["embedding"]
+    labels = head.labels(mask, embedding)
     for c in range(3):
-        own = x[labels == c]
+        own = rows(embedding)[labels == c]
         mean = F.normalize(own.sum(0), dim=0)
         expected = (own - mean).T @ (own - mean) / len(own) + 1e-2 * torch.eye(4)
         torch.testing.assert_close(head.mixture.covariances[c, 0], expected)
@@ -398,56 +401,21 @@ def test_raw_features():
     assert head.mixture.centres[:, 0].mean() > 90  # neither features nor means are normalised
 
 
-def test_logits_may_be_the_densities_themselves():
-    head = make_head(logit_norm="none")
-    embedding = head.embed(make_batch()[0])
-    logits, anomaly = head.scores(embedding)
-    density = head.mixture.log_density(embedding.movedim(1, -1).flatten(0, 2))
-    torch.testing.assert_close(logits.movedim(1, -1).flatten(0, 2), density)
-    torch.testing.assert_close(anomaly, -logits.amax(1, keepdim=True))
-
-
-def test_the_logit_norm_does_not_touch_the_anomaly_score():
-    head = make_head()
-    embedding = head.embed(make_batch()[0])
-    before = head.scores(embedding)
-    torch.nn.init.constant_(head.logit_norm.weight, 7)
-    after = head.scores(embedding)
-    assert not torch.allclose(before[0], after[0])
-    torch.testing.assert_close(before[1], after[1], rtol=0, atol=0)
-
-
-def test_the_gain_of_the_logit_norm():
-    head, strong = make_head(), make_head(logit_scale=4.0)
-    strong.mixture.load_state_dict(head.mixture.state_dict())
-    embedding = head.embed(make_batch()[0])
-    torch.testing.assert_close(strong.scores(embedding)[0], 4 * head.scores(embedding)[0])
-
-
-def test_the_whole_mixture_may_be_the_class_density():
-    head = make_head(density="logsumexp", logit_norm="none")
-    embedding = head.embed(make_batch()[0])
-    density = plain_densities(head, embedding).logsumexp(2) - torch.tensor(5.0).log()
-    logits = head.scores(embedding)[0].movedim(1, -1).flatten(0, 2)
-    torch.testing.assert_close(logits, density, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
-    ("options", "tolerance"),
+    ("options", "size", "tolerance"),
     [
-        ({"memory_dtype": "bfloat16"}, 0.02),
-        ({"memory_dtype": "float16"}, 0.02),
-        ({"memory": "decay"}, 0.01),  # as long as little has been forgotten
+        ({"memory_dtype": "bfloat16"}, 40, 0.02),
+        ({"memory_dtype": "float16"}, 40, 0.02),
+        ({"memory": "decay"}, 10_000, 0.01),  # as long as little has been forgotten
     ],
 )
-def test_smaller_memories_give_nearly_the_same_mixture(options, tolerance):
-    head, small = make_head(memory_size=10_000), make_head(memory_size=10_000, **options)
+def test_smaller_memories_give_nearly_the_same_mixture(options, size, tolerance):
+    head, small = make_head(memory_size=size), make_head(memory_size=size, **options)
     small.load_state_dict(head.state_dict())
     for _ in range(3):
-        features, mask = make_batch()
-        embedding = head.embed(features).detach()
+        batch = embedded(head)
         for each in (head, small):
-            each.update_mixture(embedding, mask)
+            each.update_mixture(*batch)
     torch.testing.assert_close(small.mixture.means, head.mixture.means, rtol=0, atol=tolerance)
     if "memory" in options:
         assert sum(tensor.numel() for tensor in small.memory.moments()) == 3 * 5 * (1 + 4 + 4)
@@ -466,9 +434,8 @@ def test_everything_ignored_changes_nothing(assignment, memory, first):
     features, mask = make_batch()
     if not first:
         step(head, features, mask)
-    features.requires_grad_()
     nothing = torch.full_like(mask, 255)
-    losses = head.compute_loss(features, nothing)
+    losses = head.compute_loss(features.requires_grad_(), nothing)
     losses["loss"].backward()
     assert losses["loss"] == 0
     assert torch.equal(features.grad, torch.zeros_like(features))
@@ -481,14 +448,13 @@ def test_everything_ignored_changes_nothing(assignment, memory, first):
 def test_an_absent_class_is_untouched():
     head = make_head(assignment="em")
     step(head, *make_batch())
-    before = copy.deepcopy(head.mixture)
+    before = copied(head.mixture)
     features, mask = make_batch()
     mask[mask == 1] = 255
     step(head, features, mask)
-    for name in ("means", "log_variances", "log_weights"):
-        now, then = getattr(head.mixture, name), getattr(before, name)
-        assert torch.equal(now[1], then[1]), name
-        assert not torch.equal(now[0], then[0]), name
+    for name, now in copied(head.mixture).items():
+        assert torch.equal(now[1], before[name][1]), name
+        assert not torch.equal(now[0], before[name][0]), name
 
 
 def test_one_labelled_pixel():
@@ -525,21 +491,15 @@ def test_identical_pixels():
 )
 def test_pixels_that_are_not_finite_count_as_ignored(value, options):
     head = make_head(**options)
-    other = make_head(**options)
-    other.load_state_dict(head.state_dict())
-    features, mask = make_batch()
-    broken = head.embed(features).detach()
-    whole = broken.clone()
-    broken[0, :, 5, 5] = value
-    broken[1, 2, 3, 4] = value
-    masked = mask.clone()
-    masked[0, 20:24, 20:24] = 255
-    masked[1, 12:16, 16:20] = 255
+    other = copy.deepcopy(head)
+    broken, mask = embedded(head)
+    whole, masked = broken.clone(), mask.clone()
+    broken[0, :, 5, 5] = broken[1, 2, 3, 4] = value
+    masked[0, 20:24, 20:24] = masked[1, 12:16, 16:20] = 255
     head.update_mixture(broken, mask)
     other.update_mixture(whole, masked)
     assert_same_state(copied(head.mixture), copied(other.mixture))
-    for mine, theirs in zip(head.memory.moments(), other.memory.moments(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    assert_same_memory(head, other, rtol=0, atol=0)
     assert all(buffer.isfinite().all() for buffer in head.mixture.buffers())
 
 
@@ -554,14 +514,13 @@ def test_one_nan_image_leaves_the_mixture_alone():
     assert_same_state(copied(head.mixture), before)
 
 
-def test_a_class_of_one_dimension_and_of_512():
-    for dim in (1, 512):
-        head = make_head(embedding_dim=dim, normalize_features=dim > 1)
-        features, mask = make_batch()
-        losses = step(head, features, mask)
-        losses["loss"].backward()
-        assert losses["loss"].isfinite()
-        assert all(buffer.isfinite().all() for buffer in head.mixture.buffers())
+@pytest.mark.parametrize("dim", [1, 512])
+def test_a_class_of_one_dimension_and_of_512(dim):
+    head = make_head(embedding_dim=dim, normalize_features=dim > 1)
+    losses = step(head, *make_batch())
+    losses["loss"].backward()
+    assert losses["loss"].isfinite()
+    assert all(buffer.isfinite().all() for buffer in head.mixture.buffers())
 
 
 @pytest.mark.parametrize(
@@ -587,42 +546,19 @@ def test_refuses_what_cannot_be(options, message):
 # --- cost ------------------------------------------------------------------------------------
 
 
-class Operations(TorchDispatchMode):
-    """Counts the operations that run and keeps the size of the largest tensor that they make."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.largest = [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.names.append(func.name())
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return out
-
-
 def count_operations(head, features, mask):
     with Operations() as seen:
-        losses = head.compute_loss(features, mask)
+        losses = step(head, features.requires_grad_(), mask)
         losses["loss"].backward()
-        head.update_mixture(losses["embedding"], mask, losses["assignment"])
         head.update_mixture(losses["embedding"], mask)
     return seen
 
 
 @pytest.mark.parametrize("options", [{}, {"assignment": "em"}, {"memory": "decay"}])
 def test_no_tensor_of_pixels_by_components_by_dimensions(options):
-    classes, components, dim = 40, 5, 32
-    head = make_head(
-        num_classes=classes, components=components, embedding_dim=dim, memory_size=5, **options
-    )
-    features, mask = make_batch(classes=classes, size=16, stride=1)
-    features.requires_grad_()
-    seen = count_operations(head, features, mask)
-    pixels = 2 * 16 * 16
-    assert seen.largest == pixels * classes * components
+    head = make_head(num_classes=40, components=5, embedding_dim=32, memory_size=5, **options)
+    seen = count_operations(head, *make_batch(classes=40, size=16, stride=1))
+    assert seen.largest == 2 * 16 * 16 * 40 * 5
 
 
 # With D = 4: few classes take the E-step from the matrix product, many from their own components
@@ -635,8 +571,7 @@ def test_as_many_operations_whatever_the_number_of_classes(options, sizes):
     counts = []
     for classes, components in sizes:
         head = make_head(num_classes=classes, components=components, **options)
-        features, mask = make_batch(classes=classes)
-        seen = count_operations(head, features.requires_grad_(), mask)
+        seen = count_operations(head, *make_batch(classes=classes))
         assert "aten::_local_scalar_dense" not in seen.names  # no `.item()`
         counts.append(len(seen.names))
     assert counts[0] == counts[1]
@@ -663,9 +598,8 @@ def test_a_training_step_never_waits_for_the_gpu(options):
         mask = torch.zeros(2, 32, 32, dtype=torch.long, device="cuda")
         with pytest.raises(DataDependentOutputException):
             mask.sum().item()
-        losses = head.compute_loss(features, mask)
-        for assignment in (losses["assignment"], None):
-            head.update_mixture(losses["embedding"], mask, assignment)
+        losses = step(head, features, mask)
+        head.update_mixture(losses["embedding"], mask)
         assert losses["loss"].device.type == head.mixture.means.device.type == "cuda"
 
 
@@ -711,8 +645,7 @@ def test_two_processes_equal_one(options):
     for name, value in alone.mixture.state_dict().items():
         torch.testing.assert_close(first.mixture.state_dict()[name], value, rtol=1e-4, atol=1e-5)
     for head in (first, second):
-        for mine, theirs in zip(head.memory.moments(), alone.memory.moments(), strict=True):
-            torch.testing.assert_close(mine, theirs)
+        assert_same_memory(head, alone)
 
 
 # --- it learns -------------------------------------------------------------------------------
@@ -726,24 +659,20 @@ def xor_batch(size=16):
     return 2 * torch.stack([first, second], 1) + 0.3 * torch.randn(2, 2, size, size), mask
 
 
+def trained_on_xor(**options):
+    head = make_head(**RAW, mean_momentum=0.9, **options)
+    for _ in range(30):
+        features, mask = xor_batch()
+        head.update_mixture(head.embed(features), mask)
+    return head
+
+
 @pytest.mark.parametrize("assignment", ["em", "sinkhorn"])
 @pytest.mark.parametrize("memory", ["ring", "decay"])
 def test_several_components_learn_what_one_cannot(assignment, memory):
     def accuracy(components):
-        head = make_head(
-            in_channels=2,
-            num_classes=2,
-            components=components,
-            embedding_dim=None,
-            normalize_features=False,
-            memory=memory,
-            memory_size=200,
-            mean_momentum=0.9,
-            assignment=assignment,
-        )
-        for _ in range(30):
-            features, mask = xor_batch()
-            head.update_mixture(head.embed(features), mask)
+        options = {"memory": memory, "assignment": assignment, "memory_size": 200}
+        head = trained_on_xor(components=components, **options)
         features, mask = xor_batch(32)
         return (head(features).argmax(1) == mask).float().mean().item()
 
@@ -752,46 +681,8 @@ def test_several_components_learn_what_one_cannot(assignment, memory):
     assert accuracy(4) > 0.98
 
 
-@pytest.mark.parametrize("train", ["em", "gradient"])
-def test_head_and_projection_learn_together(train):
-    head = make_head(
-        num_classes=6,
-        embedding_dim=16,
-        components=2,
-        mean_momentum=0.9,
-        logit_scale=3.0,
-        train=train,
-    )
-    optimizer = torch.optim.AdamW(head.parameters(), 0.02)
-    losses = []
-    for _ in range(60):
-        features, mask = make_batch(classes=6)
-        out = head.compute_loss(features, mask)
-        optimizer.zero_grad()
-        out["loss"].backward()
-        optimizer.step()
-        if train == "em":
-            head.update_mixture(out["embedding"], mask)
-        losses.append(out["loss_ce"].item())
-    features, mask = make_batch(classes=6)
-    labels = mask[:, 2::4, 2::4]
-    correct = (head.eval()(features).argmax(1) == labels)[labels < 255].float().mean()
-    assert correct > 0.85  # chance: 0.17
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-
-
 def test_strange_features_score_higher_than_seen_ones():
-    head = make_head(
-        in_channels=2,
-        num_classes=2,
-        components=2,
-        embedding_dim=None,
-        normalize_features=False,
-        mean_momentum=0.9,
-    )
-    for _ in range(30):
-        features, mask = xor_batch()
-        head.update_mixture(head.embed(features), mask)
+    head = trained_on_xor(components=2)
     seen = head.scores(head.embed(xor_batch()[0]))[1]
     between = head.scores(torch.zeros(1, 2, 4, 4))[1]  # where no class has a component
     far = head.scores(torch.full((1, 2, 4, 4), 20.0))[1]
@@ -801,20 +692,36 @@ def test_strange_features_score_higher_than_seen_ones():
     assert head.mixture.log_density(torch.full((1, 2), 20.0)).softmax(1).max() > 0.99
 
 
-def test_somebody_elses_labels():
-    """Another ignore index, masks at the resolution of the features."""
-    head = make_head(in_channels=8, components=2, embedding_dim=None, ignore_index=-1)
-    features = torch.randn(2, 8, 6, 6, requires_grad=True)
-    mask = torch.randint(-1, 3, (2, 6, 6))
-    step(head, features, mask)["loss"].backward()
-    counts = head.memory.moments().counts.view(3, 2).sum(1)
-    assert counts.tolist() == [(mask == c).sum().item() for c in range(3)]
-    ignored = (mask == -1)[:, None].expand_as(features)
-    assert features.grad.any()
-    assert not features.grad[ignored].any()
+@pytest.mark.parametrize("train", ["em", "gradient"])
+def test_head_and_projection_learn_together(train):
+    options = {"embedding_dim": 16, "components": 2, "mean_momentum": 0.9, "logit_scale": 3.0}
+    head = make_head(num_classes=6, train=train, **options)
+    optimizer = torch.optim.AdamW(head.parameters(), 0.02)
+    losses = []
+    for _ in range(60):
+        features, mask = make_batch(classes=6)
+        out = head.compute_loss(features, mask)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        if train == "em":
+            head.update_mixture(out["embedding"], mask, out["assignment"])
+        losses.append(out["loss_ce"].item())
+    features, mask = make_batch(classes=6)
+    labels = mask[:, 2::4, 2::4]
+    correct = (head.eval()(features).argmax(1) == labels)[labels < 255].float().mean()
+    assert correct > 0.85  # chance: 0.17
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
-# --- sparse labels ---------------------------------------------------------------------------
+# --- labels of cells -------------------------------------------------------------------------
+
+
+def test_labels_are_read_in_the_middle_of_a_cell():
+    mask = torch.zeros(1, 8, 8, dtype=torch.long)
+    mask[:, 2::4, 2::4] = 1
+    labels = make_head().labels(mask, torch.zeros(1, 4, 2, 2))
+    assert labels.tolist() == [1, 1, 1, 1]
 
 
 def test_points_between_the_middles_of_cells_reach_em_if_told_so():
@@ -835,13 +742,10 @@ def test_most_frequent_label_of_each_cell(size):
     cells = labelled_cells(mask, size, 3)
     row = torch.arange(16) * size[0] // 16
     column = torch.arange(24) * size[1] // 24
-    for b in range(3):
-        for i in range(size[0]):
-            for j in range(size[1]):
-                inside = mask[b][row == i][:, column == j]
-                counts = [(inside == c).sum() for c in range(3)]
-                expected = 255 if max(counts) == 0 else counts.index(max(counts))
-                assert cells[b, i, j] == expected
+    for b, i, j in torch.cartesian_prod(*map(torch.arange, cells.shape)).tolist():
+        inside = mask[b][row == i][:, column == j]
+        counts = [(inside == c).sum() for c in range(3)]
+        assert cells[b, i, j] == (255 if max(counts) == 0 else counts.index(max(counts)))
 
 
 def test_constant_labels_are_reduced_alike():
@@ -851,12 +755,12 @@ def test_constant_labels_are_reduced_alike():
     assert torch.equal(nearest, make_head(label_reduction="labelled").labels(mask, embedding))
 
 
-def test_em_learns_from_points_off_the_middle():
+@pytest.mark.parametrize(("reduction", "moves"), [("nearest", False), ("labelled", True)])
+def test_em_learns_from_points_off_the_middle(reduction, moves):
     mask = torch.full((1, 24, 20), 255)
     mask[0, 0, 0], mask[0, 23, 19] = 0, 1
-    for reduction, moves in (("nearest", False), ("labelled", True)):
-        model = make_head(label_reduction=reduction, mean_momentum=0.5)
-        before = model.mixture.means.clone()
-        model.update_mixture(torch.randn(1, 4, 6, 5), mask)
-        changed = (model.mixture.means != before).flatten(1).any(1)
-        assert changed.tolist() == [moves, moves, False]
+    head = make_head(label_reduction=reduction, mean_momentum=0.5)
+    before = head.mixture.means.clone()
+    head.update_mixture(torch.randn(1, 4, 6, 5), mask)
+    changed = (head.mixture.means != before).flatten(1).any(1)
+    assert changed.tolist() == [moves, moves, False]
