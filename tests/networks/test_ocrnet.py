@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.networks import PixelFeatures
 from lightning_genseg.networks.ocrnet import ObjectAttention, OCRDecoder, gather_regions
 
@@ -18,15 +19,11 @@ def test_features_and_coarse_scores():
     )
 
 
-def test_other_decoders_have_no_auxiliary_scores():
-    assert PixelFeatures("tu-test_resnet", "fpn").extract(torch.rand(1, 3, 64, 64))[1] is None
-
-
 def test_options():
     options = {"decoder_channels": 32, "key_channels": 16}
     features = PixelFeatures("tu-test_resnet", "ocrnet", num_classes=5, options=options)
     assert features.out_channels == 32
-    with pytest.raises(ValueError, match="encoder_depth of at least 2"):
+    with pytest.raises(GenSegError, match="encoder_depth of at least 2"):
         PixelFeatures("tu-test_resnet", "ocrnet", num_classes=5, options={"encoder_depth": 1})
 
 
@@ -60,25 +57,8 @@ def test_attention_equals_the_library_one():
     context = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
     expected = attention.out(context.reshape(2, 4, 5, 6))
     torch.testing.assert_close(attention(pixels, regions), expected)
-
-
-def test_context_does_not_depend_on_where_a_pixel_is():
-    attention = ObjectAttention(8, 4).eval()
-    pixels, regions = torch.randn(1, 8, 5, 6), torch.randn(1, 8, 3, 1)
-    torch.testing.assert_close(
-        attention(pixels.flip(-1), regions), attention(pixels, regions).flip(-1)
-    )
-
-
-def test_bf16_autocast():
-    features = PixelFeatures("tu-test_resnet", "ocrnet", num_classes=5)
-    with torch.autocast("cpu", torch.bfloat16):
-        output, scores = features.extract(torch.randn(2, 3, 40, 50))
-    assert scores is not None
-    (output.float().square().mean() + scores.float().square().mean()).backward()
-    assert all(
-        p.grad is not None and p.grad.isfinite().all() for p in features.decoder.parameters()
-    )
+    mirrored = attention(pixels.flip(-1), regions).flip(-1)  # no pixel knows where it is
+    torch.testing.assert_close(mirrored, expected)
 
 
 def test_widths_of_the_hrnet_configuration():
