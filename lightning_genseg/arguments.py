@@ -2,7 +2,7 @@
 
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import signature
 from numbers import Integral, Real
@@ -129,11 +129,9 @@ def arguments_of(kind: type) -> list[str]:
     return list(names)
 
 
-def refuse_unknown(kind: type, names: Iterable[str]) -> None:
-    """Refuse the first of some arguments that a class does not have."""
-    for name in names:
-        hint = did_you_mean(name, arguments_of(kind))
-        raise GenSegError(f"{kind.__name__} has no argument '{name}'{hint}")
+def unknown_argument(kind: type, name: str) -> str:
+    """Sentence on an argument that a class does not have."""
+    return f"{kind.__name__} has no argument '{name}'{did_you_mean(name, arguments_of(kind))}"
 
 
 def as_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Options:
@@ -146,6 +144,6 @@ def as_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Optio
         return value
     if not isinstance(value, Mapping):
         raise GenSegError(f"{value!r} is no {kind.__name__}: give one, or a mapping of its fields.")
-    known = arguments_of(kind)
-    refuse_unknown(kind, [str(key) for key in value if key not in known])
+    for key in value.keys() - arguments_of(kind):
+        raise GenSegError(unknown_argument(kind, str(key)))
     return kind(**value)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from lightning_genseg.arguments import check_arguments, refuse_unknown
+from lightning_genseg.arguments import check_arguments, unknown_argument
 from lightning_genseg.errors import GenSegError
 
 # timm's, smp's and mmsegmentation's names: absolute_pos_embed, relative_position_bias_table,
@@ -40,7 +40,8 @@ class OptimisedModule(LightningModule):
         decay_norms: bool = True,
         **unknown: Any,
     ) -> None:
-        refuse_unknown(type(self), unknown)
+        for name in unknown:
+            raise TypeError(unknown_argument(type(self), name))
         check_arguments(OptimisedModule.__init__, locals(), head_lr_factor="[0, inf)")
         super().__init__()
         # The subclass that saves the other arguments does not see these two where nobody gave them.
