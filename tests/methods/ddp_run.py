@@ -64,10 +64,9 @@ class Scenes(LightningDataModule):
 
     def part(self, seed: int, count: int) -> DataLoader[Any]:
         assert self.trainer is not None
-        world, rank = self.trainer.world_size, self.trainer.global_rank
         dataset = SyntheticScenes(count, (64, 64), seed)
-        share = BATCH // world
-        mine = [i for i in range(count) if i % BATCH // share == rank]
+        share = BATCH // self.trainer.world_size
+        mine = [i for i in range(count) if i % BATCH // share == self.trainer.global_rank]
         samples = [dataset[i] for i in mine]
         for sample in samples:  # with equally many labels everywhere, the mean of means is the mean
             sample["mask"][sample["mask"] == 255] = 0
