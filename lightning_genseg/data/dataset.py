@@ -102,7 +102,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         self.class_of = np.arange(IGNORE + 1)
         self.palette = check_palette(palette, len(self.class_names))
         self.transform = compose(transform)
-        self._table = label_table(ids, len(self.class_names))
+        self.table = label_table(ids, len(self.class_names))  # of the mask files
         self._anomaly_table = None if anomaly_ids is None else anomaly_table(anomaly_ids)
 
     @property
@@ -116,8 +116,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 
     def label_values(self) -> dict[int, int]:
         """Value in the mask files -> class or 255, all that may occur."""
-        known = np.flatnonzero(self._table != UNLISTED)
-        return dict(zip(known.tolist(), self._table[known].tolist(), strict=True))
+        known = np.flatnonzero(self.table != UNLISTED)
+        return dict(zip(known.tolist(), self.table[known].tolist(), strict=True))
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -148,7 +148,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         classes[UNLISTED] = anomalies[UNLISTED] = UNLISTED
         anomalies[: self.num_classes] = 1
         anomalies[known], classes[known] = 0, range(len(known))
-        self._anomaly_table, self._table = anomalies[self._table], classes[self._table]
+        self._anomaly_table, self.table = anomalies[self.table], classes[self.table]
         self.class_of = classes[self.class_of].astype(np.intp)
         self.class_names = [self.class_names[c] for c in known]
         self.palette = [self.palette[c] for c in known]
@@ -164,8 +164,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     def read_labels(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Read classes (255 = ignore) and, where there are any, anomalies (1, 0, 255), both HxW."""
         sample, values = self.samples[index], self.read_mask_values(index)
-        expected = None if (self._table < IGNORE).any() else _ANOMALIES  # without classes
-        labels = map_labels(values, self._table, sample.mask, expected)
+        expected = None if (self.table < IGNORE).any() else _ANOMALIES  # without classes
+        labels = map_labels(values, self.table, sample.mask, expected)
         if self._anomaly_table is None:
             return labels, None
         if sample.anomaly is None:

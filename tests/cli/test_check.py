@@ -289,7 +289,7 @@ def test_sparse_labels_that_are_missing_or_broken(root, tmp_path):
     assert [problem["problem"].split(":")[0] for problem in report["problems"]] == [
         f"1 of 6 images have no sparse masks (expected: '{folder}/train_5.png')".split(":")[0],
         f"mask '{folder}/train_1.png' holds no pixel of the value 99 (unlabelled), but 99% of 255, "
-        "which means ignored",
+        "which means ignored and takes no part",
         f"mask '{folder}/train_5.png' does not exist",
     ]
     train = report["splits"]["train"]

@@ -251,7 +251,7 @@ class SparseMasks(SparseLabels):
         raw = read_mask(path) if self._found else dataset.read_mask_values(index)
         check_sizes(shape, raw.shape, sample._replace(mask=path))
         blank = raw == self.unlabelled
-        table = dataset._table
+        table = dataset.table
         if self.ids is not None:
             table = label_table(self.ids, len(dataset.file_class_names))
         labels = map_labels(np.where(blank, IGNORE, raw), table, path)
