@@ -21,6 +21,7 @@ from lightning_genseg.methods.fewshot.options import (
 )
 from lightning_genseg.methods.gmmseg.head import GMMHead
 from lightning_genseg.methods.gmmseg.options import EMOptions, MixtureOptions
+from lightning_genseg.methods.gss.options import TokenDecoderOptions, VariationOptions, VQOptions
 
 __version__ = "0.2.0"
 
@@ -43,4 +44,7 @@ __all__ = [
     "PosteriorOptions",
     "SegmentationModule",
     "SoftmaxSegmenter",
+    "TokenDecoderOptions",
+    "VQOptions",
+    "VariationOptions",
 ]

@@ -595,8 +595,9 @@ def test_gss_recipe_agrees_with_itself_and_the_published_code(path):
     assert crop == (768 if city else 512)
     assert (model.get("network_options") or {}).get("img_size", crop) == crop
     if kind[0] == "ff":
-        assert model["depth"] == (6 if "r101" in kind else 0 if len(kind) > 3 else 2)
-        assert model["token_stride"] == (8 if "stride8" in kind else 4)
+        decoder = model["decoder"]
+        assert decoder["depth"] == (6 if "r101" in kind else 0 if len(kind) > 3 else 2)
+        assert decoder["stride"] == (8 if "stride8" in kind else 4)
         assert model["colors"] == path.parent.name
     elif kind[1] == "w":
         assert model["inverse_depth"] == (1 if city else 2)

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_genseg import TokenDecoderOptions
+from lightning_genseg.methods.gss.head import TokenHead
 from lightning_genseg.networks.losses import pixel_cross_entropy
-from lightning_genseg.networks.mla import TokenHead
 
 FEATURES = 512
 
@@ -44,7 +45,8 @@ def measure(case: str, args: argparse.Namespace) -> tuple[float, float]:
             scores = F.interpolate(classifier(features), mask.shape[1:], mode="bilinear")
             pixel_cross_entropy(scores, mask).backward()
     else:
-        head = TokenHead(FEATURES, args.tokens, logits_at_once=int(case)).to(args.device)
+        options = TokenDecoderOptions(fused_channels=FEATURES, logits_at_once=int(case))
+        head = TokenHead(args.tokens, options).to(args.device)
 
         def step() -> None:
             head.cross_entropy(features, tokens, labelled).backward()

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_genseg.callbacks.pictures import SamplePictures, to_array, to_picture
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods.gss.inverse import GSSInverse
 from lightning_genseg.methods.gss.module import GSS
 from lightning_genseg.ops.resize import resize_labels, resize_maps
 from lightning_genseg.ops.views import evaluation_mode, input_size
@@ -30,25 +31,28 @@ class MaskigePictures(SamplePictures):
 
     def dataset(self, data: Any, pl_module: LightningModule) -> Any:
         """The validation set."""
-        if not isinstance(pl_module, GSS):
+        if not isinstance(pl_module, GSS | GSSInverse):
             raise GenSegError(
                 f"MaskigePictures draws what a GSS predicts and {type(pl_module).__name__} is "
                 "none: take the callback away."
             )
         return data.split_dataset("val", data.eval_transform)
 
-    def row(self, pl_module: GSS, batch: Mapping[str, Any], palette: Palette) -> dict[str, Picture]:
+    def row(
+        self, pl_module: GSS | GSSInverse, batch: Mapping[str, Any], palette: Palette
+    ) -> dict[str, Picture]:
         """Image, mask, three maskiges, and prediction."""
         image, mask = batch["image"], batch["mask"]
         options = pl_module.inference or {}
         first = (options.get("scales") or [1.0])[0]
         seen = resize_maps(image, input_size((image.shape[-2], image.shape[-1]), options, first))
-        scale = pl_module.tokenizer.downsample / pl_module.features.stride
+        gss = pl_module.prior if isinstance(pl_module, GSSInverse) else pl_module
+        scale = gss.tokenizer.downsample / gss.features.stride
         height, width = (round(side * scale) for side in seen.shape[-2:])
-        maskige = pl_module.maskige(resize_labels(mask, (height, width)))
+        maskige = gss.maskige(resize_labels(mask, (height, width)))
         with evaluation_mode(pl_module):
-            reconstruction = pl_module.tokenizer.decode(pl_module.tokenizer.encode(maskige))
-            predicted = pl_module.picture(seen)
+            reconstruction = gss.tokenizer.decode(gss.tokenizer.encode(maskige))
+            predicted = gss.picture(seen)
             scores = pl_module.maps_at_labels(batch)["scores"]
         maskiges = {
             "maskige": maskige,

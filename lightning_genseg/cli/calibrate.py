@@ -70,6 +70,11 @@ class GenSegTrainer(Trainer):
             risk: in (0, 1); only for `image`.
             weights_only: not used, but the configuration that `fit` leaves holds it.
         """
+        if not isinstance(model, SegmentationModule):
+            raise GenSegError(
+                f"a {type(model).__name__} knows masks only and has no scores of images to "
+                "calibrate: give a segmentation model."
+            )
         assert datamodule is not None
         assert ckpt_path is not None
         stem = ckpt_path.stem.removesuffix("-calibrated")

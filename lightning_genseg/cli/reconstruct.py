@@ -24,7 +24,7 @@ from lightning_genseg.methods.gss.maskige import LeastSquares, Maskige, NearestC
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 from lightning_genseg.methods.gss.tokenizers.majority import CellMajority
 from lightning_genseg.methods.gss.tokenizers.reconstruction import Reconstruction, reconstruct
-from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer, TokenizerConfig
+from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
 from lightning_genseg.metrics.segmentation import segmentation_metrics
 from lightning_genseg.ops.resize import resize_labels
 from lightning_genseg.plots.pictures import (
@@ -48,7 +48,7 @@ _STRIDE = 4  # pixels of the image for each token that stage two predicts
 @torch.no_grad()
 def reconstruct_data(
     data: SegmentationDataModule,
-    tokenizer: str | Path | TokenizerConfig = "majority-4",
+    tokenizer: str | Path | dict[str, Any] = "majority-4",
     colors: Colors = "lattice",
     color_seed: int = 0,
     inverse: Literal["nearest", "lstsq"] = "nearest",

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -303,13 +302,3 @@ class SegmentationModule(TrainedModule):
 def expect_frozen_parts() -> None:
     """Silence Lightning's warning of parts in evaluation mode where they are frozen on purpose."""
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-
-
-def need_single_precision(module: LightningModule) -> None:
-    """Refuse weights and buffers in anything but float32, in which maskiges are drawn."""
-    precision = str(module.trainer.precision)
-    if precision.endswith("true") and precision != "32-true":
-        raise GenSegError(
-            f"trainer.precision is {precision}, but colours and tokens need float32: run "
-            f"{type(module).__name__} with 32-true, bf16-mixed or 16-mixed."
-        )

@@ -130,8 +130,9 @@ class PixelFeatures(nn.Module):
             )
         output = self.decoder(self.encoder(padded))
         features, auxiliary = output if isinstance(output, tuple) else (output, None)
-        if self._pool > 1:  # no decoder with auxiliary scores is that fine
+        if self._pool > 1:
             features = F.avg_pool2d(features, self._pool)
+            auxiliary = None if auxiliary is None else F.avg_pool2d(auxiliary, self._pool)
         rows, columns = -(-height // self.stride), -(-width // self.stride)
         auxiliary = None if auxiliary is None else auxiliary[..., :rows, :columns]
         return features[..., :rows, :columns], auxiliary

@@ -1,10 +1,9 @@
 """Blocks of shifted-window attention over a feature map."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformerBlock
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 
 _WINDOW, _HEAD = 7, 32
@@ -16,21 +15,20 @@ class SwinBlocks(nn.Module):
     Swin Transformer, Liu et al., ICCV 2021, in torchvision's implementation: windows of 7, heads of
     32 channels, twice the channels inside; every other block is shifted by 3. Maps are padded with
     zeros to whole windows after the first norm, and padded places take part in the attention, as in
-    GSS' code; where one window covers the map torchvision does not shift, the code does.
+    GSS' code. Where one window covers the map torchvision does not shift; the code does.
 
     Args:
         channels: of the map; a multiple of 32.
         depth: number of blocks; with 0 the map is returned as it is.
 
     Raises:
-        ValueError: `channels` is no multiple of 32, or `depth` is negative.
+        GenSegError: `channels` is no multiple of 32, or `depth` is negative.
     """
 
     def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
-        if depth < 0:
-            raise GenSegError(f"depth is {depth}; it must be 0 (without Swin blocks) or more.")
-        if depth and (channels < 1 or channels % _HEAD):
+        check_arguments(SwinBlocks.__init__, locals(), channels="[1, inf)", depth="[0, inf)")
+        if depth and channels % _HEAD:
             raise GenSegError(
                 f"Swin blocks have heads of {_HEAD} channels and were given {channels}: choose a "
                 f"multiple of {_HEAD}."

@@ -137,18 +137,26 @@ def load_encoder(
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint or ``.safetensors`` file by name; errors as `load_weights`."""
+    return state_dict_of(read_weights(path), path)
+
+
+def read_weights(path: Path) -> Any:
+    """Content of a checkpoint or ``.safetensors`` file; errors as `load_weights`."""
     if not path.is_file():
         raise MissingFileError(f"There is no weights file {str(path)!r}.")
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise GenSegError(
             f"{str(path)!r} cannot be read as a checkpoint: it is damaged, or no file of plain "
             "tensors written by torch.save or safetensors."
         ) from error
+
+
+def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """Tensors by name in the content of a file; `path` is for messages."""
     content = content if isinstance(content, Mapping) else {}
     inside = [content.get(key) for key in ("state_dict", "model")]
     content = next((part for part in inside if isinstance(part, Mapping)), content)
@@ -159,6 +167,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             "with the key 'state_dict'."
         )
     return state
+
+
+def entries_below(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The entries whose names go on after `part`, which may itself lie deeper."""
+    found = {}
+    for key, value in state.items():
+        _, separator, rest = f".{key}".partition(f".{part}")
+        if separator:
+            found[rest] = value
+    return found
 
 
 def _plain(key: str) -> str:

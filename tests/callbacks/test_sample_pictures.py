@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_genseg import AGMM, GSS
+from lightning_genseg import AGMM, GSS, GSSInverse
 from lightning_genseg.callbacks import LabelSpreading, MaskigePictures
 from lightning_genseg.data import Points, SyntheticScenesDataModule
 from lightning_genseg.data.loaders import collate
 from lightning_genseg.ops.views import InferenceOptions
 from lightning_genseg.plots.pictures import colorize
 from tests.callbacks.runs import PixelSegmenter, column, pixels, scenes, trainer
-from tests.methods.gss.test_module import FROZEN, SMALL
+from tests.contract import save
+from tests.methods.gss.parts import SMALL
 
 
 def agmm(num_classes=6, **arguments):
@@ -94,14 +95,16 @@ def gss_data():
     )
 
 
-@pytest.mark.filterwarnings(FROZEN)
-def test_a_row_of_maskiges_is_what_it_says(tmp_path):
-    model = GSS(**SMALL, tokenizer="majority-8")
+@pytest.mark.parametrize("kind", [GSS, GSSInverse])
+def test_a_row_of_maskiges_is_what_it_says(kind, tmp_path):
+    model = gss = GSS(**SMALL, tokenizer="majority-8")
+    if kind is GSSInverse:
+        model = GSSInverse(SMALL["num_classes"], save(gss, tmp_path / "gss.ckpt"), width=8)
     trainer(tmp_path, MaskigePictures(2)).fit(model, gss_data())
     picture = pixels(tmp_path / "maskiges" / "step_000001.png")
     assert picture.shape[1] == 6 * 320 + 7 * 4
     # Enlarged pixels stay sharp, and so do the colours: the maskiges hold no other ones.
-    colors = {tuple(color) for color in (model.maskige.colors * 255).round().int().tolist()}
+    colors = {tuple(color) for color in (gss.maskige.colors * 255).round().int().tolist()}
     for index in (2, 3, 4):
         left = 4 + index * 324
         cell = picture[40:200, left + 10 : left + 310].reshape(-1, 3)

@@ -50,8 +50,10 @@ def test_any_size_and_no_block():
     assert not list(SwinBlocks(5, 0).parameters())
 
 
-def test_wrong_arguments():
-    with pytest.raises(ValueError, match="depth is -1; it must be 0"):
-        SwinBlocks(32, -1)
-    with pytest.raises(ValueError, match="were given 40: choose a multiple of 32"):
-        SwinBlocks(40, 1)
+@pytest.mark.parametrize(
+    ("channels", "depth", "message"),
+    [(32, -1, "depth is -1; it must be at least 0"), (40, 1, "choose a multiple of 32")],
+)
+def test_wrong_arguments(channels, depth, message):
+    with pytest.raises(ValueError, match=message):
+        SwinBlocks(channels, depth)

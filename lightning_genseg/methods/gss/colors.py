@@ -1,6 +1,4 @@
-"""Colours of classes in a maskige: by the maximal-distance construction, published, random, or from a file (GSS)."""
-
-from __future__ import annotations
+"""Colours of classes in a maskige: constructed, published, random or from a file (GSS)."""
 
 import json
 import random
@@ -12,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 import torch
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.sets.cityscapes import Cityscapes
 from lightning_genseg.errors import GenSegError, MissingFileError
 from lightning_genseg.methods.gss.maskige import Color
@@ -33,18 +32,19 @@ _JITTER = 15  # T of the supplement's Eq. 20
 
 
 def is_lasting(kind: Colors) -> bool:
-    """Whether a name will give the same colours later: no file, and not `repulsion`, where floating point decides."""
+    """Whether it gives the same colours later: no file, nor `repulsion`, a matter of rounding."""
     return kind in get_args(ColorTable) and kind != "repulsion"
 
 
 def class_colors(kind: Colors, num_classes: int, seed: int = 0) -> list[Color]:
     """Colours of K classes and, last, of unlabelled pixels.
 
-    GSS, Chen et al., CVPR 2023, supplement B. The steps of its Table 9 are `arithmetic` (Eqs.
-    16-18: equal steps from 0 in red, green and blue, blue running fastest), `misaligned` (+ starts
-    0, 1, 2, Eq. 19), `jittered` (+ up to 15 at random in each channel, Eq. 20) and, by hand for 150
-    classes, `ade20k`. The paper's steps are chosen per data set; here they fill 0..255 for any K.
+    GSS, Chen et al., CVPR 2023, supplement B. The first steps of its Table 9 are chosen per data
+    set; here they fill 0..255 for any K.
 
+    - `arithmetic`: equal steps from 0 in red, green and blue, blue fastest (Eqs. 16-18).
+    - `misaligned`: the same, starting at 0, 1, 2 (Eq. 19).
+    - `jittered`: the same, and up to 15 more at random in each channel (Eq. 20).
     - `lattice`: the full range of all channels, without the points nearest to grey that are too
       many; the greyest of the others is for unlabelled pixels. Its smallest distance is larger than
       that of the steps above.
@@ -59,24 +59,23 @@ def class_colors(kind: Colors, num_classes: int, seed: int = 0) -> list[Color]:
         seed: of `jittered`, `repulsion` and `random`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the table is for another number of classes, or the file holds no colours.
+        MissingFileError: there is no such file.
+        GenSegError: the table is for another number of classes, or the file holds no colours.
 
     Example:
         >>> class_colors("arithmetic", 4)  # of 2 x 2 x 2 the last, and black
         [(238, 0, 0), (238, 0, 238), (238, 238, 0), (238, 238, 238), (0, 0, 0)]
     """
+    check_arguments(class_colors, locals(), num_classes="[2, inf)", seed="[0, inf)")
     if not isinstance(kind, str | Path):
         return _check(kind, num_classes, "colors")
     if kind not in get_args(ColorTable):
         return _check(_read(Path(kind)), num_classes, f"colors '{kind}'")
-    generator = random.Random(seed)
     if kind == "random":
+        draw = random.Random(seed).randrange
         drawn: dict[Color, None] = {}
         while len(drawn) < num_classes + 1:
-            drawn[
-                (generator.randrange(256), generator.randrange(256), generator.randrange(256))
-            ] = None
+            drawn[(draw(256), draw(256), draw(256))] = None
         return list(drawn)
     if kind == "lattice":
         red, green, blue = (_spread(n) for n in _levels(num_classes + 1))
@@ -84,32 +83,37 @@ def class_colors(kind: Colors, num_classes: int, seed: int = 0) -> list[Color]:
     if kind == "repulsion":
         return _without_grey(_repel(num_classes + 1, seed), num_classes)
     if kind in ("arithmetic", "misaligned", "jittered"):
-        starts = (0, 0, 0) if kind == "arithmetic" else (0, 1, 2)
-        red, green, blue = (
-            # So that neither the start nor the jitter leaves 0..255.
-            [start + i * ((255 - 2 - _JITTER) // (n - 1)) for i in range(n)]
-            for start, n in zip(starts, _levels(num_classes), strict=True)
-        )
-        # The first ones are too many, as in the table of MSeg.
-        table = list(product(red, green, blue))
-        unlabelled = (0, 0, 0)
-        if len(table) == num_classes:  # black is taken: the middle of the first cell
-            r, g, b = ((one + two + _JITTER) // 2 for one, two, *_ in (red, green, blue))
-            unlabelled = (r, g, b)
-        table = table[-num_classes:]
-        if kind == "jittered":
-            table = [
-                (r + generator.randint(0, _JITTER), g + generator.randint(0, _JITTER), b + generator.randint(0, _JITTER))
-                for r, g, b in table
-            ]  # fmt: skip
-        return [*table, unlabelled]
+        return _steps(str(kind), num_classes, random.Random(seed))
     return _check(_published(str(kind)), num_classes, f"colors {kind}")
+
+
+def _steps(kind: str, num_classes: int, generator: random.Random) -> list[Color]:
+    """Colours of Table 9's first steps, and that of unlabelled pixels."""
+    starts = (0, 0, 0) if kind == "arithmetic" else (0, 1, 2)
+    red, green, blue = (
+        # So that neither the start nor the jitter leaves 0..255.
+        [start + i * ((255 - 2 - _JITTER) // (n - 1)) for i in range(n)]
+        for start, n in zip(starts, _levels(num_classes), strict=True)
+    )
+    table = list(product(red, green, blue))
+    unlabelled = (0, 0, 0)
+    if len(table) == num_classes:  # black is taken: the middle of the first cell
+        r, g, b = ((one + two + _JITTER) // 2 for one, two, *_ in (red, green, blue))
+        unlabelled = (r, g, b)
+    table = table[-num_classes:]  # the first ones are too many, as in the table of MSeg
+    if kind == "jittered":
+        jitter = generator.randint
+        table = [
+            (r + jitter(0, _JITTER), g + jitter(0, _JITTER), b + jitter(0, _JITTER))
+            for r, g, b in table
+        ]
+    return [*table, unlabelled]
 
 
 def _published(kind: str) -> list[Sequence[int]]:
     if kind == "cityscapes":
         return [*Cityscapes.PALETTE, (0, 0, 0)]
-    file = resources.files("lightning_genseg.networks") / "published_colors.json"
+    file = resources.files("lightning_genseg.methods.gss") / "published_colors.json"
     table: list[Sequence[int]] = json.loads(file.read_text())[kind]
     return table
 
@@ -122,7 +126,7 @@ def _read(path: Path) -> object:
         )
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise GenSegError(
             f"colors '{path}' is no JSON: give a list of [red, green, blue], as LearnedColors "
             "writes it."
@@ -149,7 +153,7 @@ def _check(table: object, num_classes: int, name: str) -> list[Color]:
 
 
 def _levels(count: int) -> tuple[int, int, int]:
-    """Numbers of red, green and blue values, as equal as possible, that make at least `count` colours."""
+    """Numbers of red, green and blue values, nearly equal, that make at least `count` colours."""
     red = green = blue = 2
     while red * green * blue < count:
         if green == red:
@@ -176,7 +180,7 @@ def _without_grey(points: list[Color], num_classes: int) -> list[Color]:
 
 
 def _repel(count: int, seed: int, steps: int = 600) -> list[Color]:
-    """Points in the cube with a large smallest distance: descent on the sum of 1 / distance^p for growing p."""
+    """Points in the cube far from each other: descent on the sum of 1 / distance^p, p growing."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.rand(count, 3, generator=generator, dtype=torch.float64)
     other = ~torch.eye(count, dtype=torch.bool)

@@ -1,59 +1,37 @@
 """GSS-FT and GSS-FT-W: the way from the predicted picture back to classes, learned."""
 
-from __future__ import annotations
-
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods.base import SegmentationModule, expect_frozen_parts
 from lightning_genseg.methods.checkpoints import read_checkpoint
-from lightning_genseg.methods.gss.inverse_networks import ConvInverse, SwinInverse
-from lightning_genseg.methods.gss.module import GSS, Decoding, check_fingerprints
+from lightning_genseg.methods.gss.maskige import ConvInverse, SwinInverse, need_single_precision
+from lightning_genseg.methods.gss.module import GSS
+from lightning_genseg.methods.gss.options import Decoding
+from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.weights import load_weights
 from lightning_genseg.ops.resize import resize_maps
-from lightning_genseg.ops.views import InferenceOptions
-from lightning_genseg.uncertainty.scores import AnomalyName
-
-# What a trained GSS says of itself; all else is this module's own or only of use in training.
-_OF_PRIOR = (
-    "encoder",
-    "network_options",
-    "colors",
-    "color_seed",
-    "tokenizer",
-    "token_stride",
-    "depth",
-    "level_channels",
-    "fused_channels",
-    "head_channels",
-    "auxiliary",
-    "avg_non_ignore",
-    "mean",
-    "std",
-)
 
 
-class GSSInverse(GSS):
-    """A trained `GSS` whose predicted pictures a small network reads: only that network is trained.
+class GSSInverse(SegmentationModule):
+    """A trained `GSS`, its `prior`, whose predicted pictures a small network learns to read.
 
     Generative Semantic Segmentation, Chen et al., CVPR 2023: GSS-FT with three convolutions
     (`conv`), GSS-FT-W with shifted-window attention (`swin`), by pixel cross-entropy on what the
     frozen prior predicts for training images. The paper suggests a prior from the middle of its
-    training, whose pictures are noisier: give its checkpoint, train, and put the inverse on the
-    last one by `inverse_weights`; colours and tokenizer have to be the same.
+    training, whose pictures are noisier. Give its checkpoint, train, and put the inverse on the
+    last one by `inverse_weights`; colours and tokenizer must be the same.
 
     The published code leaves the prior in training mode, so that its batch norms go on learning;
     here it is in evaluation mode, but for the dropout before its token classifier, the code's only
-    noise.
-
-    What the prior says of `avg_non_ignore` holds for the inverse's cross-entropy as well.
+    noise. The prior's `avg_non_ignore` holds for the inverse's cross-entropy as well. A checkpoint
+    of this module holds the prior: its file is no longer needed.
 
     Args:
         num_classes: K.
@@ -65,23 +43,17 @@ class GSSInverse(GSS):
         inverse_weights: checkpoint of a `GSSInverse` run whose inverse is taken over: then `genseg
             test` and `predict` need no other.
         noise: dropout of the prior while the inverse is trained.
-        decoding: see `GSS`.
-        logits_at_once: see `TokenHead`.
-        prior_arguments: what to build the prior from without its file: what a checkpoint of this
-            module sets.
-        ignore_index: see `SegmentationModule`, also for the arguments that follow.
-        class_names: see there.
-        inference: see there.
-        optimizer: see there.
-        lr_scheduler: see there.
-        decay_norms: see there.
-        anomaly_score: see there.
+        decoding: the prior's likeliest token of each cell (`hard`), or the mixture of all (`soft`).
+        logits_at_once: most logits of tokens that exist at a time; fewer need less memory.
+        prior_arguments: for checkpoints of this module alone: from what the prior is built.
 
     Raises:
-        FileNotFoundError: the checkpoint of the prior or of the inverse does not exist.
-        ValueError: neither or both of `prior` and `prior_arguments`, a checkpoint of another kind
+        MissingFileError: the checkpoint of the prior or of the inverse does not exist.
+        GenSegError: neither or both of `prior` and `prior_arguments`, a checkpoint of another kind
             or of other classes, or an inverse for other colours or another tokenizer.
     """
+
+    not_kept = (*SegmentationModule.not_kept, "mean", "std")  # the prior's
 
     def __init__(
         self,
@@ -95,91 +67,113 @@ class GSSInverse(GSS):
         decoding: Decoding = "hard",
         logits_at_once: int = 2**26,
         prior_arguments: dict[str, Any] | None = None,
-        ignore_index: int = 255,
-        class_names: list[str] | None = None,
-        inference: InferenceOptions | None = None,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        decay_norms: bool = True,
-        anomaly_score: AnomalyName | None = None,
+        **kwargs: Any,
     ) -> None:
+        check_arguments(
+            GSSInverse.__init__,
+            locals(),
+            width="[1, inf)",
+            inverse_depth="[0, inf)",
+            noise="[0, 1)",
+            logits_at_once="[1, inf)",
+        )
         if (prior is None) == (prior_arguments is None):
             raise GenSegError(
                 "GSSInverse needs a trained GSS: give prior, the checkpoint of a GSS run "
                 "(prior_arguments are what a checkpoint of GSSInverse itself sets)."
             )
+        checkpoint = {} if prior is None else _read(prior, "prior", "GSS")
+        arguments = checkpoint["hyper_parameters"] if prior_arguments is None else prior_arguments
+        super().__init__(num_classes, mean=arguments["mean"], std=arguments["std"], **kwargs)
         if prior is not None:
-            prior_arguments = _read_prior(prior, num_classes, class_names)
-        assert prior_arguments is not None
-        super().__init__(
-            num_classes,
-            **prior_arguments,
+            _check_classes(prior, checkpoint, num_classes, self.class_names)
+        self._prior_arguments = {k: v for k, v in arguments.items() if not k.startswith("_")}
+        changes = {"dropout": noise, "logits_at_once": logits_at_once}
+        self.prior = _build(
+            self._prior_arguments,
+            num_classes=num_classes,
+            ignore_index=self.ignore_index,
+            decoder={**arguments["decoder"], **changes},
             decoding=decoding,
-            dropout=noise,
-            logits_at_once=logits_at_once,
-            ignore_index=ignore_index,
-            class_names=class_names,
-            inference=inference,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            decay_norms=decay_norms,
-            anomaly_score=anomaly_score,
         )
-        self._prior_arguments = {**prior_arguments, **self._without_files}
         if prior is not None:
-            load_weights(self, prior, prefix="")
-            self._tokenizer_has_weights = True
-        self.requires_grad_(False)
-        self.inverse = (
+            self.prior.load_state_dict(checkpoint["state_dict"])
+        self.prior.requires_grad_(False)
+        self.inverse: nn.Module = (
             ConvInverse(num_classes, width)
             if inverse == "conv"
             else SwinInverse(num_classes, width, inverse_depth)
         )
         if inverse_weights is not None:
             saved = _read(inverse_weights, "inverse_weights", "GSSInverse")
-            check_fingerprints(
-                f"inverse_weights '{inverse_weights}'", saved["fingerprints"], self.fingerprints()
-            )
+            self.prior.refuse_others(f"inverse_weights '{inverse_weights}'", saved["fingerprints"])
             load_weights(self.inverse, inverse_weights, prefix="inverse.")
         self.needs_training = inverse_weights is None
         self.train()
 
-    def class_scores(self, picture: Tensor, size: Sequence[int]) -> Tensor:
-        """See `GSS`."""
-        scores: Tensor = self.inverse(picture)
-        return resize_maps(scores.float(), size)
+    @property
+    def features(self) -> PixelFeatures:  # type: ignore[override]
+        """The prior's network."""
+        return self.prior.features
 
-    def train(self, mode: bool = True) -> GSSInverse:
-        """Set the mode; all but the inverse and the noise stay in evaluation mode."""
-        super().train(mode)
-        for part in self.children():
-            part.eval()
-        self.inverse.train(mode)
-        self.head.dropout.train(mode)
-        return self
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """`logits` at the size of the image, rounded up to whole cells, and `features` per cell."""
+        features = self.prior.extract(image)[0]
+        scores: Tensor = self.inverse(self.prior.paint(features))
+        logits = resize_maps(scores.float(), self.prior.covered_size(features))
+        return {"logits": logits, "features": features}
+
+    def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
+        """Bring maps that cover all cells to the size of `image`, bilinearly and in float32."""
+        return self.prior.to_image(scores, image)
+
+    def cover(self, mask: Tensor, features: Tensor) -> Tensor:
+        """Extend a mask by ignored pixels to all that the features see."""
+        return self.prior.cover(mask, features)
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`loss`, the pixel cross-entropy of the classes read from the predicted pictures."""
         mask = batch["mask"]
-        with torch.no_grad():
-            picture = self.picture(batch["image"])
-        cells = [side // self.tokenizer.downsample for side in picture.shape[-2:]]
-        size = [side * self.features.stride for side in cells]
-        scores = self.to_image(self.class_scores(picture, size), mask)
-        loss = pixel_cross_entropy(scores, mask, self.ignore_index)
-        return {"loss": self._mean(loss, mask != self.ignore_index)}
+        loss = pixel_cross_entropy(self(batch["image"]), mask, self.ignore_index)
+        return {"loss": self.prior.mean_loss(loss, mask != self.ignore_index)}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; all of the prior but its noise stays in evaluation mode."""
+        super().train(mode)
+        self.prior.eval()
+        self.prior.head.dropout.train(mode)
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Refuse numbers in which colours cannot be told apart."""
+        super().setup(stage)
+        need_single_precision(self)
+
+    def on_fit_start(self) -> None:
+        """Refuse a prior without weights; others are frozen with good reason."""
+        expect_frozen_parts()
+        self.prior.tokenizer.need_weights()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Hold everything: neither the prior's checkpoint nor that of the inverse is read again."""
         super().on_save_checkpoint(checkpoint)
-        saved = checkpoint["hyper_parameters"]
-        own = inspect.signature(type(self)).parameters
-        checkpoint["hyper_parameters"] = {
-            **{key: value for key, value in saved.items() if key in own or key.startswith("_")},
+        checkpoint["fingerprints"] = self.prior.fingerprints()
+        checkpoint["tokenizer"] = self.prior.tokenizer.config()
+        checkpoint["hyper_parameters"] |= {
             "prior": None,
             "inverse_weights": None,
             "prior_arguments": self._prior_arguments,
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse one that was trained with other colours or another tokenizer."""
+        super().on_load_checkpoint(checkpoint)
+        self.prior.refuse_others("the checkpoint", checkpoint.get("fingerprints", {}))
+
+
+def _build(saved: Mapping[str, Any], **changes: Any) -> GSS:
+    # In a function: Lightning would take the arguments of the module around it for the prior's.
+    return GSS(**{**saved, **changes})
 
 
 def _read(path: Path, argument: str, kind: Literal["GSS", "GSSInverse"]) -> dict[str, Any]:
@@ -192,20 +186,19 @@ def _read(path: Path, argument: str, kind: Literal["GSS", "GSSInverse"]) -> dict
     return read_checkpoint(path, argument, kind, fits)
 
 
-def _read_prior(path: Path, num_classes: int, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """Arguments of the GSS that a checkpoint holds."""
-    checkpoint = _read(path, "prior", "GSS")
+def _check_classes(
+    path: Path, checkpoint: Mapping[str, Any], num_classes: int, class_names: Sequence[str] | None
+) -> None:
+    """Refuse a prior that was trained on other classes."""
     if checkpoint["num_classes"] != num_classes:
         raise GenSegError(
             f"prior '{path}' was trained on {checkpoint['num_classes']} classes and the data have "
             f"{num_classes}: give the checkpoint of a GSS run on the same classes."
         )
-    saved = checkpoint["hyper_parameters"]
-    names = saved["class_names"]
+    names = checkpoint["hyper_parameters"]["class_names"]
     if names and class_names and list(names) != list(class_names):
         other = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
         raise GenSegError(
             f"prior '{path}' was trained on other classes than the data have ('{other[0]}' where "
             f"these have '{other[1]}'): give the checkpoint of a GSS run on the same classes."
         )
-    return {key: saved[key] for key in _OF_PRIOR}

@@ -1,15 +1,17 @@
-"""Maskiges: masks as pictures, and back (GSS)."""
-
-from __future__ import annotations
+"""Maskiges: masks as pictures, and the ways back from pictures to classes (GSS)."""
 
 import hashlib
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.networks.fcn import conv_bn_relu
+from lightning_genseg.networks.swin import SwinBlocks
 
 Color = tuple[int, int, int]
 
@@ -29,7 +31,7 @@ class Maskige(nn.Module):
         colors: buffer (K + 1) x 3 in [0, 1].
 
     Raises:
-        ValueError: fewer than three colours, one outside 0..255, or two classes of the same colour.
+        GenSegError: fewer than three colours, one outside 0..255, or one colour for two classes.
 
     Example:
         >>> maskige = Maskige([(255, 0, 0), (0, 0, 255), (0, 0, 0)])
@@ -62,7 +64,11 @@ class Maskige(nn.Module):
         return len(self.colors) - 1
 
     def forward(self, mask: Tensor) -> Tensor:
-        """Maskiges B x 3 x H x W in [0, 1] of masks B x H x W int64; ValueError if a label has no colour."""
+        """Maskiges B x 3 x H x W in [0, 1] of masks B x H x W int64.
+
+        Raises:
+            GenSegError: a label has no colour.
+        """
         ignored = mask == self.ignore_index
         largest = int(mask.masked_fill(ignored, 0).max()) if mask.numel() else 0
         if largest >= self.num_classes:
@@ -80,7 +86,7 @@ class Maskige(nn.Module):
 
 
 class NearestColor(nn.Module):
-    """Class scores of a maskige by the distance to each colour: the inverse of GSS-FF, frozen.
+    """Class scores by the distance to each colour: the inverse of GSS-FF, frozen.
 
     argmin_k |x - b_k|^2 = argmax_k x.b_k - |b_k|^2 / 2, a 1x1 convolution. The paper prints a
     linear least squares instead (`LeastSquares`); its code takes the nearest colour, as here.
@@ -103,7 +109,7 @@ class NearestColor(nn.Module):
         self.register_buffer("bias", -colors.square().sum(1) / 2, persistent=False)
 
     def forward(self, picture: Tensor) -> Tensor:
-        """Scores B x K x H x W of pictures B x 3 x H x W in [0, 1]; twice them and |x|^2 make minus the distance."""
+        """Scores B x K x H x W of pictures x, B x 3 x H x W in [0, 1]: (|x|^2 - distance^2) / 2."""
         # Half precision, or a convolution's TF32, would take neighbouring colours for one another.
         with torch.autocast(picture.device.type, enabled=False):
             scores = torch.einsum("kc,bchw->bkhw", self.weight, picture.float())
@@ -111,13 +117,11 @@ class NearestColor(nn.Module):
 
 
 class LeastSquares(nn.Module):
-    """Class scores by the linear inverse that the paper prints, (b^T b)^-1 b^T (supplement A), frozen; an ablation.
+    """Class scores by the inverse that the paper prints, (b^T b)^-1 b^T, frozen; an ablation.
 
-    The greatest score of a linear map belongs to a corner of the colours' convex hull, wherever the
-    picture's colour
-    lies: even of the exact colours it recovers 14 of 150 classes of ADE20K's table, 5 of 19 of
-        Cityscapes' and 9 of 194
-    of MSeg's. The published code takes the nearest colour.
+    Supplement A. The greatest score of a linear map belongs to a corner of the colours' convex
+    hull, wherever the picture's colour lies. Even of the exact colours it recovers 14 of 150
+    classes of ADE20K's table, 5 of 19 of Cityscapes' and 9 of 194 of MSeg's.
 
     Args:
         colors: K x 3 in [0, 1], those of the classes alone.
@@ -136,6 +140,48 @@ class LeastSquares(nn.Module):
             return torch.einsum("kc,bchw->bkhw", self.weight, picture.float())
 
 
+class ConvInverse(nn.Sequential):
+    """Class scores by three convolutions, 1x1, 3x3 and 1x1: X^-1 of GSS-FT, learned.
+
+    Generative Semantic Segmentation, Sec. 3.2; the width is that of the authors' early code.
+
+    Args:
+        num_classes: K.
+        width: channels in between.
+    """
+
+    def __init__(self, num_classes: int, width: int = 128) -> None:
+        check_arguments(ConvInverse.__init__, locals(), width="[1, inf)")
+        super().__init__(
+            conv_bn_relu(3, width, 1),
+            conv_bn_relu(width, width, 3),
+            nn.Conv2d(width, num_classes, 1),
+        )
+
+
+class SwinInverse(nn.Module):
+    """Class scores by shifted-window attention over the pixels: X^-1 of GSS-FT-W, learned.
+
+    Generative Semantic Segmentation, Sec. 3.2, in the sizes of its code.
+
+    Args:
+        num_classes: K.
+        width: channels; a multiple of 32.
+        depth: number of Swin blocks; the code has 2 on ADE20K and MSeg, 1 on Cityscapes.
+    """
+
+    def __init__(self, num_classes: int, width: int = 128, depth: int = 1) -> None:
+        super().__init__()
+        self.projection = conv_bn_relu(3, width, 1)
+        self.blocks = SwinBlocks(width, depth)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Scores B x K x H x W of pictures B x 3 x H x W in [0, 1]."""
+        scores: Tensor = self.classifier(self.blocks(self.projection(picture)))
+        return scores
+
+
 def class_votes(scores: Tensor) -> Tensor:
     """1 for the highest of the class scores B x K x H x W of each pixel, 0 for the others.
 
@@ -143,3 +189,13 @@ def class_votes(scores: Tensor) -> Tensor:
     that of a third class.
     """
     return torch.zeros_like(scores).scatter_(1, scores.argmax(1, keepdim=True), 1.0)
+
+
+def need_single_precision(module: LightningModule) -> None:
+    """Refuse weights and buffers in anything but float32, in which maskiges are drawn."""
+    precision = str(module.trainer.precision)
+    if precision.endswith("true") and precision != "32-true":
+        raise GenSegError(
+            f"trainer.precision is {precision}, but colours and tokens need float32: run "
+            f"{type(module).__name__} with 32-true, bf16-mixed or 16-mixed."
+        )

@@ -1,19 +1,23 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from lightning_genseg import GSS, GSSInverse
-from tests.contract import NUM_CLASSES, ModuleContract, batch_of, loader, train_by_hand, trainer
-from tests.methods.gss.test_module import (
-    FROZEN,
-    SMALL,
+from lightning_genseg.errors import GenSegError
+from tests.contract import (
+    NUM_CLASSES,
+    ModuleContract,
+    batch_of,
+    changed,
+    copied,
+    loader,
     save,
-    trained,
-    write_colors,
-    write_tokenizer,
+    train_by_hand,
+    trainer,
 )
+from tests.methods.gss.parts import SMALL, trained, write_colors, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +30,15 @@ def make(prior, **arguments):
     return GSSInverse(**{"num_classes": NUM_CLASSES, "prior": prior, "width": 32, **arguments})
 
 
-@pytest.mark.filterwarnings(FROZEN)
 class TestGSSInverse(ModuleContract):
+    fixed: ClassVar = {"mean", "std"}
+
     @pytest.fixture(autouse=True)
     def _prior(self, prior: Path) -> None:
         self.prior = prior
 
     def make(self, **arguments: Any) -> GSSInverse:
-        return make(self.prior, **arguments)
+        return make(**{"prior": self.prior, **arguments})
 
     def test_backward_reaches_every_trainable_parameter(self) -> None:
         """Most of it is frozen."""
@@ -46,17 +51,17 @@ class TestGSSInverse(ModuleContract):
     def test_inside_a_foreign_module(self, tmp_path: Path) -> None:
         """Only the inverse learns."""
         model = self.make()
-        before = {name: value.clone() for name, value in model.state_dict().items()}
+        before = copied(model)
         trainer(tmp_path).fit(model, loader(), loader(2))
-        after = model.state_dict()
-        changed = {name for name in before if not torch.equal(before[name], after[name])}
-        assert changed
-        assert all(name.startswith("inverse.") for name in changed)
+        moved = changed(before, model.state_dict())
+        assert moved
+        assert all(name.startswith("inverse.") for name in moved)
 
     def test_own_network(self) -> None:  # type: ignore[override]
-        """It has that of the prior."""
-        with pytest.raises(TypeError):
-            self.make(features=torch.nn.Identity())
+        """It has that of the prior, and its preprocessing."""
+        for name, value in (("features", torch.nn.Identity()), ("mean", (0, 0, 0))):
+            with pytest.raises((GenSegError, TypeError), match=name):
+                self.make(**{name: value})
 
     def test_number_of_classes(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="trained on 6 classes and the data have 4: give the"):
@@ -65,53 +70,58 @@ class TestGSSInverse(ModuleContract):
         with pytest.raises(ValueError, match=r"trained on 6 classes and .* 4; "):
             GSSInverse.load_from_checkpoint(path, num_classes=4)
 
-    def test_wrong_arguments(self) -> None:
-        with pytest.raises(ValueError, match="class_names has 2 entries and num_classes is 6"):
-            self.make(class_names=["road", "sky"])
-        for arguments in ({}, {"prior": self.prior, "prior_arguments": {}}):
-            with pytest.raises(ValueError, match="needs a trained GSS: give prior"):
-                GSSInverse(NUM_CLASSES, **arguments)
-        with pytest.raises(ValueError, match="were given 40: choose a multiple of 32"):
-            self.make(inverse="swin", width=40)
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            ({"class_names": ["road", "sky"]}, "class_names has 2 entries and num_classes is 6"),
+            ({"inverse": "swin", "width": 40}, "were given 40: choose a multiple of 32"),
+            ({"noise": 1.0}, "noise is 1.0; it must be at least 0 and less than 1"),
+            ({"prior": None}, "needs a trained GSS: give prior"),
+            ({"prior_arguments": {}}, "needs a trained GSS: give prior"),
+        ],
+    )
+    def test_wrong_arguments(self, arguments: dict[str, Any], sentence: str) -> None:
+        with pytest.raises(GenSegError, match=sentence):
+            self.make(**arguments)
 
 
 def test_what_is_trained_and_what_is_not(prior):
     model = make(prior, inverse="swin")
     for parts in (model, model.train(), model.eval().train()):
         on = {name for name, part in parts.named_modules() if part.training}
-        assert all(name in ("", "head.dropout") or name.startswith("inverse") for name in on)
-        assert {"", "head.dropout", "inverse", "inverse.blocks"} <= on
+        assert {name for name in on if name.startswith("prior")} == {"prior.head.dropout"}
+        assert {"", "inverse", "inverse.blocks"} <= on
     assert not any(part.training for part in model.eval().modules())
     groups = model.parameter_groups()
     optimised = {id(p) for group in groups for p in group["params"]}
     assert optimised == {id(p) for p in model.inverse.parameters()}
+    assert [group["name"] for group in groups] == ["head"]
 
 
 def test_noise_is_dropout_of_the_prior(prior):
     image = batch_of()["image"]
     quiet, noisy = make(prior, noise=0.0), make(prior, noise=0.9)
     exact = GSS.load_from_checkpoint(prior).eval().picture(image)
-    assert torch.equal(quiet.train().picture(image), exact)
-    assert not torch.equal(noisy.train().picture(image), exact)
-    assert torch.equal(noisy.eval().picture(image), exact)
+    assert torch.equal(quiet.train().prior.picture(image), exact)
+    assert not torch.equal(noisy.train().prior.picture(image), exact)
+    assert torch.equal(noisy.eval().prior.picture(image), exact)
 
 
 def test_loss_by_hand(prior):
     model = make(prior, noise=0.0).eval()
     batch = batch_of()
-    scores = model.inverse(model.picture(batch["image"]))
+    scores = model.inverse(model.prior.picture(batch["image"]))
     labelled = batch["mask"] != 255
     terms = torch.nn.functional.cross_entropy(
         scores, batch["mask"], ignore_index=255, reduction="none"
     )
     torch.testing.assert_close(model.compute_loss(batch)["loss"], terms.mean())
-    model.avg_non_ignore = True
+    model.prior.avg_non_ignore = True
     torch.testing.assert_close(model.compute_loss(batch)["loss"], terms[labelled].mean())
 
 
 @pytest.mark.parametrize("inverse", ["conv", "swin"])
-def test_a_checkpoint_needs_no_other_file(inverse, prior, tmp_path):
-    torch.manual_seed(0)
+def test_a_checkpoint_needs_no_other_file(inverse, tmp_path):
     tokenizer = write_tokenizer(tmp_path / "vq.ckpt")
     of_vq = save(GSS(**SMALL, tokenizer=tokenizer), tmp_path / "gss.ckpt")
     tokenizer.unlink()
@@ -132,52 +142,43 @@ def test_an_inverse_for_another_prior(prior, tmp_path):
     model = make(prior)
     train_by_hand(model, 3)
     path = save(model, tmp_path / "inverse.ckpt")
-    torch.manual_seed(7)
     other = save(GSS(**SMALL), tmp_path / "other.ckpt")
     merged = make(other, inverse_weights=path).eval()
     assert not merged.needs_training
     image = batch_of()["image"]
     picture = GSS.load_from_checkpoint(other).eval().picture(image)
-    assert torch.equal(merged.picture(image), picture)
+    assert torch.equal(merged.prior.picture(image), picture)
     assert torch.equal(merged(image), model.eval().inverse(picture))
     save(merged, tmp_path / "merged.ckpt")
     path.unlink()
-    assert torch.equal(
-        GSSInverse.load_from_checkpoint(tmp_path / "merged.ckpt").eval()(image), merged(image)
-    )
+    loaded = GSSInverse.load_from_checkpoint(tmp_path / "merged.ckpt").eval()
+    assert torch.equal(loaded(image), merged(image))
 
 
-def test_an_inverse_that_does_not_fit(prior, tmp_path):
-    path = save(make(prior), tmp_path / "inverse.ckpt")
-    red = save(GSS(**SMALL, colors=write_colors(tmp_path / "c.json")), tmp_path / "red.ckpt")
-    with pytest.raises(ValueError, match=r"inverse_weights '.*' was trained with other colors"):
-        make(red, inverse_weights=path)
-    coarse = save(GSS(**SMALL, tokenizer="majority-8"), tmp_path / "coarse.ckpt")
-    with pytest.raises(
-        ValueError, match=r"inverse_weights '.*' was trained with another tokenizer"
-    ):
-        make(coarse, inverse_weights=path)
-    with pytest.raises(ValueError, match=r"inverse\.ckpt' does not fit SwinInverse"):
-        make(prior, inverse="swin", inverse_weights=path)
-
-
-def test_wrong_files(prior, tmp_path):
-    (tmp_path / "text.ckpt").write_text("no")
+def test_files_that_do_not_fit(prior, tmp_path):
     inverse = save(make(prior), tmp_path / "inverse.ckpt")
-    for path in (tmp_path / "text.ckpt", inverse):
-        with pytest.raises(ValueError, match=rf"prior '.*{path.name}' is no checkpoint of a GSS: "):
-            make(path)
-    with pytest.raises(ValueError, match=r"inverse_weights '.*' is no checkpoint of a GSSInverse"):
-        make(prior, inverse_weights=prior)
-    with pytest.raises(FileNotFoundError, match=r"prior '.*' does not exist: give the checkpoint"):
-        make(tmp_path / "nothing.ckpt")
+    red = save(GSS(**SMALL, colors=write_colors(tmp_path / "c.json")), tmp_path / "red.ckpt")
+    coarse = save(GSS(**SMALL, tokenizer="majority-8"), tmp_path / "coarse.ckpt")
+    (tmp_path / "text.ckpt").write_text("no")
+    for wrong, arguments, message in (
+        (red, {"inverse_weights": inverse}, "inverse_weights '.*' was trained with other colors"),
+        (coarse, {"inverse_weights": inverse}, "inverse_weights '.*' .* with another tokenizer"),
+        (prior, {"inverse_weights": inverse, "inverse": "swin"}, "does not fit SwinInverse"),
+        (prior, {"inverse_weights": prior}, "inverse_weights '.*' is no checkpoint of a GSSInv"),
+        (inverse, {}, r"prior '.*inverse.ckpt' is no checkpoint of a GSS: "),
+        (tmp_path / "text.ckpt", {}, r"prior '.*text.ckpt' is no checkpoint of a GSS: "),
+        (tmp_path / "none.ckpt", {}, r"prior '.*' does not exist: give the checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(wrong, **arguments)
+    of_red = save(make(red), tmp_path / "of_red.ckpt")
+    with pytest.raises(ValueError, match="the checkpoint was trained with other colors"):
+        trainer(tmp_path).validate(make(prior), loader(2), ckpt_path=of_red)
 
 
 def test_a_prior_of_other_classes(tmp_path):
     names = [f"class {c}" for c in range(NUM_CLASSES)]
     path = save(GSS(**SMALL, class_names=names), tmp_path / "gss.ckpt")
     make(path, class_names=names)
-    with pytest.raises(
-        ValueError, match=r"other classes than .* \('class 0' where these have 'sky'\)"
-    ):
+    with pytest.raises(ValueError, match=r"other classes .* \('class 0' where these have 'sky'\)"):
         make(path, class_names=["sky", *names[1:]])

@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from lightning_genseg.methods.gss.colors import class_colors
-from lightning_genseg.methods.gss.maskige import LeastSquares, Maskige, NearestColor
+from lightning_genseg.methods.gss.maskige import (
+    ConvInverse,
+    LeastSquares,
+    Maskige,
+    NearestColor,
+    SwinInverse,
+)
 
 TABLES = {"ade20k": 150, "cityscapes": 19, "mseg": 194, "lattice": 11}
 
@@ -48,16 +54,55 @@ def test_unlabelled_pixels_have_their_colour():
         maskige(torch.full((1, 2, 2), 19))
 
 
-def test_wrong_tables():
-    with pytest.raises(ValueError, match="one colour to two classes"):
-        Maskige([(1, 1, 1), (1, 1, 1), (0, 0, 0)])
-    with pytest.raises(ValueError, match="values outside 0"):
-        Maskige([(1, 1, 1), (1, 1, 256), (0, 0, 0)])
-    with pytest.raises(ValueError, match="at least two classes"):
-        Maskige([(1, 1, 1), (0, 0, 0)])
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([(1, 1, 1), (1, 1, 1), (0, 0, 0)], "one colour to two classes"),
+        ([(1, 1, 1), (1, 1, 256), (0, 0, 0)], "values outside 0"),
+        ([(1, 1, 1), (0, 0, 0)], "at least two classes"),
+    ],
+)
+def test_wrong_tables(table, message):
+    with pytest.raises(ValueError, match=message):
+        Maskige(table)
 
 
 def test_fingerprint():
     table = class_colors("lattice", 5)
     assert Maskige(table).fingerprint() == Maskige(table).double().fingerprint()
     assert Maskige(table).fingerprint() != Maskige(table[::-1]).fingerprint()
+
+
+# --- learned inverses --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inverse", "count"),
+    [
+        (SwinInverse(19), 136_503),
+        (SwinInverse(150, depth=2), 286_558),
+        (SwinInverse(194, depth=2), 292_234),
+        (ConvInverse(150), 167_702),
+    ],
+)
+def test_size_of_the_published_ones(inverse, count):
+    assert sum(p.numel() for p in inverse.parameters()) == count
+
+
+@pytest.mark.parametrize("kind", [ConvInverse, SwinInverse])
+def test_it_learns_what_the_nearest_color_cannot(kind):
+    """Two classes of one colour, told apart by what is around them."""
+    inverse = kind(3, width=32)
+    optimizer = torch.optim.AdamW(inverse.parameters(), lr=1e-2)
+    mask = torch.zeros(2, 14, 15, dtype=torch.long)
+    mask[:, ::4, ::4] = 1  # spots in class 0
+    mask[:, :, 9:] = 2
+    picture = (mask == 0).float()[:, None].expand(-1, 3, -1, -1).contiguous()
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(inverse(picture), mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    inner = (slice(None), slice(1, -1), slice(1, -2))
+    right = (inverse.eval()(picture).argmax(1) == mask)[inner].float().mean()
+    assert right > 0.95

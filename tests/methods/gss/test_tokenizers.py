@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from lightning_genseg import MaskigeTokenizer
+from lightning_genseg import MaskigeTokenizer, VQOptions
 from lightning_genseg.methods.gss.colors import class_colors
 from lightning_genseg.methods.gss.maskige import Maskige, NearestColor
 from lightning_genseg.methods.gss.tokenizers.dalle import DalleDVAE
@@ -13,7 +13,7 @@ from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 from lightning_genseg.methods.gss.tokenizers.majority import CellMajority
 from lightning_genseg.methods.gss.tokenizers.reconstruction import reconstruct
 from lightning_genseg.methods.gss.tokenizers.vq import MaskigeVQ
-from tests.contract import trainer
+from tests.contract import save
 
 COLORS = torch.tensor(class_colors("lattice", 5)[:-1]) / 255
 CONFIGS = [
@@ -93,22 +93,22 @@ def test_cell_majority():
 
 
 def test_every_code_of_a_vq_is_its_own_token():
-    """Rounding what encodes to a code gives its number back; training and decoding see the same code."""
-    tokenizer = MaskigeVQ(levels=[4, 3, 2], channels=4)
+    """Rounding what encodes to a code gives its number; training and decoding see one code."""
+    tokenizer = MaskigeVQ(VQOptions(levels=(4, 3, 2), channels=4))
     assert len(tokenizer.codes.unique(dim=0)) == 24
     assert tokenizer.codes.abs().max() == 1
     tokenizer.encoder = torch.nn.Identity()
     squashed = tokenizer.codes.clamp(-0.99, 0.99).T[None, :, None]  # before: 2 x - 1 and tanh
     tokens = tokenizer._encode((squashed.atanh() + 1) / 2)
     assert torch.equal(tokens[0, 0], torch.arange(24))
-    tokenizer = MaskigeVQ(levels=[4, 3, 2], channels=4)
+    tokenizer = MaskigeVQ(VQOptions(levels=(4, 3, 2), channels=4))
     picture = torch.rand(1, 3, 8, 12)
     torch.testing.assert_close(tokenizer(picture), tokenizer.decode(tokenizer.encode(picture)))
 
 
 def test_vq_tokens_are_local():
     """A cell reaches as many rings of cells as there are blocks."""
-    tokenizer = MaskigeVQ(levels=[8, 8, 8], channels=16, blocks=1)
+    tokenizer = MaskigeVQ(VQOptions(levels=(8, 8, 8), channels=16, blocks=1))
     for block in (tokenizer.encoder[2], tokenizer.decoder[1]):
         torch.nn.init.normal_(block.mix.weight)
     picture = torch.rand(1, 3, 28, 28, requires_grad=True)
@@ -117,22 +117,26 @@ def test_vq_tokens_are_local():
     assert (rows.min(), rows.max()) == (8, 19)
 
 
-def test_wrong_sizes():
-    for options, message in (
-        ({"downsample": 0}, "downsample is 0"),
-        ({"levels": [8, 1]}, r"levels is \[8, 1\]"),
-        ({"levels": []}, r"levels is \[\]"),
-        ({"channels": 0}, "channels is 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            MaskigeVQ(**options)
-    with pytest.raises(ValueError, match="hidden is 6"):
-        DalleDVAE(hidden=6)
-    for config in ({"kind": "vqgan"}, {"kind": "vq", "hidden": 8}, {"levels": [3, 3]}):
-        with pytest.raises(ValueError, match=r"give kind \(majority, vq, dalle\) and its sizes"):
-            make_tokenizer(config, COLORS)
-    with pytest.raises(FileNotFoundError, match=r"'majority' is no file: give majority-4"):
-        make_tokenizer("majority", COLORS)
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"kind": "vq", "downsample": 0}, "downsample is 0; it must be at least 1"),
+        ({"kind": "vq", "levels": [8, 1]}, "levels is 1; it must be at least 2"),
+        ({"kind": "vq", "levels": []}, "levels is empty"),
+        ({"kind": "vq", "channels": 0}, "channels is 0; it must be at least 1"),
+        ({"kind": "vq", "hidden": 8}, r"give kind \(majority, vq, dalle\) and its sizes"),
+        ({"kind": "dalle", "hidden": 6}, "hidden is 6; it must be a multiple of 4"),
+        ({"kind": "majority", "downsample": 0}, "downsample is 0; it must be at least 1"),
+        ({"kind": "majority", "hidden": 8}, r"give kind \(majority, vq, dalle\) and its sizes"),
+        ({"kind": "vqgan"}, r"give kind \(majority, vq, dalle\) and its sizes"),
+        ({"levels": [3, 3]}, r"give kind \(majority, vq, dalle\) and its sizes"),
+        ("majority", "'majority' is no file: give majority-4"),
+    ],
+    ids=str,
+)
+def test_wrong_sources(source, message):
+    with pytest.raises(ValueError, match=message):
+        make_tokenizer(source, COLORS)
 
 
 # --- DALL-E ------------------------------------------------------------------------------------
@@ -166,7 +170,7 @@ def test_dalle_has_the_published_parameters():
 
 
 def test_dalle_by_hand():
-    """Its range is mapped to 0.1..0.9 and back; tokens are looked up as one-hot ones would be multiplied."""
+    """Its range is mapped to 0.1..0.9 and back; looking tokens up is multiplying one-hot ones."""
     tokenizer = DalleDVAE(16, 8)
     picture = torch.rand(1, 3, 16, 24)
     scores = tokenizer.encoder.blocks(0.1 + 0.8 * picture)
@@ -200,26 +204,24 @@ def test_files_without_a_tokenizer(tmp_path):
     state = DalleDVAE(16, 8).state_dict()
     encoder = {key: value for key, value in state.items() if key.startswith("encoder.")}
     save_file(encoder, tmp_path / "encoder.safetensors")
-    with pytest.raises(ValueError, match=r"encoder\.safetensors' holds none: give .* encoder and decoder"):  # fmt: skip
-        make_tokenizer(tmp_path / "encoder.safetensors", COLORS)
     state.pop("encoder.blocks.group_2.block_1.id_path.w")
     save_file(state, tmp_path / "part.safetensors")
-    with pytest.raises(ValueError, match=r"part\.safetensors' does not fit DALL-E's dVAE"):
-        make_tokenizer(tmp_path / "part.safetensors", COLORS)
     (tmp_path / "broken.ckpt").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"broken\.ckpt' cannot be read as a checkpoint"):
-        make_tokenizer(tmp_path / "broken.ckpt", COLORS)
+    for name, message in (
+        ("encoder.safetensors", "' holds none: give .* encoder and decoder"),
+        ("part.safetensors", "' does not fit DALL-E's dVAE"),
+        ("broken.ckpt", "' cannot be read as a checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=name + message):
+            make_tokenizer(tmp_path / name, COLORS)
 
 
 # --- of a run ----------------------------------------------------------------------------------
 
 
 def test_tokenizer_of_a_checkpoint(tmp_path):
-    model = MaskigeTokenizer(5, levels=[4, 3], channels=8)
-    run = trainer(tmp_path)
-    run.strategy.connect(model)
-    path = tmp_path / "vq.ckpt"
-    run.save_checkpoint(path)
+    model = MaskigeTokenizer(5, VQOptions(levels=(4, 3), channels=8))
+    path = save(model, tmp_path / "vq.ckpt")
     assert make_tokenizer(str(path), COLORS).fingerprint() == model.tokenizer.fingerprint()
     assert make_tokenizer(path, COLORS[[3, 1]]).codebook_size == 12  # fewer classes, its colours
     others = torch.tensor(class_colors("random", 5)[:-1]) / 255

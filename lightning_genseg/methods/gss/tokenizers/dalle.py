@@ -1,17 +1,19 @@
 """The dVAE of DALL-E."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer, TokenizerConfig
+from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
+from lightning_genseg.networks.weights import entries_below
 
 
 class DalleDVAE(Tokenizer):
@@ -19,9 +21,8 @@ class DalleDVAE(Tokenizer):
 
     Zero-Shot Text-to-Image Generation, Ramesh et al., ICML 2021; layers and names of parameters as
     in the published code, so that its weights fit: `encoder.blocks...` and `decoder.blocks...`.
-    There is no download and no pickle here: `genseg convert-dalle` makes a file
-    of plain tensors. The published convolutions run in half precision on a GPU, so that near-ties
-    can become other tokens there.
+    `genseg convert-dalle` makes a file of plain tensors of its pickles. The published convolutions
+    run in half precision on a GPU, so that near-ties can become other tokens there.
 
     Args:
         vocabulary: V.
@@ -32,11 +33,9 @@ class DalleDVAE(Tokenizer):
 
     def __init__(self, vocabulary: int = 8192, hidden: int = 256) -> None:
         super().__init__()
-        if hidden < 4 or hidden % 4 or vocabulary < 2:
-            raise GenSegError(
-                f"hidden is {hidden} and vocabulary {vocabulary}: give a multiple of 4 and at "
-                "least 2."
-            )
+        check_arguments(DalleDVAE.__init__, locals(), vocabulary="[2, inf)", hidden="[4, inf)")
+        if hidden % 4:
+            raise GenSegError(f"hidden is {hidden}; it must be a multiple of 4.")
         self.codebook_size, self.hidden = vocabulary, hidden
         widths = [hidden, 2 * hidden, 4 * hidden, 8 * hidden]
         self.encoder = nn.Module()
@@ -45,11 +44,46 @@ class DalleDVAE(Tokenizer):
         )
         self.decoder = nn.Module()
         self.decoder.blocks = _dalle_blocks(
-            _Conv(vocabulary, hidden // 2, 1), [hidden // 2, *widths[::-1]], (1, 3, 3, 3), nn.Upsample(scale_factor=2), 6
-        )  # fmt: skip
+            _Conv(vocabulary, hidden // 2, 1),
+            [hidden // 2, *widths[::-1]],
+            (1, 3, 3, 3),
+            nn.Upsample(scale_factor=2),
+            6,
+        )
 
-    def config(self) -> TokenizerConfig:
-        """See the base."""
+    @classmethod
+    def from_weights(cls, state: Mapping[str, Tensor], path: Path) -> Self:
+        """Build one from its weights, in the names of OpenAI, GSS' checkpoints or FLAVA.
+
+        Args:
+            state: what lies below `encoder.blocks.` and `decoder.blocks.` is taken.
+            path: where it is from, for messages.
+
+        Raises:
+            GenSegError: encoder or decoder are missing, or something does not fit.
+        """
+        parts = {name: _published(state, f"{name}.blocks.") for name in ("encoder", "decoder")}
+        if not all("input.w" in part for part in parts.values()):
+            raise GenSegError(
+                f"tokenizer '{path}' holds none: give the checkpoint of a MaskigeTokenizer run, or "
+                "the encoder and decoder of DALL-E's dVAE in one file, as `genseg convert-dalle` "
+                "writes it."
+            )
+        sizes = parts["decoder"]["input.w"].shape[1], len(parts["encoder"]["input.w"])
+        with torch.device("meta"):
+            dalle = cls(*sizes)
+        try:
+            for name, part in parts.items():
+                dalle.get_submodule(f"{name}.blocks").load_state_dict(part, assign=True)
+        except RuntimeError as error:
+            raise GenSegError(
+                f"tokenizer '{path}' does not fit DALL-E's dVAE: give the complete weights of "
+                "encoder and decoder."
+            ) from error
+        return dalle
+
+    def config(self) -> dict[str, Any]:
+        """Kind and sizes."""
         return {"kind": "dalle", "vocabulary": self.codebook_size, "hidden": self.hidden}
 
     def logits(self, picture: Tensor) -> Tensor:
@@ -75,13 +109,13 @@ class DalleDVAE(Tokenizer):
         return self._paint(rows.movedim(-1, 1))
 
     def decode_soft(self, weights: Tensor) -> Tensor:
-        """See the base."""
+        """Pictures of mixtures of tokens, B x V x h x w that sum to 1."""
         layer: Any = self.decoder.blocks
         with torch.autocast(weights.device.type, enabled=False):
             return self._paint(layer.input(weights.float()))
 
     def straight_through(self, picture: Tensor, temperature: float = 1.0) -> Tensor:
-        """See the base: tokens drawn with Gumbel noise, which pass on the gradient of their soft weights."""
+        """Tokens drawn with Gumbel noise, which pass on the gradient of their soft weights."""
         with torch.autocast(picture.device.type, enabled=False):
             scores = self.logits(picture.float())
             return self.decode_soft(F.gumbel_softmax(scores, tau=temperature, hard=True, dim=1))
@@ -104,9 +138,8 @@ class _DalleBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, kernels: Sequence[int]) -> None:
         super().__init__()
         hidden = out_channels // 4
-        self.id_path = (
-            nn.Identity() if channels == out_channels else _Conv(channels, out_channels, 1)
-        )
+        same = channels == out_channels
+        self.id_path = nn.Identity() if same else _Conv(channels, out_channels, 1)
         widths = [channels, hidden, hidden, hidden, out_channels]
         self.res_path = nn.Sequential()
         for i, kernel in enumerate(kernels):
@@ -123,23 +156,25 @@ def _dalle_blocks(
     first: nn.Module, widths: Sequence[int], kernels: Sequence[int], resize: nn.Module, out: int
 ) -> nn.Sequential:
     """Input, four groups of two blocks with a change of size between them, output."""
-    blocks = nn.Sequential()
-    blocks.add_module("input", first)
+    parts: dict[str, nn.Module] = {"input": first}
     for g in range(1, 5):
-        group = nn.Sequential()
-        group.add_module("block_1", _DalleBlock(widths[g - 1], widths[g], kernels))
-        group.add_module("block_2", _DalleBlock(widths[g], widths[g], kernels))
-        if g < 4:
-            group.add_module("resize", resize)
-        blocks.add_module(f"group_{g}", group)
-    output = nn.Sequential()
-    output.add_module("relu", nn.ReLU())
-    output.add_module("conv", _Conv(widths[4], out, 1))
-    blocks.add_module("output", output)
-    return blocks
+        group: dict[str, nn.Module] = {
+            "block_1": _DalleBlock(widths[g - 1], widths[g], kernels),
+            "block_2": _DalleBlock(widths[g], widths[g], kernels),
+        }
+        parts[f"group_{g}"] = _named(group if g == 4 else {**group, "resize": resize})
+    parts["output"] = _named({"relu": nn.ReLU(), "conv": _Conv(widths[4], out, 1)})
+    return _named(parts)
 
 
-def _dalle_key(key: str) -> str:
-    """The published name of a parameter that other libraries call otherwise."""
-    key = key.replace(".group.", ".").replace(".path.", ".")  # FLAVA's
-    return re.sub(r"\.(weight|bias)$", lambda match: f".{match[1][0]}", key)
+def _named(parts: dict[str, nn.Module]) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(parts))
+
+
+def _published(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """What lies below a part, by its published names; other libraries have others."""
+    found = {}
+    for key, tensor in entries_below(state, part).items():
+        key = key.replace(".group.", ".").replace(".path.", ".")  # FLAVA's
+        found[re.sub(r"\.(weight|bias)$", lambda match: f".{match[1][0]}", key)] = tensor.float()
+    return found

@@ -1,8 +1,5 @@
 """Tokenizers by name or file."""
 
-from __future__ import annotations
-
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,29 +10,31 @@ import torch
 from torch import Tensor
 
 from lightning_genseg.errors import GenSegError, MissingFileError
-from lightning_genseg.methods.gss.tokenizers.dalle import DalleDVAE, _dalle_key
+from lightning_genseg.methods.gss.options import VQOptions
+from lightning_genseg.methods.gss.tokenizers.dalle import DalleDVAE
 from lightning_genseg.methods.gss.tokenizers.majority import CellMajority
-from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer, TokenizerConfig
+from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
 from lightning_genseg.methods.gss.tokenizers.vq import MaskigeVQ
-from lightning_genseg.networks.weights import read_state_dict
+from lightning_genseg.networks.weights import entries_below, read_weights, state_dict_of
 
 
-def make_tokenizer(source: str | Path | TokenizerConfig, colors: Tensor) -> Tokenizer:
+def make_tokenizer(source: str | Path | dict[str, Any], colors: Tensor) -> Tokenizer:
     """A frozen tokenizer in evaluation mode.
 
     Args:
         source: `majority-4` (`CellMajority` with cells of so many pixels); the path of the
             checkpoint of a `MaskigeTokenizer`, or of anything trained on top of one; the path of a
-            state dict (.safetensors or torch.save) of DALL-E's dVAE; or a `TokenizerConfig`, for
-            one without weights yet.
+            state dict (.safetensors or torch.save) of DALL-E's dVAE; or, for one without weights
+            yet, what `Tokenizer.config` returns.
         colors: K x 3 in [0, 1], those of the classes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no tokenizer, or one that has learned other colours.
+        MissingFileError: there is no such file.
+        GenSegError: the file holds no tokenizer, or one that has learned other colours.
     """
     if isinstance(source, Mapping):
         tokenizer = _build(source, colors)
+        tokenizer.lacks_weights = not isinstance(tokenizer, CellMajority)
     elif match := re.fullmatch(r"majority-(\d+)", str(source)):
         tokenizer = CellMajority(colors, int(match[1]))
     else:
@@ -43,15 +42,20 @@ def make_tokenizer(source: str | Path | TokenizerConfig, colors: Tensor) -> Toke
     return tokenizer.eval().requires_grad_(False)
 
 
-def _build(config: TokenizerConfig, colors: Tensor) -> Tokenizer:
-    sizes: dict[str, Any] = {key: value for key, value in config.items() if key != "kind"}
-    kinds: dict[str | None, Callable[..., Tokenizer]] = {
+def lasting_source(tokenizer: Tokenizer) -> str | dict[str, Any]:
+    """What `make_tokenizer` needs to build it again once its file is gone: name, or sizes."""
+    config = tokenizer.config()
+    return f"majority-{config['downsample']}" if config["kind"] == "majority" else config
+
+
+def _build(config: Mapping[str, Any], colors: Tensor) -> Tokenizer:
+    kinds: dict[Any, Callable[..., Tokenizer]] = {
         "majority": partial(CellMajority, colors),
-        "vq": MaskigeVQ,
+        "vq": lambda **sizes: MaskigeVQ(VQOptions(**sizes)),
         "dalle": DalleDVAE,
     }
     try:
-        return kinds[config.get("kind")](**sizes)
+        return kinds[config.get("kind")](**{k: v for k, v in config.items() if k != "kind"})
     except (KeyError, TypeError) as error:
         raise GenSegError(
             f"tokenizer is {dict(config)}: give kind (majority, vq, dalle) and its sizes, as "
@@ -65,64 +69,24 @@ def _read(path: Path, colors: Tensor) -> Tokenizer:
             f"tokenizer '{path}' is no file: give majority-4, the checkpoint of a MaskigeTokenizer "
             "run, or the converted weights of DALL-E's dVAE."
         )
-    state = read_state_dict(path)
-    config = None if path.suffix == ".safetensors" else _saved_config(path)
-    if config is not None:
-        if config["kind"] == "majority":
-            return _build(config, colors)  # nothing was learned
-        trained = next(x for key, x in state.items() if key.endswith("maskige.colors"))[:-1]
-        unknown = [row for row in colors.tolist() if not _is_among(row, trained)]
-        if unknown:
-            shown = ", ".join(str(round(255 * value)) for value in unknown[0])
-            raise GenSegError(
-                f"tokenizer '{path}' has learned other colours, without ({shown}): set colors as "
-                "in its run, or train a tokenizer on these."
-            )
-        tokenizer = _build(config, colors)
-        tokenizer.load_state_dict(_below(state, "tokenizer."))
-        return tokenizer
-    parts = {
-        name: {_dalle_key(key): x for key, x in _below(state, f"{name}.blocks.").items()}
-        for name in ("encoder", "decoder")
-    }
-    if not all("input.w" in part for part in parts.values()):
+    content = read_weights(path)
+    state = state_dict_of(content, path)
+    config = content.get("tokenizer")
+    if not isinstance(config, Mapping):
+        return DalleDVAE.from_weights(state, path)
+    if config["kind"] == "majority":
+        return _build(config, colors)  # nothing was learned
+    trained = next(x for key, x in state.items() if key.endswith("maskige.colors"))[:-1]
+    unknown = [row for row in colors.tolist() if not _is_among(row, trained)]
+    if unknown:
+        shown = ", ".join(str(round(255 * value)) for value in unknown[0])
         raise GenSegError(
-            f"tokenizer '{path}' holds none: give the checkpoint of a MaskigeTokenizer run, or the "
-            "encoder and decoder of DALL-E's dVAE in one file, as `genseg convert-dalle` writes it."
+            f"tokenizer '{path}' has learned other colours, without ({shown}): set colors as in "
+            "its run, or train a tokenizer on these."
         )
-    hidden = len(parts["encoder"]["input.w"])
-    vocabulary = parts["decoder"]["input.w"].shape[1]
-    with torch.device("meta"):
-        dalle = DalleDVAE(vocabulary, hidden)
-    try:
-        merged = {f"{n}.blocks.{key}": x for n, part in parts.items() for key, x in part.items()}
-        dalle.load_state_dict({k: x.float() for k, x in merged.items()}, assign=True)
-    except RuntimeError as error:
-        raise GenSegError(
-            f"tokenizer '{path}' does not fit DALL-E's dVAE: give the complete weights of encoder "
-            "and decoder."
-        ) from error
-    return dalle
-
-
-def _saved_config(path: Path) -> TokenizerConfig | None:
-    """What a checkpoint of this package says of the tokenizer in it."""
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except (RuntimeError, pickle.UnpicklingError):  # mmap wants today's format
-        return None
-    config: TokenizerConfig | None = checkpoint.get("tokenizer")
-    return config if isinstance(config, Mapping) else None
-
-
-def _below(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The entries whose names go on after `part`, which may itself lie deeper."""
-    found = {}
-    for key, value in state.items():
-        _, separator, rest = f".{key}".partition(f".{part}")
-        if separator:
-            found[rest] = value
-    return found
+    tokenizer = _build(config, colors)
+    tokenizer.load_state_dict(entries_below(state, "tokenizer."))
+    return tokenizer
 
 
 def _is_among(color: Sequence[float], table: Tensor) -> bool:

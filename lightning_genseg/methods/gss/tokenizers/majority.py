@@ -1,22 +1,19 @@
 """The commonest class of a cell as its token."""
 
-from __future__ import annotations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genseg.methods.gss.tokenizers.tokenizer import (
-    Tokenizer,
-    TokenizerConfig,
-    _check_downsample,
-)
+from lightning_genseg.arguments import check_arguments
+from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
 
 
 class CellMajority(Tokenizer):
-    """The commonest class of a cell as its token: nothing is learned, and GSS becomes coarse classification.
+    """The commonest class of a cell as its token: what any learned tokenizer must beat.
 
-    What any learned tokenizer must beat. On a tie the lower class wins.
+    Nothing is learned, and GSS becomes coarse classification. On a tie the lower class wins.
 
     Args:
         colors: K x 3 in [0, 1].
@@ -33,12 +30,12 @@ class CellMajority(Tokenizer):
 
     def __init__(self, colors: Tensor, downsample: int = 4) -> None:
         super().__init__()
-        _check_downsample(downsample)
+        check_arguments(CellMajority.__init__, locals(), downsample="[1, inf)")
         self.register_buffer("colors", colors.clone())
         self.codebook_size, self.downsample = len(colors), downsample
 
-    def config(self) -> TokenizerConfig:
-        """See the base."""
+    def config(self) -> dict[str, Any]:
+        """Kind and size."""
         return {"kind": "majority", "downsample": self.downsample}
 
     def _encode(self, picture: Tensor) -> Tensor:
@@ -52,7 +49,7 @@ class CellMajority(Tokenizer):
         return F.interpolate(cells, scale_factor=float(self.downsample), mode="nearest")
 
     def decode_soft(self, weights: Tensor) -> Tensor:
-        """See the base."""
+        """The mean of the colours of classes, B x V x h x w that sum to 1."""
         with torch.autocast(weights.device.type, enabled=False):
             cells = torch.einsum("bvhw,vc->bchw", weights.float(), self.colors)
         return F.interpolate(cells, scale_factor=float(self.downsample), mode="nearest")

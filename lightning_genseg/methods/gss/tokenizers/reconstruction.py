@@ -1,7 +1,5 @@
 """What a tokenizer keeps of masks."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -12,27 +10,26 @@ from lightning_genseg.ops.resize import resize_labels, resize_maps
 
 
 class Reconstruction(NamedTuple):
-    """What becomes of a mask: `tokens` B x h x w, `picture` B x 3 x H' x W', `scores` B x K x H x W."""
+    """What becomes of a mask."""
 
-    tokens: Tensor
-    picture: Tensor
-    scores: Tensor
+    tokens: Tensor  # B x h x w
+    picture: Tensor  # B x 3 x H' x W'
+    scores: Tensor  # B x K x H x W
 
 
 def reconstruct(
     mask: Tensor, maskige: Maskige, tokenizer: Tokenizer, inverse: nn.Module, scale: float = 1.0
 ) -> Reconstruction:
-    """Mask to maskige to tokens to maskige to class scores: what stage two of GSS could reach at best.
+    """Mask to maskige to tokens and back to class scores: the best that stage two could reach.
 
     Args:
         mask: B x H x W int64.
         maskige: draws it.
         tokenizer: encodes and decodes it.
         inverse: picture in [0, 1] to class scores.
-        scale: size H' x W' at which the mask is drawn, relative to its own. Stage two predicts a
-            token for every s x s pixels of the image, so that its masks are drawn at f / s. Another
-            than 1 makes votes of the scores, so that mixtures of two colours are not taken for a
-            third.
+        scale: size H' x W' at which the mask is drawn, relative to its own: f / s in stage two,
+            which predicts a token for every s x s pixels. Other scales than 1 make votes of the
+            scores, so that mixtures of two colours are not taken for a third.
     """
     size = mask.shape[-2:]
     drawn = mask

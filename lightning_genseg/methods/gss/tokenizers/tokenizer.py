@@ -1,38 +1,14 @@
 """What a tokenizer is."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
-from typing import Literal, Required, TypedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_genseg.errors import GenSegError
-
-
-class TokenizerConfig(TypedDict, total=False):
-    """Kind and sizes of a tokenizer: what `Tokenizer.config` returns and `make_tokenizer` builds again.
-
-    Keys:
-        kind: `majority` (`CellMajority`), `vq` (`MaskigeVQ`) or `dalle` (`DalleDVAE`).
-        downsample: of `majority` and `vq`.
-        levels: of `vq`, like the next two.
-        channels: see there.
-        blocks: see there.
-        vocabulary: of `dalle`, like the next.
-        hidden: see there.
-    """
-
-    kind: Required[Literal["majority", "vq", "dalle"]]
-    downsample: int
-    levels: list[int]
-    channels: int
-    blocks: int
-    vocabulary: int
-    hidden: int
 
 
 class Tokenizer(nn.Module, ABC):
@@ -45,10 +21,12 @@ class Tokenizer(nn.Module, ABC):
     Attributes:
         codebook_size: V, how many tokens there are.
         downsample: f, pixels a token covers in each direction.
+        lacks_weights: whether it was built from a description, and no weights have been loaded yet.
     """
 
     codebook_size: int
     downsample: int
+    lacks_weights: bool = False
 
     @abstractmethod
     def _encode(self, picture: Tensor) -> Tensor:
@@ -59,19 +37,26 @@ class Tokenizer(nn.Module, ABC):
         """Pictures B x 3 x (f h) x (f w) in [0, 1] of tokens B x h x w."""
 
     @abstractmethod
-    def config(self) -> TokenizerConfig:
-        """Kind and sizes, from which `make_tokenizer` builds one like it, untrained."""
+    def config(self) -> dict[str, Any]:
+        """`kind` and sizes, from which `make_tokenizer` builds one like it, untrained."""
 
     def decode_soft(self, weights: Tensor) -> Tensor:
-        """Pictures of mixtures of tokens, B x V x h x w that sum to 1; NotImplementedError where there is no such thing."""
+        """Pictures of mixtures of tokens, B x V x h x w that sum to 1.
+
+        Raises:
+            NotImplementedError: there is no such thing.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot decode mixtures of tokens.")
 
     def straight_through(self, picture: Tensor, temperature: float = 1.0) -> Tensor:
-        """What becomes of pictures B x 3 x H x W, so that gradients reach them; NotImplementedError where they cannot.
+        """Reconstruct pictures B x 3 x H x W so that gradients reach them.
 
         Args:
             picture: in [0, 1]; sides are multiples of f.
             temperature: of the Gumbel noise, where there is some.
+
+        Raises:
+            NotImplementedError: no gradient passes.
         """
         raise NotImplementedError(f"{type(self).__name__} lets no gradient through.")
 
@@ -90,22 +75,27 @@ class Tokenizer(nn.Module, ABC):
             return self._decode(tokens)
 
     def fingerprint(self) -> str:
-        """Short digest of kind, sizes and weights: what was learned with another tokenizer does not fit."""
+        """Short digest of kind, sizes and weights: what belongs to another one does not fit."""
         digest = hashlib.sha256(repr(sorted(self.config().items())).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def need_weights(self) -> None:
+        """Refuse to train on a tokenizer that was described and never loaded."""
+        if self.lacks_weights:
+            raise GenSegError(
+                "tokenizer is a mere description, without weights: give the .ckpt of a "
+                "MaskigeTokenizer run, or the converted file of DALL-E's dVAE."
+            )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.lacks_weights = False
+
 
 def pad_to_cells(picture: Tensor, downsample: int) -> Tensor:
-    """Continue pictures B x 3 x H x W by their last row and column to whole cells of f x f pixels."""
+    """Continue pictures B x 3 x H x W by their last row and column to whole cells of f x f."""
     rows, columns = (-side % downsample for side in picture.shape[-2:])
     return F.pad(picture, (0, columns, 0, rows), mode="replicate") if rows or columns else picture
-
-
-def _check_downsample(downsample: int) -> None:
-    if downsample < 1:
-        raise GenSegError(
-            f"downsample is {downsample} but must be at least 1, the side of a cell in pixels."
-        )

@@ -1,42 +1,31 @@
 """A small tokenizer that learns from masks."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_genseg.errors import GenSegError
-from lightning_genseg.methods.gss.tokenizers.tokenizer import (
-    Tokenizer,
-    TokenizerConfig,
-    _check_downsample,
-)
+from lightning_genseg.methods.gss.options import VQOptions
+from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
 
 
 class MaskigeVQ(Tokenizer):
-    """A small network with finite scalar quantisation, to be trained on maskiges (`modules.MaskigeTokenizer`).
+    """A small network with finite scalar quantisation, which `MaskigeTokenizer` trains.
 
     Finite Scalar Quantization, Mentzer et al., ICLR 2024, Sec. 3: each of d numbers is squashed and
     rounded to one of its levels, and the token is their combination; no codebook is learned, so
-    none of it can die. The network is ours: a cell's pixels become channels at once, residual
+    none of it can die. The network is ours. A cell's pixels become channels at once; residual
     blocks look at the neighbouring cells only, so that tokens stay local and can be predicted from
-    an image, and the way back is the mirror image with a 3x3 convolution at the end.
+    an image. The way back is the mirror image with a 3x3 convolution at the end.
 
     Args:
-        downsample: f, side of a cell in pixels.
-        levels: values of each of the d numbers; V is their product.
-        channels: of the residual blocks.
-        blocks: on either side, each of which sees one more ring of cells.
-
-    Raises:
-        ValueError: a size that makes no network.
+        sizes: of the network.
 
     Example:
-        >>> tokenizer = MaskigeVQ(downsample=4, levels=[4, 3], channels=8)
+        >>> tokenizer = MaskigeVQ(VQOptions(downsample=4, levels=(4, 3), channels=8))
         >>> tokens = tokenizer.encode(torch.rand(1, 3, 10, 20))
         >>> tokens.shape, tokenizer.codebook_size, tokenizer.decode(tokens).shape
         (torch.Size([1, 3, 5]), 12, torch.Size([1, 3, 12, 20]))
@@ -46,33 +35,14 @@ class MaskigeVQ(Tokenizer):
     _steps: Tensor
     _strides: Tensor
 
-    def __init__(
-        self,
-        downsample: int = 4,
-        levels: Sequence[int] = (8, 5, 5, 5),
-        channels: int = 128,
-        blocks: int = 2,
-    ) -> None:
+    def __init__(self, sizes: VQOptions = VQOptions()) -> None:
         super().__init__()
-        _check_downsample(downsample)
-        if not levels or min(levels) < 2:
-            raise GenSegError(
-                f"levels is {list(levels)} but must be numbers from 2, such as 8, 5, 5, 5."
-            )
-        if channels < 1 or blocks < 0:
-            raise GenSegError(
-                f"channels is {channels} and blocks {blocks}: give at least 1 and at least 0."
-            )
-        self.downsample, self.levels, self.channels, self.blocks = (
-            downsample,
-            list(levels),
-            channels,
-            blocks,
-        )
+        self.sizes, self.downsample = sizes, sizes.downsample
+        levels, channels, blocks = sizes.levels, sizes.channels, sizes.blocks
         self.codebook_size = math.prod(levels)
-        pixels, dimension = downsample**2, len(levels)
+        pixels, dimension = sizes.downsample**2, len(levels)
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(downsample),
+            nn.PixelUnshuffle(sizes.downsample),
             nn.Conv2d(3 * pixels, channels, 1),
             *(_ResidualBlock(channels) for _ in range(blocks)),
             nn.Conv2d(channels, dimension, 1),
@@ -82,25 +52,19 @@ class MaskigeVQ(Tokenizer):
             nn.Conv2d(dimension, channels, 1),
             *(_ResidualBlock(channels) for _ in range(blocks)),
             nn.Conv2d(channels, fine * pixels, 1),
-            nn.PixelShuffle(downsample),
+            nn.PixelShuffle(sizes.downsample),
             nn.ReLU(),
             nn.Conv2d(fine, 3, 3, padding=1),
         )
-        strides = [math.prod(self.levels[:i]) for i in range(dimension)]
-        self.register_buffer("_steps", torch.tensor(self.levels), persistent=False)
+        strides = [math.prod(levels[:i]) for i in range(dimension)]
+        self.register_buffer("_steps", torch.tensor(levels), persistent=False)
         self.register_buffer("_strides", torch.tensor(strides), persistent=False)
         digits = torch.arange(self.codebook_size)[:, None] // self._strides % self._steps
         self.register_buffer("codes", self._values(digits), persistent=False)
 
-    def config(self) -> TokenizerConfig:
-        """See the base."""
-        return {
-            "kind": "vq",
-            "downsample": self.downsample,
-            "levels": self.levels,
-            "channels": self.channels,
-            "blocks": self.blocks,
-        }
+    def config(self) -> dict[str, Any]:
+        """Kind and sizes."""
+        return {"kind": "vq", **asdict(self.sizes), "levels": list(self.sizes.levels)}
 
     def forward(self, picture: Tensor) -> Tensor:
         """Reconstruct pictures B x 3 x (f h) x (f w), in the precision of autocast: to train by.
@@ -112,7 +76,7 @@ class MaskigeVQ(Tokenizer):
         return self._paint(self._values(rounded).movedim(-1, 1))
 
     def straight_through(self, picture: Tensor, temperature: float = 1.0) -> Tensor:
-        """See the base; without noise, since the rounding has its own gradient."""
+        """Reconstruct pictures in float32; no noise, since the rounding has its own gradient."""
         with torch.autocast(picture.device.type, enabled=False):
             reconstruction: Tensor = self(picture.float())
             return reconstruction
@@ -137,7 +101,7 @@ class MaskigeVQ(Tokenizer):
         return self._paint(F.embedding(tokens, self.codes).movedim(-1, 1))
 
     def decode_soft(self, weights: Tensor) -> Tensor:
-        """See the base: of the mean of the codes."""
+        """Pictures of the mean of the codes, by weights B x V x h x w that sum to 1."""
         with torch.autocast(weights.device.type, enabled=False):
             return self._paint(torch.einsum("bvhw,vd->bdhw", weights.float(), self.codes))
 

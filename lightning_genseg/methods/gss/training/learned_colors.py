@@ -1,7 +1,5 @@
 """Colours that suit a tokenizer, learned by gradient: GSS-TF and GSS-TT."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,18 +7,16 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.base import expect_frozen_parts
-from lightning_genseg.methods.gss.colors import Colors, class_colors, is_lasting
-from lightning_genseg.methods.gss.inverse_networks import ConvInverse
-from lightning_genseg.methods.gss.maskige import Color, Maskige, NearestColor
+from lightning_genseg.methods.gss.maskige import Color, ConvInverse, NearestColor
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
-from lightning_genseg.methods.gss.tokenizers.tokenizer import TokenizerConfig, pad_to_cells
-from lightning_genseg.methods.gss.training.tokenizer import MaskModule
+from lightning_genseg.methods.gss.tokenizers.tokenizer import pad_to_cells
+from lightning_genseg.methods.gss.training.mask_module import MaskModule
 from lightning_genseg.networks.losses import pixel_cross_entropy
 
 
@@ -28,84 +24,59 @@ class LearnedColors(MaskModule):
     """Learns the colours of a maskige through a frozen tokenizer; photographs are not looked at.
 
     GSS, Chen et al., CVPR 2023, Sec. 3.2 and supplement A. `tf`: the inverse is in closed form,
-    that of the present colours, which take one step of descent at a time; `tt`: a small
-    convolutional network is learned along with the colours. There tokenizer and classes have
-    nothing that holds them: the paper's collapses to 36.11 mIoU (84.37 for TF and 84.31 for colours
-    by hand), which is why it is here. Tokens pass gradients on as the tokenizer can: DALL-E's by
+    that of the present colours, which take one step of descent at a time. `tt`: a small
+    convolutional network is learned along with the colours. There nothing holds tokenizer and
+    classes together: the paper's collapses to 36.11 mIoU (84.37 for TF and 84.31 for colours by
+    hand), which is why it is here. Tokens pass gradients on as the tokenizer can: DALL-E's by
     Gumbel noise and straight through, as in the paper, `MaskigeVQ`'s straight through.
 
     There is no code of the authors for this, and the paper gives neither learning rate nor
     temperature. The inverse of `tf` is the nearest colour instead of the printed least squares,
-    which cannot tell most classes apart (`LeastSquares`); the loss is the cross-entropy of its
+    which cannot tell most classes apart (`LeastSquares`). The loss is the cross-entropy of its
     class scores and the distance of the reconstruction, in place of the squared sum of norms.
     Colours stay in 0..255 by a sigmoid.
 
-    Training leaves `colors.json` in the run's folder, for the argument `colors` of GSS; the
-    checkpoint also serves as its `tokenizer`, which a `MaskigeTokenizer` of other colours would
-    not.
+    Training leaves `colors.json` in the run's folder, for the argument `colors` of GSS. The
+    checkpoint also serves as its `tokenizer`; a `MaskigeTokenizer` of other colours would not.
 
     Args:
         num_classes: K.
-        tokenizer: a path; see `networks.tokenizers.make_tokenizer`.
+        tokenizer: the .ckpt of a `MaskigeTokenizer` run, or the file of a DALL-E dVAE.
         variant: `tf` or `tt`.
-        colors: to begin with; see `networks.colors.class_colors`.
-        color_seed: likewise.
         gumbel_temperature: of the noise.
         temperature: of the class scores of `tf`, in units of squared distance between colours in
             [0, 1].
         distance_weight: of the mean absolute difference between maskige and reconstruction.
         width: of the network of `tt`.
-        scale: at which masks are drawn for validation and test, relative to their size.
-        ignore_index: see `SegmentationModule`, also for the arguments that follow.
-        class_names: see there.
-        optimizer: see there.
-        lr_scheduler: see there.
-        decay_norms: see there.
 
     Raises:
-        ValueError: a wrong argument, a tokenizer without gradient, or, when training begins, one
+        GenSegError: a wrong argument, a tokenizer without gradient, or, when training begins, one
             without weights.
-        FileNotFoundError: there is no such tokenizer.
+        MissingFileError: there is no such tokenizer.
     """
 
     def __init__(
         self,
         num_classes: int,
-        tokenizer: str | Path | TokenizerConfig,
+        tokenizer: str | Path | dict[str, Any],
         variant: Literal["tf", "tt"] = "tf",
-        colors: Colors = "lattice",
-        color_seed: int = 0,
         gumbel_temperature: float = 1.0,
         temperature: float = 0.05,
         distance_weight: float = 1.0,
         width: int = 128,
-        scale: float = 1.0,
-        ignore_index: int = 255,
-        class_names: list[str] | None = None,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        decay_norms: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            ignore_index=ignore_index,
-            class_names=class_names,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            decay_norms=decay_norms,
+        super().__init__(num_classes, **kwargs)
+        check_arguments(
+            LearnedColors.__init__,
+            locals(),
+            gumbel_temperature="(0, inf)",
+            temperature="(0, inf)",
+            distance_weight="[0, inf)",
+            width="[1, inf)",
         )
-        for name, value in (
-            ("gumbel_temperature", gumbel_temperature),
-            ("temperature", temperature),
-            ("scale", scale),
-        ):
-            if value <= 0:
-                raise GenSegError(f"{name} is {value} but must be positive.")
-        self.variant, self.scale = variant, scale
+        self.variant, self.distance_weight = variant, distance_weight
         self.gumbel_temperature, self.temperature = gumbel_temperature, temperature
-        self.distance_weight = distance_weight
-        self._start = class_colors(colors, num_classes, color_seed)
-        self.maskige = Maskige(self._start, ignore_index)
         start = self.maskige.colors[:-1]
         self.tokenizer = make_tokenizer(tokenizer, start)
         if self.tokenizer.config()["kind"] == "majority":
@@ -113,12 +84,9 @@ class LearnedColors(MaskModule):
                 f"tokenizer is {tokenizer}, which lets no gradient through: give one that was "
                 "trained."
             )
-        self._described = isinstance(tokenizer, Mapping)
         # Corners of the cube are within reach but not where the sigmoid is flat.
         self.logits = nn.Parameter(torch.logit(start.clamp(0.05, 0.95)))
-        self.inverse: nn.Module = (
-            NearestColor(start) if variant == "tf" else ConvInverse(num_classes, width)
-        )
+        self.inverse = NearestColor(start) if variant == "tf" else ConvInverse(num_classes, width)
 
     @property
     def color_table(self) -> list[Color]:
@@ -128,11 +96,7 @@ class LearnedColors(MaskModule):
         return [(r, g, b) for r, g, b in [*learned, unlabelled]]
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """`loss` and its parts.
-
-        Args:
-            batch: `mask` B x H x W int64.
-        """
+        """`loss` and its parts; of the batch only `mask` B x H x W int64 is needed."""
         mask = batch["mask"]
         ignored = mask == self.ignore_index
         colors = self.logits.sigmoid()
@@ -156,7 +120,7 @@ class LearnedColors(MaskModule):
         }
 
     def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """See the base, with the colours as they would be written."""
+        """`scores` B x K x H x W of the masks, with the colours as they would be written."""
         self._take_colors()
         return super().maps_at_labels(batch)
 
@@ -166,38 +130,23 @@ class LearnedColors(MaskModule):
             self.inverse = NearestColor(self.maskige.colors[:-1])
 
     def on_fit_start(self) -> None:
-        """The tokenizer is frozen."""
+        """Refuse a tokenizer without weights; others are frozen with good reason."""
         expect_frozen_parts()
-
-    def on_train_start(self) -> None:
-        """Refuse a tokenizer without weights: they come with a file or a checkpoint."""
-        super().on_train_start()
-        if self._described:
-            raise GenSegError(
-                "tokenizer is a mere description, without weights: give the .ckpt of a "
-                "MaskigeTokenizer run, or the converted file of DALL-E's dVAE."
-            )
+        self.tokenizer.need_weights()
 
     def on_train_end(self) -> None:
         """Write the colours."""
-        folder = self.trainer.log_dir  # asks the other processes
-        if folder is not None and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        trainer = self.trainer
+        folder = trainer.log_dir  # asks the other processes
+        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if folder is not None and trainer.is_global_zero and not dry:
             text = json.dumps([list(color) for color in self.color_table])
             replace_file(Path(folder) / "colors.json", text.encode())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Forget the files of colours and tokenizer: the checkpoint holds both."""
+        """Hold the tokenizer, and the learned colours in the state alone: they may have met."""
         super().on_save_checkpoint(checkpoint)
         # The state was taken before, perhaps without a validation.
         self._take_colors()
         checkpoint["state_dict"]["maskige.colors"] = self.maskige.colors.clone()
-        # Those it began with: the learned ones may have met, and are in the state.
-        if not is_lasting(checkpoint["hyper_parameters"]["colors"]):
-            checkpoint["hyper_parameters"]["colors"] = self._start
         checkpoint["hyper_parameters"]["tokenizer"] = self.tokenizer.config()
-        checkpoint["tokenizer"] = self.tokenizer.config()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The tokenizer's weights come with it."""
-        super().on_load_checkpoint(checkpoint)
-        self._described = False

@@ -1,7 +1,5 @@
 """Masks for a tokenizer to learn from, without images: drawn at random, or varied."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -57,7 +55,7 @@ def _procedural_mask(size: Sequence[int], num_classes: int, device: torch.device
 
 
 def permute_classes(mask: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Exchange the classes of each mask B x H x W at random, so that none is more frequent than others."""
+    """Exchange the classes of each mask B x H x W at random, so that all are equally frequent."""
     orders = torch.rand(len(mask), num_classes, device=mask.device).argsort(1)
     ignored = mask == ignore_index
     permuted = orders.gather(1, mask.masked_fill(ignored, 0).flatten(1)).view_as(mask)
@@ -65,10 +63,10 @@ def permute_classes(mask: Tensor, num_classes: int, ignore_index: int = 255) -> 
 
 
 def corrupt(mask: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Masks B x H x W such as an imperfect network predicts: frayed boundaries, patches of a wrong class.
+    """Masks B x H x W such as an imperfect network predicts.
 
-    Boundaries move by up to 3 pixels; up to 4 rectangles, at most a quarter of the sides, have
-    another class. Ignored pixels move with the rest and no rectangle labels them.
+    Boundaries are frayed, by up to 3 pixels; up to 4 rectangles, at most a quarter of the sides,
+    have another class. Ignored pixels move with the rest and no rectangle labels them.
     """
     count, height, width = mask.shape
     coarse = torch.randn(count, 2, -(-height // 4), -(-width // 4), device=mask.device)

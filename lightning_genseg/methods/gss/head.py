@@ -1,0 +1,78 @@
+"""The token head of GSS: a classifier over thousands of tokens for every cell."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_genseg.methods.gss.options import TokenDecoderOptions
+from lightning_genseg.networks.fcn import conv_bn_relu
+
+
+class TokenHead(nn.Module):
+    """Which of V tokens each cell holds.
+
+    GSS' code: a 1x1 convolution, dropout of whole channels, a 1x1 convolution to V. The logits of
+    8 192 tokens at a quarter of 512 x 512 are 512 MB an image. Where there are many they are made
+    in parts, and in the backward pass once more; cells that do not count never get any.
+
+    Args:
+        codebook_size: V.
+        options: F, the channels before the classifier, dropout, and how many logits there may be.
+    """
+
+    def __init__(self, codebook_size: int, options: TokenDecoderOptions) -> None:
+        super().__init__()
+        width = options.head_channels
+        self.expand = conv_bn_relu(options.fused_channels, width, 1)
+        self.dropout = nn.Dropout2d(options.dropout)
+        self.classifier = nn.Conv2d(width, codebook_size, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        assert self.classifier.bias is not None
+        nn.init.zeros_(self.classifier.bias)
+        self.cells_at_once = max(1, options.logits_at_once // codebook_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits B x V x h x w, all at once."""
+        logits: Tensor = self.classifier(self.dropout(self.expand(features)))
+        return logits
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Likeliest tokens B x h x w."""
+        cells = self.dropout(self.expand(features)).movedim(1, -1)
+        parts = cells.flatten(0, 2).split(self.cells_at_once)
+        with torch.no_grad():
+            tokens = torch.cat([F.linear(part, *self._classifier()).argmax(1) for part in parts])
+        return tokens.view(cells.shape[:3])
+
+    def cross_entropy(self, features: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Sum over the cells that count of the cross-entropy, in float32; 0 where none does.
+
+        Args:
+            features: B x F x h x w.
+            tokens: B x h x w int64.
+            valid: B x h x w bool, cells that count.
+        """
+        cells, targets = self.dropout(self.expand(features)).movedim(1, -1)[valid], tokens[valid]
+        weight, bias = self._classifier()
+        if len(cells) <= self.cells_at_once:
+            return _cross_entropy(cells, weight, bias, targets)
+        total: Tensor = cells.new_zeros((), dtype=torch.float32)
+        for part, target in zip(
+            cells.split(self.cells_at_once), targets.split(self.cells_at_once), strict=True
+        ):
+            loss: Tensor = checkpoint(
+                _cross_entropy, part, weight, bias, target, use_reentrant=False
+            )
+            total = total + loss
+        return total
+
+    def _classifier(self) -> tuple[Tensor, Tensor]:
+        assert self.classifier.bias is not None
+        return self.classifier.weight.flatten(1), self.classifier.bias
+
+
+def _cross_entropy(cells: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    logits = F.linear(cells, weight, bias).float()
+    loss: Tensor = F.cross_entropy(logits, target, reduction="sum")
+    return loss
