@@ -27,17 +27,16 @@ COLORS = [(1, 1, 1), (2, 2, 2), (3, 3, 3)]
 
 
 @pytest.fixture
-def write(tmp_path):
-    def write(text=ROWS, name="table.tsv"):
-        path = tmp_path / name
-        path.write_text(text, encoding="utf-8")
-        return path
+def taxonomy(tmp_path):
+    def make(text=ROWS, name="table.tsv"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return Taxonomy(tmp_path / name)
 
-    return write
+    return make
 
 
-def test_labels_become_universal(write):
-    table = Taxonomy(write())
+def test_labels_become_universal(taxonomy):
+    table = taxonomy()
     assert table.class_names == ["sky", "road", "grass", "boat"]
     labels = table.universal_labels("town", TOWN)
     assert labels.dtype == np.uint8
@@ -46,16 +45,16 @@ def test_labels_become_universal(write):
 
 
 @pytest.mark.parametrize("order", ["dataset,class,universal", "universal,dataset,class"])
-def test_commas_and_the_order_of_columns(write, order):
+def test_commas_and_the_order_of_columns(taxonomy, order):
     lines = [line.split("\t") for line in ROWS.splitlines()[2:]]
     where = [["universal", "dataset", "class"].index(name) for name in order.split(",")]
     text = "\n".join([order, *(",".join(line[i] for i in where) for line in lines)])
-    table = Taxonomy(write("\ufeff" + text, "table.csv"))  # as spreadsheets save it
+    table = taxonomy("\ufeff" + text, "table.csv")  # as spreadsheets save it
     assert table.class_names == ["sky", "road", "grass", "boat"]
     assert table.universal_labels("town", TOWN)[:5].tolist() == [0, 1, 255, 1, 2]
 
 
-def test_the_wide_table_of_mseg(write):
+def test_the_wide_table_of_mseg(taxonomy):
     """Columns as in MSeg_master.tsv, some of which are no data sets."""
     text = (
         "Parent Category\ttown\tuniversal\tDefn\tfield\n"
@@ -65,7 +64,7 @@ def test_the_wide_table_of_mseg(write):
         "\t\tboat\t\t\n"
         "\t{misc}\tunlabeled\n"
     )
-    table = Taxonomy(write(text))
+    table = taxonomy(text)
     assert table.class_names == ["sky", "road", "grass", "boat"]
     assert table.universal_labels("town", TOWN)[:5].tolist() == [0, 1, 255, 1, 2]
     with pytest.raises(ValueError, match=r"lacks 1 classes of field \(stone\): add a row"):
@@ -76,16 +75,16 @@ def test_the_wide_table_of_mseg(write):
     assert target.members.int().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]]
 
 
-def test_classes_of_a_test_set(write):
-    target, labels = Taxonomy(write()).target_classes("field", FIELD, COLORS)
+def test_classes_of_a_test_set(taxonomy):
+    target, labels = taxonomy().target_classes("field", FIELD, COLORS)
     assert target.class_names == ["heaven", "ground"]
     assert target.palette == COLORS[1:]
     assert target.members.int().tolist() == [[1, 0, 0, 0], [0, 1, 1, 0]]
     assert labels[:4].tolist() == [255, 0, 1, 255]
 
 
-def target_of(write, decision):
-    return Taxonomy(write()).target_classes("field", FIELD, COLORS, decision)[0]
+def target_of(taxonomy, decision):
+    return taxonomy().target_classes("field", FIELD, COLORS, decision)[0]
 
 
 def pixels(*scores):
@@ -93,22 +92,22 @@ def pixels(*scores):
     return torch.tensor(scores).T[None, :, None]
 
 
-def test_soft_adds_up_probabilities(write):
+def test_soft_adds_up_probabilities(taxonomy):
     # road and grass are 0.3 each: together more than the sky's 0.4. The rest of the last pixel is
     # boat.
     given = pixels([0.4, 0.3, 0.3, 0.0], [0.5, 0.2, 0.2, 0.1], [0.04, 0.03, 0.03, 0.9])
-    soft = target_of(write, "soft").probabilities(given.clamp_min(1e-30).log())
+    soft = target_of(taxonomy, "soft").probabilities(given.clamp_min(1e-30).log())
     expected = pixels([0.4, 0.6], [0.5 / 0.9, 0.4 / 0.9], [0.4, 0.6])
     torch.testing.assert_close(soft, expected)
-    hard = target_of(write, "hard").probabilities(given.clamp_min(1e-30).log())
+    hard = target_of(taxonomy, "hard").probabilities(given.clamp_min(1e-30).log())
     # Of the last pixel the best class leads nowhere: nothing is left, and argmax gives class 0.
     assert hard.equal(pixels([1.0, 0.0], [1.0, 0.0], [0.0, 0.0]))
     assert hard.argmax(1).flatten().tolist() == [0, 0, 0]
 
 
-def test_soft_is_the_matrix_product_of_mseg(write):
+def test_soft_is_the_matrix_product_of_mseg(taxonomy):
     logits = torch.randn(2, 4, 3, 5, dtype=torch.float64) * 3
-    target = target_of(write, "soft")
+    target = target_of(taxonomy, "soft")
     product = torch.einsum("tu,buhw->bthw", target.members.double(), logits.softmax(1))
     ours = target.probabilities(logits)
     assert ours.argmax(1).equal(product.argmax(1))
@@ -116,19 +115,19 @@ def test_soft_is_the_matrix_product_of_mseg(write):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_underflow(write, dtype):
+def test_no_underflow(taxonomy, dtype):
     """Log-densities of hundreds: the test set's classes are exp(-900) probable together."""
     scores = pixels([-1000.0, -920.0, -918.0, 0.0]).to(dtype)
     assert (scores.float().softmax(1)[:, :3] == 0).all()
-    soft = target_of(write, "soft").probabilities(scores)
+    soft = target_of(taxonomy, "soft").probabilities(scores)
     assert soft.dtype == torch.float32
     assert soft.isfinite().all()
     assert soft.argmax(1).item() == 1
 
 
-def test_one_dominant_class(write):
+def test_one_dominant_class(taxonomy):
     scores = pixels([800.0, -800.0, -800.0, -800.0])
-    assert target_of(write, "soft").probabilities(scores).equal(pixels([1.0, 0.0]))
+    assert target_of(taxonomy, "soft").probabilities(scores).equal(pixels([1.0, 0.0]))
 
 
 LONG = "universal\tdataset\tclass\n"
@@ -148,11 +147,10 @@ LONG = "universal\tdataset\tclass\n"
         (LONG + "sky\ttown\tsky\tblue\n", "line 2 of taxonomy"),
     ],
 )
-def test_wrong_tables(write, text, sentence):
-    path = write(text)
+def test_wrong_tables(taxonomy, text, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
-        Taxonomy(path)
-    assert f"taxonomy '{path}'" in str(error.value)
+        taxonomy(text)
+    assert "table.tsv'" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -165,32 +163,31 @@ def test_wrong_tables(write, text, sentence):
         ("unlabelled\ttown\tsky\n", "town", TOWN, r"'sky' of town .*\(sky, unlabelled\)"),
     ],
 )
-def test_labels_that_do_not_fit(write, extra, dataset, names, sentence):
+def test_labels_that_do_not_fit(taxonomy, extra, dataset, names, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Taxonomy(write(ROWS + extra)).universal_labels(dataset, names)
+        taxonomy(ROWS + extra).universal_labels(dataset, names)
 
 
 @pytest.mark.parametrize(
-    ("extra", "names", "sentence"),
+    ("text", "names", "sentence"),
     [
-        ("", [*FIELD, "sea"], r"lacks 1 classes of field \(sea\)"),
-        ("", FIELD[:2], "has the class 'ground' of field"),
-        (
-            "sky\tfield\tcloud\n",
-            [*FIELD, "cloud"],
-            r"leads from 'sky' to several classes of field \(heaven, cloud\), which no prediction",
-        ),
+        (ROWS, [*FIELD, "sea"], r"lacks 1 classes of field \(sea\)"),
+        (ROWS, FIELD[:2], "has the class 'ground' of field"),
+        (ROWS + "sky\tfield\tcloud\n", [*FIELD, "cloud"],
+         r"leads from 'sky' to several classes of field \(heaven, cloud\), which no prediction"),
+        (LONG + "sky\ttown\tsky\nunlabelled\tfield\tstone\n", ["stone"],
+         "leads to no class of field: nothing is left to score"),
     ],
-)
-def test_targets_that_do_not_fit(write, extra, names, sentence):
+)  # fmt: skip
+def test_targets_that_do_not_fit(taxonomy, text, names, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Taxonomy(write(ROWS + extra)).target_classes("field", names, COLORS * 2)
+        taxonomy(text).target_classes("field", names, COLORS * 2)
 
 
-def test_nothing_to_score(write):
-    text = LONG + "sky\ttown\tsky\nunlabelled\tfield\tstone\n"
-    with pytest.raises(ValueError, match="leads to no class of field: nothing is left to score"):
-        Taxonomy(write(text)).target_classes("field", ["stone"], COLORS)
+@pytest.mark.parametrize("choice", [{"decision": "firm"}, {"without_universal": "right"}])
+def test_unknown_choices(taxonomy, choice):
+    with pytest.raises(ValueError, match=f"^{next(iter(choice))} is"):
+        taxonomy().target_classes("field", FIELD, COLORS, **choice)
 
 
 def test_no_file(tmp_path):
