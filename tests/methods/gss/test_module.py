@@ -9,8 +9,17 @@ import torch.nn.functional as F
 from lightning_genseg import GSS, MaskigeTokenizer, VQOptions
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 from lightning_genseg.ops.resize import resize_labels
-from tests.contract import NUM_CLASSES, ModuleContract, batch_of, loader, train_by_hand, trainer
-from tests.methods.gss.parts import DECODER, SMALL, VQ, save, trained, write_colors, write_tokenizer
+from tests.contract import (
+    NUM_CLASSES,
+    ModuleContract,
+    batch_of,
+    copied,
+    loader,
+    save,
+    train_by_hand,
+    trainer,
+)
+from tests.methods.gss.parts import DECODER, SMALL, VQ, trained, write_colors, write_tokenizer
 
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # inside a foreign module
