@@ -3,8 +3,9 @@
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache
-from inspect import signature
+from inspect import Parameter, signature
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -117,21 +118,24 @@ def _in_words(interval: str, low: float, high: float) -> str:
     return f"{least} and {'at most' if interval[-1] == ']' else 'less than'} {high:g}"
 
 
-def arguments_of(kind: type) -> list[str]:
-    """Names of a class's arguments, and of those that `**kwargs` pass on to its bases."""
-    names: dict[str, None] = {}
+def arguments_of(kind: type) -> dict[str, Parameter]:
+    """A class's arguments by name, and those that `**kwargs` pass on to its bases."""
+    found: dict[str, Parameter] = {}
     for cls in kind.__mro__:
         if "__init__" in vars(cls):
-            parameters = list(signature(vars(cls)["__init__"]).parameters.values())[1:]  # no self
-            names |= {p.name: None for p in parameters if p.kind is not p.VAR_KEYWORD}
-            if not any(p.kind is p.VAR_KEYWORD and p.name == "kwargs" for p in parameters):
+            own = list(signature(vars(cls)["__init__"]).parameters.values())[1:]  # without self
+            found |= {p.name: p for p in own if p.kind is not p.VAR_KEYWORD and p.name not in found}
+            if not any(p.kind is p.VAR_KEYWORD and p.name == "kwargs" for p in own):
                 break
-    return list(names)
+    return found
 
 
 def unknown_argument(kind: type, name: str) -> str:
-    """Sentence on an argument that a class does not have."""
-    return f"{kind.__name__} has no argument '{name}'{did_you_mean(name, arguments_of(kind))}"
+    """Sentence on an argument that a class does not have; fields of groups may be meant."""
+    known = arguments_of(kind)
+    groups = {key: p.default for key, p in known.items() if is_dataclass(p.default)}
+    inside = [f"{key}.{field.name}" for key, group in groups.items() for field in fields(group)]
+    return f"{kind.__name__} has no argument '{name}'{did_you_mean(name, [*known, *inside])}"
 
 
 def as_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Options:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from lightning_genseg.arguments import arguments_of, as_options, check_arguments
+from lightning_genseg.arguments import arguments_of, as_options, check_arguments, unknown_argument
 from lightning_genseg.errors import GenSegError, did_you_mean
 
 
@@ -123,7 +123,7 @@ class Base:
 
 
 class Method(Base):
-    def __init__(self, width: int, size: int = 3, **kwargs: Any) -> None:
+    def __init__(self, width: int, size: int = 3, group: Group = Group(), **kwargs: Any) -> None:
         super().__init__(size, **kwargs)
 
 
@@ -151,8 +151,16 @@ def test_options_that_are_none(value, sentence):
 
 
 def test_arguments_of_a_class_and_of_what_it_passes_on():
-    assert arguments_of(Method) == ["width", "size", "depth"]
-    assert arguments_of(Group) == ["components", "kind"]
+    assert set(arguments_of(Method)) == {"width", "size", "group", "depth"}
+    assert arguments_of(Method)["size"].default == 3
+    assert list(arguments_of(Group)) == ["components", "kind"]
+    for name, meant in {
+        "witdh": "width",
+        "dept": "depth",
+        "components": "group.components",
+    }.items():
+        sentence = f"Method has no argument '{name}'; did you mean {meant}?"
+        assert unknown_argument(Method, name) == sentence
 
 
 def test_the_nearest_of_what_is_known():
