@@ -148,8 +148,6 @@ def test_wrong_arguments(base):
         ({"encoder": None}, "needs an encoder: give base_learner"),
         ({"base_learner": base}, "needs an encoder: give base_learner, .* not both"),
         ({"num_classes": 5}, "num_classes is 5, but a few-shot method"),
-        ({"level": "low"}, "level is 'low'; it must be one of high, middle"),
-        ({"scoring": "about"}, "scoring is 'about'; it must be one of compat, exact"),
         ({"base_learner": base / "nothing.ckpt"}, r"nothing.ckpt' does not exist"),
     ):
         with pytest.raises(GenSegError, match=words):
