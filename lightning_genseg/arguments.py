@@ -9,6 +9,8 @@ from inspect import Parameter, signature
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
+
 from lightning_genseg.errors import GenSegError, did_you_mean
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def check_arguments(owner: Callable[..., Any], values: Mapping[str, Any], **rang
         Traceback (most recent call last):
         lightning_genseg.errors.GenSegError: components is 0; it must be at least 1.
     """
+    if torch.compiler.is_compiling():
+        return  # torch.compile cannot trace annotations; what it compiles has been built already
     for name, hint in _hints(owner).items():
         if name in values:
             _check_type(name, values[name], hint)
