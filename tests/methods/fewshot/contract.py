@@ -113,7 +113,8 @@ class EpisodeContract:
     of_two: ClassVar[dict[str, Any]] = {}
     learned: ClassVar[set[str]] = set()
     least_miou: ClassVar[float] = 0.0
-    signed: ClassVar[set[str]] = {"ignore_index", "num_classes"}  # has a sentence of its own
+    signed = ModuleContract.signed
+    fixed: ClassVar[set[str]] = {"num_classes", "inference", "anomaly_score"}
     test_choices_and_numbers = ModuleContract.test_choices_and_numbers
 
     def make(self, **arguments: Any) -> FewShotModule:

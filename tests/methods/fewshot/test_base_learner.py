@@ -20,7 +20,7 @@ class TestBaseLearner(ModuleContract):
 
     def test_own_network(self) -> None:  # type: ignore[override]
         """It has no argument for one: the episodes need three stages of its encoder."""
-        with pytest.raises(GenSegError, match="has no argument 'features'"):
+        with pytest.raises(TypeError, match="has no argument 'features'"):
             self.make(features=torch.nn.Identity())
 
     def test_scores_without_background(self, tmp_path) -> None:
