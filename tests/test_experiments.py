@@ -1,6 +1,5 @@
 """Every configuration that ships: the smoke ones learn, the others run two steps as they are."""
 
-import copy
 import csv
 import functools
 import importlib.util
@@ -22,39 +21,18 @@ from PIL import Image
 from lightning_genseg.cli.main import main
 from lightning_genseg.data import CamVid
 from lightning_genseg.uncertainty.scores import AnomalyName
-from tests.miniatures import (
-    make_ade20k,
-    make_cityscapes,
-    make_coco,
-    make_coco_stuff_10k,
-    make_fishyscapes,
-    make_pascal5i,
-    make_road_anomaly,
-    make_road_anomaly21,
-    make_voc,
-)
+from tests import miniatures
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-MINIATURES = {
-    "ade20k": make_ade20k,
-    "cityscapes": make_cityscapes,
-    "coco_stuff": make_coco_stuff_10k,
-    "voc": make_voc,
-    "pascal5i": make_pascal5i,
-    "coco20i": make_coco,
-    "fishyscapes": make_fishyscapes,
-    "road_anomaly": make_road_anomaly,
-    "road_anomaly21": make_road_anomaly21,
-}
 
 
 def found(*patterns, without=()):
     paths = [path for pattern in patterns for path in sorted(EXPERIMENTS.glob(pattern))]
-    return [path for path in paths if path.stem not in without and path not in without]
+    return [path for path in paths if not {path, path.stem} & {*without}]
 
 
 # Those that go on from another run are tested with it.
-SMOKE = found("smoke/*_synthetic.yaml", without=("gss_inverse_synthetic", "gss_synthetic"))
+SMOKE = [EXPERIMENTS / f"smoke/{stem}_synthetic.yaml" for stem in ("softmax", "gmmseg", "agmm")]
 CAMVID = found("camvid/*.yaml", without=("gss_ff", "gss_ft", "gss_ft_w"))
 FEW_SHOT = found("pascal5i/*.yaml", "coco20i/*.yaml")
 DENSE = [f"{folder}/*" for folder in ("ade20k", "cityscapes", "coco_stuff", "voc")]
@@ -64,13 +42,18 @@ GSS = found("ade20k/gss*.yaml", "cityscapes/gss*.yaml")
 RECIPES = found(*(f"{folder}.yaml" for folder in DENSE), without=[*SPARSE, *GSS])
 TWO_STEPS = "--trainer.max_steps=2 --trainer.limit_val_batches=1 --data.num_workers=0"
 # Four images do not hold 150 classes.
-FEW = "ignore:.*classes occur in no training image"
+FEW = "ignore:.* classes (occur|are labelled) in no training image"
 # What is frozen stays in evaluation mode.
 FROZEN = "ignore:Found .* in eval mode at the start of training"
 
 
 def name(path):
     return str(path.relative_to(EXPERIMENTS))
+
+
+def miniature(kind, folder):
+    kind = {"coco_stuff": "coco_stuff_10k", "coco20i": "coco"}.get(kind, kind)
+    return getattr(miniatures, f"make_{kind}")(folder / kind)
 
 
 @pytest.fixture(autouse=True)
@@ -88,29 +71,34 @@ def read(pattern):
     return json.loads(path.read_text())
 
 
-def written(path):
-    """What the YAML says: `trainer`, and the `init_args` of `model` and `data`."""
-    config = yaml.safe_load(path.read_text())
+def parts(text):
+    config = yaml.safe_load(text)
     return config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
 
 
+def written(path):
+    """What the YAML says: `trainer`, and the `init_args` of `model` and `data`."""
+    return parts(path.read_text())
+
+
 @functools.cache
-def _resolved(path):
+def printed(path):
     root = f"--data.{'data.' if path.stem.startswith('base_learner') else ''}root=data"
     with redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as stopped:
         run(f"fit --config {path} {root} --print_config")
     assert stopped.value.code == 0
-    return yaml.safe_load(out.getvalue())
+    return out.getvalue()
 
 
 def resolved(path):
     """The same with all defaults."""
-    config = copy.deepcopy(_resolved(path))
-    return config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
+    return parts(printed(path))
 
 
-def write_images(folder, masks, count, size, classes):
-    """Random images and masks with the same names."""
+def write_images(folder, masks, count, size, classes, **splits):
+    """Random images and masks with the same names, and lists of their numbers."""
+    for split, numbers in splits.items():
+        Path(f"{split}.txt").write_text("\n".join(map(str, numbers)))
     rng = np.random.default_rng(0)
     for target, shape, values in ((folder, (*size, 3), 256), (masks, size, classes)):
         Path(target).mkdir(parents=True)
@@ -122,11 +110,6 @@ def write_images(folder, masks, count, size, classes):
 def write_camvid():
     for split in ("train", "val", "test"):
         write_images(split, f"{split}annot", 8, (72, 96), len(CamVid.CLASS_NAMES))
-
-
-def write_lists(folder, **splits):
-    for split, numbers in splits.items():
-        Path(folder, f"{split}.txt").write_text("\n".join(map(str, numbers)))
 
 
 def fit(path, *options):
@@ -151,6 +134,8 @@ def scores_of(*options):
 
 
 def predict(checkpoint, *options):
+    """Predict two photographs."""
+    write_images("photos", "unused", 2, (60, 40), 2)
     options = ("--data.predict_root=photos --predictions.output_dir=out", *options)
     run("predict", after(checkpoint), *options)
     assert len(Path("out/predictions.jsonl").read_text().splitlines()) == 2
@@ -189,9 +174,7 @@ def test_smoke(path, learns):
     if learns:  # guessing gives about 0.1, the most frequent class 0.07
         assert scores["mIoU"] > 0.3
         assert tested["mIoU"] > 0.25
-    write_images("photos", "unused", 2, (50, 70), 2)
     predict(checkpoint)
-    assert len(Path("out/predictions.jsonl").read_text().splitlines()) == 2
     assert sorted(p.name for p in Path("out/masks").iterdir()) == ["0.png", "1.png"]
 
 
@@ -204,8 +187,8 @@ def test_camvid(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", found("msrc/*_points.yaml"), ids=name)
 def test_msrc(path):
-    write_images("images", "masks", 12, (72, 96), 23)
-    write_lists(".", train=range(8), val=range(8, 10), test=range(10, 12))
+    splits = {"train": range(8), "val": range(8, 10), "test": range(10, 12)}
+    write_images("images", "masks", 12, (72, 96), 23, **splits)
     fit(path, "--data.root=. --trainer.val_check_interval=1", TWO_STEPS)
 
 
@@ -224,10 +207,9 @@ def training(path, *own):
 def test_points_are_learned_from_in_the_same_way(folder):
     """One network, schedule and data; of the methods only their own arguments differ."""
     softmax = EXPERIMENTS / folder / "softmax_fpn_points.yaml"
-    for method in ("agmm", "gmmseg"):
+    for method in ("softmax", "agmm", "gmmseg"):
         assert training(softmax.with_stem(f"{method}_fpn_points")) == training(softmax)
-    assert "dropout" not in written(softmax.with_stem("agmm_fpn_points"))[1]
-    assert "dropout" not in written(softmax)[1]
+        assert "dropout" not in written(softmax.with_stem(f"{method}_fpn_points"))[1]
     dense = EXPERIMENTS / "camvid" / "softmax_fpn.yaml"
     assert training(dense, "inference")[1] == training(softmax, "inference")[1]
 
@@ -270,43 +252,66 @@ def test_own_clicks():
 # --- the papers' recipes ---------------------------------------------------------------------
 
 
-def assert_complete(path, steps, root="--data.root PATH/"):
-    """Whole validations, a place that the file names, and the command in its head runs it."""
-    trainer, model, _ = resolved(path)
+# Images of a step, steps, side of the crops, learning rate; the first pattern that fits.
+PUBLISHED = {
+    "ade20k/gmmseg_posthoc*": (16, 2_500, 512, 0.01),
+    "ade20k/*_80k": (16, 80_000, 512, 0.01),
+    "ade20k/gss_ff*": (32, 160_000, 512, 1.2e-4),
+    "ade20k/gss_ft_w*": (16, 40_000, 512, 1.5e-3),
+    "ade20k/gss_ft*": (16, 3_000, 512, 1.5e-3),
+    "ade20k/*": (16, 160_000, 512, None),
+    "cityscapes/gss_ff*": (16, 80_000, 768, 1.5e-3),
+    "cityscapes/gss_ft_w*": (8, 40_000, 768, 7.5e-4),
+    "cityscapes/*_clicks": (8, 240 * (2_975 // 8), 721, 5e-3),  # epochs in whole batches
+    "cityscapes/*": (8, 80_000, 768, None),
+    "coco_stuff/*": (16, 80_000, 512, None),
+    "voc/*_r101": (16, 40_000, 512, 0.01),
+    "voc/*": (16, 80 * (10_582 // 16), 321, 1e-3),
+    "pascal5i/base_learner*": (12, 5_953 // 12 * 100, 417, 2.5e-4),
+    "pascal5i/*": (8, 4_208 // 8 * 200, 473, 0.05),
+    "coco20i/base_learner*": (12, 82_081 // 12 * 20, 417, 2.5e-3),
+    "coco20i/*": (8, 21_917 // 8 * 50, 641, 0.05),
+}
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *SPARSE, *GSS, *FEW_SHOT], ids=name)
+def test_recipe_agrees_with_itself_and_the_paper(path):
+    trainer, model, data = resolved(path)
+    images, steps, side, rate = next(
+        row for key, row in PUBLISHED.items() if path.match(f"{key}.yaml")
+    )
     schedule = model["lr_scheduler"]["init_args"]
     assert schedule.get("T_max", schedule.get("total_iters")) == trainer["max_steps"] == steps
     assert trainer["max_steps"] % trainer["val_check_interval"] == 0
     assert trainer["check_val_every_n_epoch"] is None
+    assert trainer["devices"] * data["batch_size"] == images
+    assert model["optimizer"]["init_args"]["lr"] == rate or rate is None
+    crop = data["train_transform"][0]["init_args"] if path not in FEW_SHOT else {}
+    assert {crop.get("height", data.get("size")), crop.get("width", side)} == {side}
+    assert (model.get("network_options") or {}).get("img_size", side) == side
     assert "logger" not in written(path)[0]  # by default runs/FOLDER/NAME
-    assert f"# genseg fit --config experiments/{name(path)} {root}" in path.read_text()
+    # The command in its head is the one that runs it.
+    root = "" if path in FEW_SHOT else "root PATH/"
+    assert f"# genseg fit --config experiments/{name(path)} --data.{root}" in path.read_text()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
-def test_recipe_agrees_with_itself_and_the_paper(path):
-    trainer, model, data = resolved(path)
-    post_hoc = "posthoc" in path.stem
-    images, steps, crop = {
-        "ade20k": (16, 160_000, 512), "cityscapes": (8, 80_000, 768),
-        "coco_stuff": (16, 80_000, 512), "voc": (16, 40_000, 512),
-    }[path.parent.name]  # fmt: skip
-    assert_complete(path, 2_500 if post_hoc else 80_000 if "80k" in path.stem else steps)
-    assert trainer["devices"] * data["batch_size"] == images
+def test_dense_recipe_crops_and_scores_as_mmsegmentation(path):
+    _, model, data = resolved(path)
     if "gmmseg" in path.stem:
-        assert model["em"]["train"] == ("posthoc" if post_hoc else "em")
-    whole = {} if crop == 768 else {"short_side": 512, "long_side": 2048}
-    expected = {
-        "height": crop, "width": crop, "scale": [0.5, 2.0], "short_side": None, "long_side": None,
-        "max_class_share": 0.75, "fill": [124, 116, 104], **whole,
+        assert model["em"]["train"] == ("posthoc" if "posthoc" in path.stem else "em")
+    crop = data["train_transform"][0]["init_args"]
+    city = path.parent.name == "cityscapes"
+    whole = {} if city else {"short_side": 512, "long_side": 2048}
+    assert crop == {
+        "height": crop["height"], "width": crop["width"], "scale": [0.5, 2.0], "short_side": None,
+        "long_side": None, "max_class_share": 0.75, "fill": [124, 116, 104], "tries": 10,
+        "ignore_index": 255, "p": 1.0, **whole,
     }  # fmt: skip
-    transform = data["train_transform"][0]["init_args"]
-    assert {key: transform[key] for key in expected} == expected
-    if crop == 768:
-        assert model["inference"] == {"window": [768, 768], "stride": [512, 512]}
-    else:
-        # mmsegmentation resizes to multiples of 32 in this one recipe.
-        aligned = name(path).startswith("ade20k") and path.stem.endswith("mit_b5")
-        assert model["inference"] == {**whole, **({"multiple": 32} if aligned else {})}
-    assert model["network_options"].get("img_size", crop) == crop
+    # mmsegmentation resizes to multiples of 32 in this one recipe.
+    if name(path).startswith("ade20k") and path.stem.endswith("mit_b5"):
+        whole["multiple"] = 32
+    assert model["inference"] == (whole or {"window": [768, 768], "stride": [512, 512]})
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.startswith("softmax")], ids=name)
@@ -358,17 +363,31 @@ def two_steps(path, root, *options, smaller=8):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(FEW)
-@pytest.mark.parametrize("path", [p for p in RECIPES if "posthoc" not in p.stem], ids=name)
+@pytest.mark.filterwarnings(FEW, FROZEN, "ignore:every pixel of the first batch")
+@pytest.mark.parametrize(
+    "path",
+    [p for p in [*RECIPES, *SPARSE, *GSS] if not re.search("posthoc|_ft_", p.stem)],
+    ids=name,
+)
 def test_recipe_trains_two_steps(path, tmp_path):
-    checkpoint = two_steps(path, MINIATURES[path.parent.name](tmp_path / "data"))
+    root = miniature(path.parent.name, tmp_path)
+    gss = ["--model.tokenizer=majority-8"] if path in GSS else []
+    # Of VOC's two points an image most crops show none.
+    crowded = path in SPARSE and path.parent.name == "voc"
+    checkpoint = two_steps(path, root, *gss, smaller=4 if crowded else 8)
+    assert (checkpoint.parents[1] / "label_spreading").is_dir() == path.stem.startswith("agmm")
+    if path.stem == "gss_ff_swin_l":
+        small = f"--data.root={root} --model.inference=null --model.width=32 {SMALL}"
+        for own in path.parent.glob("gss_ft*.yaml"):
+            trained, _ = fit(own, small, f"--model.prior={checkpoint}")
+            trained.unlink()
     checkpoint.unlink()  # a gigabyte, which pytest would keep
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(FEW, FROZEN)
 def test_post_hoc_recipe_follows_its_softmax_recipe(tmp_path):
-    folder, root = EXPERIMENTS / "ade20k", make_ade20k(tmp_path / "data")
+    folder, root = EXPERIMENTS / "ade20k", miniature("ade20k", tmp_path)
     extractor = two_steps(folder / "softmax_deeplabv3plus_r101_80k.yaml", root)
     path = folder / "gmmseg_posthoc_deeplabv3plus_r101.yaml"
     assert f"--model.extractor {extractor}" in path.read_text()
@@ -400,21 +419,17 @@ def test_there_is_a_recipe_for_each_row():
 def test_sparse_recipe_agrees_with_the_published_code(path):
     trainer, model, data = resolved(path)
     voc = path.parent.name == "voc"
-    # Epochs of the training set in whole batches.
-    assert_complete(path, 80 * (10_582 // 16) if voc else 240 * (2_975 // 8))
-    assert model["lr_scheduler"]["init_args"]["power"] == 0.9
-    assert trainer["devices"] * data["batch_size"] == (16 if voc else 8)
+    schedule = {"total_iters": trainer["max_steps"], "power": 0.9}
+    assert written(path)[1]["lr_scheduler"]["init_args"] == schedule
     kind, arguments = SPARSE_LABELS[path.stem.rpartition("_")[2]]
     assert data["sparse"]["class_path"].rpartition(".")[2] == kind
     given = data["sparse"]["init_args"]
     assert {key: given[key] for key in arguments} == arguments
     crop = data["train_transform"][0]["init_args"]
-    assert crop["height"] == crop["width"] == (321 if voc else 721)
     assert crop["scale"] == [0.5, 2.0]
     sgd = model["optimizer"]["init_args"]
-    lr = (sgd["lr"], sgd["lr"] * model["head_lr_factor"])
-    assert lr == pytest.approx((1e-3, 1e-2) if voc else (5e-3, 5e-3))
     assert (sgd["momentum"], sgd["weight_decay"]) == (0.9, 1e-4)
+    assert model["head_lr_factor"] == (10 if voc else 1)
     assert model["inference"] == (None if voc else {"window": [721, 721], "stride": [241, 241]})
     baseline = resolved(path.with_stem(path.stem.replace("agmm", "softmax")))
     assert baseline[2] == data
@@ -422,23 +437,11 @@ def test_sparse_recipe_agrees_with_the_published_code(path):
         assert baseline[1][key] == model[key]
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:every pixel of the first batch")
-@pytest.mark.filterwarnings("ignore:.* classes are labelled in no training image")  # of six
-@pytest.mark.parametrize("path", SPARSE, ids=name)
-def test_sparse_recipe_trains_two_steps(path, tmp_path):
-    root = MINIATURES[path.parent.name](tmp_path / "data")
-    # Of VOC's two points an image most crops show none.
-    checkpoint = two_steps(path, root, smaller=4 if path.parent.name == "voc" else 8)
-    assert (checkpoint.parents[1] / "label_spreading").is_dir() == path.stem.startswith("agmm")
-    checkpoint.unlink()
-
-
 # --- anomalies -------------------------------------------------------------------------------
 
 
 def test_anomaly_data_of_a_network_trained_on_cityscapes(tmp_path):
-    root = make_cityscapes(tmp_path / "cityscapes")
+    root = miniature("cityscapes", tmp_path)
     model = "--model=SoftmaxSegmenter --model.encoder=tu-test_resnet --model.decoder=fpn"
     data = f"--data=CityscapesDataModule --data.root={root} --data.crop_size=[64,64]"
     run("fit", model, data, "--data.batch_size=2 --trainer.accelerator=cpu", TWO_STEPS)
@@ -447,7 +450,7 @@ def test_anomaly_data_of_a_network_trained_on_cityscapes(tmp_path):
     for stem in ("fishyscapes", "road_anomaly", "road_anomaly21"):
         run(
             f"test {trained} --config {EXPERIMENTS}/anomaly/{stem}.yaml --data.num_workers=0",
-            f"--data.root={MINIATURES[stem](tmp_path / stem)} --ckpt_path=calibrated.ckpt",
+            f"--data.root={miniature(stem, tmp_path)} --ckpt_path=calibrated.ckpt",
             "--trainer.callbacks+=CompareScores --model.anomaly_score=sml",
             f"--trainer.logger.init_args.version={stem}",
         )
@@ -477,7 +480,6 @@ def test_few_shot_smoke(learns):
         assert scores["GmIoU"] > 0.13
 
     write_images("support/images", "support/masks", 2, (50, 70), 2)
-    write_images("photos", "unused", 2, (60, 40), 2)
     predict(trained, "--data.support_root=support")
     with Image.open("out/masks/0.png") as mask:
         assert mask.size == (40, 60)
@@ -488,11 +490,11 @@ def test_few_shot_smoke(learns):
 def test_few_shot_msrc():
     folder = EXPERIMENTS / "msrc"
     names = written(folder / "cgmgm.yaml")[2]["data"]["init_args"]["class_names"]
-    write_images("msrc/images", "msrc/masks", 12, (53, 80), 23)
-    write_lists("msrc", train=range(6), val=range(6, 9), test=range(9, 12))
-    Path("msrc/fewshot_folds.json").write_text(json.dumps({"folds": [["cow", "car"]]}))
+    splits = {"train": range(6), "val": range(6, 9), "test": range(9, 12)}
+    write_images("images", "masks", 12, (53, 80), 23, **splits)
+    Path("folds.json").write_text(json.dumps({"folds": [["cow", "car"]]}))
     assert {"cow", "car"} < set(names)
-    fold = "--data.data.root=msrc --data.folds=msrc/fewshot_folds.json --data.fold=0"
+    fold = "--data.data.root=. --data.folds=folds.json --data.fold=0"
     fold += " --data.size=64 --data.num_workers=0"
     short = f"{fold} --data.train_transform=null {SMALL}"
     base, _ = fit(folder / "base_learner.yaml", short)
@@ -508,26 +510,19 @@ def test_few_shot_msrc():
 
 
 @pytest.mark.parametrize("path", FEW_SHOT, ids=name)
-def test_few_shot_recipe_agrees_with_itself_and_the_paper(path):
+def test_few_shot_recipe_agrees_with_published_code(path):
     trainer, model, data = resolved(path)
     folder, coco, text = path.parent.name, path.parent.name == "coco20i", path.read_text()
     if path.stem.startswith("base_learner"):
-        images, epochs = (82_081, 20) if coco else (5_953, 100)
-        assert_complete(path, images // 12 * epochs, root="--data.")
-        assert trainer["devices"] * data["batch_size"] == 12
         encoder = "vgg16_bn" if path.stem.endswith("vgg16") else "resnet50"
-        assert (model["encoder"], data["folds"], data["size"]) == (encoder, folder, 417)
+        assert (model["encoder"], data["folds"]) == (encoder, folder)
         return
-    epochs, folds = (
-        (50, (21_917, 41_809, 43_045, 44_614)) if coco else (200, (4_208, 3_726, 2_752, 4_510))
-    )
+    epochs, folds = (50, (41_809, 43_045, 44_614)) if coco else (200, (3_726, 2_752, 4_510))
     steps = [images // 8 * epochs for images in folds]
-    assert_complete(path, steps[0], root="--data.")
-    assert list(map(int, re.findall(r"have (\d+), (\d+), (\d+):", text)[0])) == steps[1:]
-    assert (trainer["devices"], data["batch_size"]) == (1, 8)
-    assert data["size"] == (641 if coco else 473)
-    sgd = model["optimizer"]["init_args"]
-    assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.05, 0.9, 1e-4)
+    assert list(map(int, re.findall(r"have (\d+), (\d+), (\d+):", text)[0])) == steps
+    assert trainer["devices"] == 1
+    sgd = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
+    assert written(path)[1]["optimizer"]["init_args"] == sgd
     assert model["mixture"]["components"] == (6 if coco and "cgmgm" in path.stem else 3)
     best = f"runs/{folder}/base_learner_{path.stem.split('_')[1]}/fold0/checkpoints/best.ckpt"
     assert f"--model.base_learner {best}" in text
@@ -537,7 +532,7 @@ def test_few_shot_recipe_agrees_with_itself_and_the_paper(path):
 @pytest.mark.filterwarnings(FROZEN)
 @pytest.mark.parametrize("path", [p for p in FEW_SHOT if p.stem.startswith("base")], ids=name)
 def test_few_shot_recipe_trains_two_steps(path, tmp_path):
-    root = MINIATURES[path.parent.name](tmp_path / "data")
+    root = miniature(path.parent.name, tmp_path)
     short = f"--data.fold=1 --data.size=97 {SMALL}"
     base, _ = fit(path, short, f"--data.data.root={root} --model.encoder_weights=null")
     small = f"--data.root={root} --data.min_area=64 --data.val_episodes=1 --data.shots=2"
@@ -562,7 +557,6 @@ def test_gss_smoke(learns):
         assert scores["mIoU"] > 0.3
     prior.unlink()  # is part of the other checkpoint
     assert 0 <= scores_of(after(trained))["mIoU"] <= 1
-    write_images("photos", "unused", 2, (50, 70), 2)
     predict(trained)
 
 
@@ -579,39 +573,13 @@ def test_gss_camvid():
 
 
 @pytest.mark.parametrize("path", GSS, ids=name)
-def test_gss_recipe_agrees_with_itself_and_the_published_code(path):
-    trainer, model, data = resolved(path)
-    city = path.parent.name == "cityscapes"
+def test_gss_recipe_agrees_with_the_published_code(path):
+    _, model, _ = resolved(path)
     kind = path.stem.split("_")[1:]
-    rate, steps, images = {
-        (True, "ff"): (1.5e-3, 80_000, 16), (False, "ff"): (1.2e-4, 160_000, 32),
-        (True, "w"): (7.5e-4, 40_000, 8), (False, "w"): (1.5e-3, 40_000, 16),
-        (False, "ft"): (1.5e-3, 3_000, 16),
-    }[city, "w" if kind[1] == "w" else kind[0]]  # fmt: skip
-    assert_complete(path, steps)
-    assert trainer["devices"] * data["batch_size"] == images
-    assert model["optimizer"]["init_args"]["lr"] == rate
-    crop = data["train_transform"][0]["init_args"]["height"]
-    assert crop == (768 if city else 512)
-    assert (model.get("network_options") or {}).get("img_size", crop) == crop
     if kind[0] == "ff":
         decoder = model["decoder"]
         assert decoder["depth"] == (6 if "r101" in kind else 0 if len(kind) > 3 else 2)
         assert decoder["stride"] == (8 if "stride8" in kind else 4)
         assert model["colors"] == path.parent.name
     elif kind[1] == "w":
-        assert model["inverse_depth"] == (1 if city else 2)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings(FEW, FROZEN)
-@pytest.mark.parametrize("path", [p for p in GSS if "_ff_" in p.stem], ids=name)
-def test_gss_recipe_trains_two_steps(path, tmp_path):
-    root = MINIATURES[path.parent.name](tmp_path / "data")
-    prior = two_steps(path, root, "--model.tokenizer=majority-8")
-    if path.stem == "gss_ff_swin_l":
-        small = f"--data.root={root} --model.inference=null --model.width=32 {SMALL}"
-        for own in path.parent.glob("gss_ft*.yaml"):
-            trained, _ = fit(own, small, f"--model.prior={prior}")
-            trained.unlink()
-    prior.unlink()
+        assert model["inverse_depth"] == (1 if path.parent.name == "cityscapes" else 2)
