@@ -44,13 +44,12 @@ class Maskige(nn.Module):
     def __init__(self, colors: Sequence[Sequence[float]], ignore_index: int = 255) -> None:
         super().__init__()
         table = torch.as_tensor(colors, dtype=torch.float32)
-        if table.ndim != 2 or table.shape[1] != 3 or len(table) < 3:
+        shaped = table.ndim == 2 and table.shape[1] == 3 and len(table) >= 3
+        if not shaped or not bool(((table >= 0) & (table <= 255)).all()):
             raise GenSegError(
-                f"colors is {tuple(table.shape)}: give (red, green, blue) of at least two classes "
+                "colors must be (red, green, blue), each from 0 to 255, of at least two classes "
                 "and, last, of unlabelled pixels."
             )
-        if not bool(((table >= 0) & (table <= 255)).all()):
-            raise GenSegError("colors has values outside 0..255: give 8-bit colours.")
         if len(table[:-1].unique(dim=0)) < len(table) - 1:
             raise GenSegError(
                 "colors gives one colour to two classes, which no inverse can tell apart."

@@ -33,22 +33,21 @@ _LEAST_VOTE = 1e-6  # log 0 is no score
 class GSS(PixelModule):
     """Draws from an image its mask's picture, the maskige, and reads the classes off that.
 
-    Generative Semantic Segmentation, Chen et al., CVPR 2023: stage two, with colours and tokenizer
+    Generative Semantic Segmentation, Chen et al., CVPR 2023: stage two, colours and tokenizer
     frozen. This is GSS-FF; with `colors="random"` FF-R; with colours of a `LearnedColors` run TF.
     `GSSInverse` makes FT and FT-W of it.
 
     Per cell of s x s pixels, a classifier over V tokens: no sampling, one pass. The encoder must
     have four stages. The mask is enlarged by f/s, so that a cell of the tokenizer (f x f pixels) is
-    a cell of the network. A cell counts as soon as one of its pixels is labelled; the unlabelled
-    ones in it are drawn as the auxiliary head predicts them. As in the published code, and not as
-    in Eq. 7, cells without any label are not learned.
+    a cell of the network. A cell counts as soon as one of its pixels is labelled; its others are
+    drawn as the auxiliary head predicts them. As in the published code, and not as in Eq. 7, cells
+    without any label are not learned.
 
-    From the picture, classes are read by the nearest colour, in the code as here; the paper prints
-    a least-squares inverse (`lstsq`), which finds only colours at the corners of the cube: 14 of
-    150 on ADE20K. Each pixel of the picture votes for one class. Scores are the logarithm of the
-    share of votes, so that their softmax is that share. Where sliding windows overlap or
-    `inference` resizes, the code averages shares, and this their logarithms: the same class wins,
-    and more surely.
+    Classes are read by the nearest colour, as in the code; the paper prints a least-squares inverse
+    (`lstsq`), which finds only colours at the corners of the cube: 14 of 150 on ADE20K. Each pixel
+    of the picture votes for one class; scores are the logarithm of the share of votes, so that
+    their softmax is that share. Where windows overlap or `inference` resizes, the code averages
+    shares and this their logarithms: the same class wins, and more surely.
 
     Args:
         num_classes: K.

@@ -58,7 +58,7 @@ def test_unlabelled_pixels_have_their_colour():
     ("table", "message"),
     [
         ([(1, 1, 1), (1, 1, 1), (0, 0, 0)], "one colour to two classes"),
-        ([(1, 1, 1), (1, 1, 256), (0, 0, 0)], "values outside 0"),
+        ([(1, 1, 1), (1, 1, 256), (0, 0, 0)], "each from 0 to 255"),
         ([(1, 1, 1), (0, 0, 0)], "at least two classes"),
     ],
 )
