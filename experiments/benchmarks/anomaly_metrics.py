@@ -1,4 +1,4 @@
-"""Memory and error of the anomaly metrics on as many pixels as Fishyscapes Lost & Found's test set has.
+"""Memory and error of the anomaly metrics on the pixels of a test set like Lost & Found's.
 
     python experiments/benchmarks/anomaly_metrics.py            # 275 images of 1024 x 2048, some
     minutes python experiments/benchmarks/anomaly_metrics.py --images 5

@@ -1,4 +1,4 @@
-"""What the mixtures of CGMGM's episodes cost, against scikit-learn on the same pixels: one table, one run.
+"""What the mixtures of CGMGM's episodes cost, against scikit-learn on the same pixels.
 
     python experiments/benchmarks/episodic_em.py          # a minute or two on two cores
     python experiments/benchmarks/episodic_em.py --quick  # small sizes, seconds
@@ -30,7 +30,7 @@ SMALL = 1e-9
 
 
 def episodes(pixels: int, share: float = 0.15) -> tuple[Tensor, Tensor]:
-    """Features after a ReLU, each class from three heaps, and 0/1 weights B x 2 x N; rectangles would look alike."""
+    """Features after a ReLU, each class from three heaps, and 0/1 weights B x 2 x N."""
     generator = torch.Generator().manual_seed(0)
     centres = 1.5 * torch.rand(EPISODES, 2 * COMPONENTS, DIM, generator=generator)
     foreground = torch.rand(EPISODES, pixels, generator=generator) < share

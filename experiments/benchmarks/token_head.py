@@ -1,4 +1,4 @@
-"""What GSS' token head costs, at once and in parts, against a softmax classifier: one table, one run.
+"""What GSS' token head costs, at once and in parts, against a softmax classifier.
 
     python experiments/benchmarks/token_head.py                        # the CPU, a map of 64 x 64
     python experiments/benchmarks/token_head.py --size 128 --device cuda

@@ -1,4 +1,4 @@
-"""Harmonic mean of the mIoU of several test sets, n / sum(1 / mIoU), as MSeg and GSS (Table 6) report it.
+"""Harmonic mean of the mIoU of several test sets, n / sum(1 / mIoU): MSeg, GSS (Table 6).
 
     python experiments/mseg/harmonic_mean.py RUN/voc RUN/camvid RUN/kitti ...
 

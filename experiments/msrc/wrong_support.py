@@ -1,4 +1,4 @@
-"""Does a few-shot run look at its supports? Its test episodes, and the same with supports of another class.
+"""Does a few-shot run look at its supports? Its test, also with supports of another class.
 
     python experiments/msrc/wrong_support.py runs/msrc/cgmgm/fold0
 

@@ -197,7 +197,7 @@ def make_parser() -> Parser:
 
 
 def run(words: list[str]) -> None:
-    """Run `genseg check` with these words of the command line; GenSegError if there are problems."""
+    """Run `genseg check` with these words; GenSegError if there are problems."""
     parser = make_parser()
     arguments = data_arguments(parser, parser.parse_args(words))
     report, folder = check_data(**arguments), arguments["output_dir"]

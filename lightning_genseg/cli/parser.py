@@ -1,4 +1,4 @@
-"""Parsers whose help a person can read, and those of the commands that read data without a model."""
+"""Parsers with readable help, and those of the commands that read data without a model."""
 
 import re
 from argparse import SUPPRESS, Action
@@ -113,7 +113,7 @@ class _CommandsFormatter(HelpFormatter):
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser with our help; errors are raised, so that `main` prints them in one way."""
+    """Lightning's parser with our help; it raises errors, so that `main` prints them in one way."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = {"formatter_class": HelpFormatter, "exit_on_error": False, "epilog": _CLASSES}

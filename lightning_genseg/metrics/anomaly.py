@@ -1,4 +1,4 @@
-"""How well a score tells anomalous pixels from known ones: AUROC, AP and FPR95 from two histograms."""
+"""How well a score tells anomalous pixels from known ones: AUROC, AP and FPR95."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def score_histogram(scores: Tensor) -> Tensor:
 
 
 class ScoreHistogram(Metric):
-    """Histograms of the anomaly scores of known and of anomalous pixels: 64 MB for any number of pixels.
+    """Histograms of the scores of known and of anomalous pixels: 64 MB for any number of them.
 
     Base of the metrics below, which compute their numbers from it as if all scores of a bin were
     equal. Scores may be of any range; bins are 1/4096 of the score wide.
@@ -92,7 +92,7 @@ class ScoreHistogram(Metric):
         return torch.stack([self.known, self.anomalous])
 
     def _curve(self) -> tuple[Tensor, Tensor] | None:
-        """Known and anomalous pixels above each threshold, highest first; None where one is missing."""
+        """Known and anomalous pixels above each threshold, highest first; None if either lacks."""
         for name, counts in (("known", self.known), ("anomalous", self.anomalous)):
             if not bool(counts.any()):
                 rank_zero_warn(
@@ -108,7 +108,7 @@ class ScoreHistogram(Metric):
 
 
 class AnomalyAUROC(ScoreHistogram):
-    """Area under the receiver operating characteristic: the chance that an anomalous pixel scores higher.
+    """Area under the ROC curve: the chance that an anomalous pixel scores higher than a known one.
 
     Off the exact value by at most half the share of (known, anomalous) pairs that lie in one bin.
     """
@@ -133,10 +133,10 @@ class AnomalyAveragePrecision(ScoreHistogram):
 
 
 class AnomalyFPR(ScoreHistogram):
-    """Share of known pixels above the threshold that a given share of the anomalous ones reaches (FPR95).
+    """Share of known pixels above the threshold that `recall` of the anomalous ones reach.
 
     Args:
-        recall: that share.
+        recall: in (0, 1]; 0.95 makes it FPR95.
     """
 
     higher_is_better = False

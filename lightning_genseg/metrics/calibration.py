@@ -54,11 +54,11 @@ class CalibrationError(Metric):
             state.index_add_(0, index, values.to(state.dtype))
 
     def compute(self) -> Tensor:
-        """Mean over pixels of |accuracy - confidence| of their bin, in [0, 1]; NaN without pixels."""
+        """Mean over pixels of |accuracy - confidence| of their bin; NaN without pixels."""
         gaps = (self.correct - self.confidence).abs().sum()
         return (gaps / self.counts.sum()).float()
 
     def reliability(self) -> Tensor:
-        """Points of a reliability diagram, bins x 3: mean confidence, accuracy (NaN if empty), share."""
+        """Points of a reliability diagram, bins x 3: confidence, accuracy (NaN if empty), share."""
         columns = (self.confidence / self.counts, self.correct / self.counts)
         return torch.stack([*columns, self.counts / self.counts.sum()], 1).float()

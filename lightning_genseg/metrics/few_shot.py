@@ -71,7 +71,7 @@ class EpisodeCounts(Metric):
             self.listed[candidates.flatten()] = 1
 
     def compute(self) -> Any:
-        """Intersection over union of the foreground, 255; 0 where a class never came, NaN where it takes no part."""
+        """IoU of the foreground, 255; 0 where a class never came, NaN where it takes no part."""
         iou = self.intersection[:, 1] / (self.union[:, 1].double() + 1e-10)
         return iou.float().masked_fill(self.listed == 0, torch.nan)
 
@@ -89,7 +89,7 @@ class FewShotMeanIoU(EpisodeCounts):
 
 
 class ForegroundBackgroundIoU(EpisodeCounts):
-    """FB-IoU: mean of the intersections over unions of background and foreground, pooled over classes and episodes."""
+    """FB-IoU: mean IoU of background and foreground, pooled over classes and episodes."""
 
     def compute(self) -> Tensor:
         """In [0, 1]; NaN before the first episode."""

@@ -96,7 +96,7 @@ def infer(
 def input_size(
     size: tuple[int, int], options: InferenceOptions, scale: float = 1.0
 ) -> tuple[int, int]:
-    """Height and width in pixels at which an image of `size` is predicted, as mmsegmentation rounds them.
+    """Height and width at which an image of `size` is predicted, as mmsegmentation rounds them.
 
     Args:
         size: height and width of the image.

@@ -78,7 +78,7 @@ def anomaly_histogram(
     title: str = "Scores of known and anomalous pixels",
     size: tuple[float, float] = (6.4, 4.4),
 ) -> Image.Image:
-    """Draw how the anomaly scores of known and of anomalous pixels spread, each as shares of its own.
+    """Draw how the scores of known and of anomalous pixels spread, each as shares of its own.
 
     The axis goes from the 0.1st to the 99.9th percentile of either; what lies beyond counts to the
     outermost bars. The shares are on a logarithmic axis where a single bar would dwarf all others.

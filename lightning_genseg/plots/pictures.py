@@ -157,7 +157,7 @@ def outline(
 
 
 def score_range(*scores: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """First and 99th percentile of the finite scores: a range that a few outliers cannot stretch."""
+    """First and 99th percentile of the finite scores: outliers do not stretch the range."""
     values = np.concatenate([score[np.isfinite(score)] for score in scores])
     if not values.size:
         return 0.0, 1.0

@@ -1,4 +1,4 @@
-"""What the tests of callbacks share; `python -m tests.callbacks.runs FOLDER PROCESSES` is a test."""
+"""What the tests of callbacks share; one runs `python -m tests.callbacks.runs`."""
 
 import sys
 from pathlib import Path
@@ -69,7 +69,7 @@ def pixels(path):
 
 
 def column(picture, index, rows=2):
-    """Middle of each cell of a column of 320 pixels, as images of `SIZE`, below a line of titles."""
+    """Middle of each cell of a column of 320 pixels, images of `SIZE` below a line of titles."""
     height, width = SIZE
     x = 4 + 324 * index + ((np.arange(width) + 0.5) * 320 / width).astype(int)
     y = ((np.arange(height) + 0.5) * 213 / height).astype(int)

@@ -1,4 +1,4 @@
-"""Scores of episodes: by hand, against scikit-learn, in pieces, and where nothing is to be scored."""
+"""Scores of episodes: by hand, against scikit-learn, in pieces, and of nothing."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from lightning_genseg.metrics import FewShotMeanIoU, ForegroundBackgroundIoU, fe
 
 
 def test_three_episodes_by_hand():
-    """Two of class 3, one of class 7, none of class 9; an ignored pixel that would count as an error."""
+    """Two of class 3, one of class 7, none of class 9; an ignored pixel that would be an error."""
     metrics = few_shot_metrics()
     everyone = torch.tensor([3, 7, 9])
     episodes = [

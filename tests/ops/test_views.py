@@ -35,8 +35,9 @@ def test_without_options_the_raw_scores_come_back(image):
 
 
 @pytest.mark.parametrize(
-    ("window", "stride"), [((16, 16), (16, 16)), ((20, 31), (7, 10)), ((64, 20), (64, 11)), ((1, 1), (1, 1))]
-)  # fmt: skip
+    ("window", "stride"),
+    [((16, 16), (16, 16)), ((20, 31), (7, 10)), ((64, 20), (64, 11)), ((1, 1), (1, 1))],
+)
 def test_windows_equal_the_whole_for_pointwise_scores(image, window, stride):
     scores = infer(pointwise, image, {"window": window, "stride": stride})
     torch.testing.assert_close(scores, pointwise(image))

@@ -155,7 +155,7 @@ BLUE, ORANGE = (59, 110, 165), (232, 135, 14)
 
 
 def bars(picture, color):
-    """Columns of pixels, below the legend and without the axis, in which a histogram's outline is seen."""
+    """Columns of pixels, below the legend, in which a histogram's outline is seen."""
     return np.flatnonzero(near(picture, color)[150:368, 80:].any(0)) + 80
 
 

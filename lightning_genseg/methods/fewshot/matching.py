@@ -22,7 +22,8 @@ _FALLBACK_SHARE = 0.01
 def global_similarity(query: Tensor, support: Tensor, valid: Tensor) -> Tensor:
     """Largest cosine with any support pixel, stretched to [0, 1]: CGMGM, Eq. 2.
 
-    This is PFENet's prior mask. The equation only says "MatMul"; the maximum over support pixels is PFENet's.
+    This is PFENet's prior mask. The equation only has "MatMul"; the maximum over support pixels is
+    PFENet's.
 
     Args:
         query: features, B x C x h x w.
@@ -109,9 +110,9 @@ def refine(
 ) -> Tensor:
     """Drop foreground whose best match in the supports leads back to the background.
 
-    CGMGM, Eqs. 5-7. `literal` hides the query's background before matching, as printed, and changes nothing: what is
-    hidden is similar to nothing, so that every way back ends in the mask. `cycle` matches all
-    pixels and is otherwise as printed. `cycle_support` also requires that the best match in the
+    CGMGM, Eqs. 5-7. `literal` hides the query's background before matching, as printed, and changes
+    nothing: what is hidden is similar to nothing, so that every way back ends in the mask. `cycle`
+    matches all pixels and is otherwise as printed. `cycle_support` also requires that the best match in the
     supports is labelled foreground, as CyCTR (Zhang et al., NeurIPS 2021) does. A mask that would
     become empty stays as it was.
 

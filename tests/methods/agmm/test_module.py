@@ -76,7 +76,7 @@ class Given(nn.Module):
 def reference(
     features: Tensor, logits: Tensor, batch: dict[str, Any], variance: str, centre: str
 ) -> dict[str, float]:
-    """The losses of section 2 of the published code by loops in float64; empty ones by our rules."""
+    """The losses of section 2 by loops in float64; empty ones by our rules."""
     mask, unlabelled = batch["mask"].numpy(), batch["unlabelled"].numpy()
     tags, size = batch["image_classes"].numpy(), batch["mask"].shape[-2:]
     large = F.interpolate(features.double(), size, mode="bilinear").detach().numpy()

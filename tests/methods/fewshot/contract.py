@@ -1,4 +1,4 @@
-"""What every few-shot method must pass: subclass `EpisodeContract` and write `make`; its episodes."""
+"""What every few-shot method must pass: subclass `EpisodeContract` and write `make`."""
 
 from functools import cache
 from pathlib import Path
