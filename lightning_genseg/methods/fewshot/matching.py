@@ -112,9 +112,9 @@ def refine(
 
     CGMGM, Eqs. 5-7. `literal` hides the query's background before matching, as printed, and changes
     nothing: what is hidden is similar to nothing, so that every way back ends in the mask. `cycle`
-    matches all pixels and is otherwise as printed. `cycle_support` also requires that the best match in the
-    supports is labelled foreground, as CyCTR (Zhang et al., NeurIPS 2021) does. A mask that would
-    become empty stays as it was.
+    matches all pixels and is otherwise as printed. `cycle_support` also requires that the best
+    match in the supports is labelled foreground, as CyCTR (Zhang et al., NeurIPS 2021) does. A mask
+    that would become empty stays as it was.
 
     Args:
         mask: M0, B x 1 x h x w bool; no padding in it.
