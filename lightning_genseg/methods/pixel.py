@@ -39,7 +39,7 @@ class PixelModule(SegmentationModule):
         super().__init__(num_classes, **kwargs)
         if features is None:
             features = PixelFeatures(
-                encoder, decoder, encoder_weights, num_classes, network_options
+                encoder, decoder, encoder_weights, num_classes=num_classes, options=network_options
             )
         self.features = features
 

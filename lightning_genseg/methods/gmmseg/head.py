@@ -256,11 +256,11 @@ class GMMHead(nn.Module):
             m_step(
                 self.mixture,
                 moments.estimate(),
-                em.mean_momentum,
-                em.variance_momentum,
-                self.options.variance_floor,
-                present,
-                weights,
+                mean_momentum=em.mean_momentum,
+                variance_momentum=em.variance_momentum,
+                variance_floor=self.options.variance_floor,
+                present=present,
+                weights=weights,
             )
 
     def _e_step(self, own: Tensor, labels: Tensor, processes: Processes | None = None) -> Tensor:
@@ -270,8 +270,8 @@ class GMMHead(nn.Module):
             own,
             labels,
             em.assignment,
-            em.sinkhorn_epsilon,
-            em.sinkhorn_iterations,
+            epsilon=em.sinkhorn_epsilon,
+            iterations=em.sinkhorn_iterations,
             processes=processes,
         )
 

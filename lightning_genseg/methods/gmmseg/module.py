@@ -78,14 +78,14 @@ class GMMSeg(PixelModule):
         if extractor is not None:
             load_weights(self.features, extractor, prefix="features.")
         self.head = GMMHead(
-            feature_channels(self.features),
-            num_classes,
-            mixture,
-            em,
-            logit_norm,
-            logit_scale,
-            component_loss_weight,
-            self.ignore_index,
+            in_channels=feature_channels(self.features),
+            num_classes=num_classes,
+            mixture=mixture,
+            em=em,
+            logit_norm=logit_norm,
+            logit_scale=logit_scale,
+            component_loss_weight=component_loss_weight,
+            ignore_index=self.ignore_index,
         )
         if self.posthoc:
             self.requires_grad_(False)
