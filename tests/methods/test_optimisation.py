@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI, ReduceLROnPlateau
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR, PolynomialLR
@@ -44,9 +44,7 @@ class LearningRates(Callback):
     def __init__(self) -> None:
         self.rates: list[list[float]] = []
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
