@@ -84,15 +84,21 @@ class FewShotModule(SegmentationModule):
                 "a few-shot method needs an encoder: give base_learner, the checkpoint of a "
                 "BaseLearner run, or the name of an encoder, not both."
             )
+        self._of_base: dict[str, Any] = {}  # arguments in checkpoints, instead of the base learner
         if base is not None:
-            kwargs |= {"mean": base.mean.flatten().tolist(), "std": base.std.flatten().tolist()}
+            self._of_base = {
+                "mean": base.mean.flatten().tolist(),
+                "std": base.std.flatten().tolist(),
+            }
+            kwargs |= self._of_base
         # Queries and supports fill one square: no windows or scales.
         super().__init__(num_classes, inference=None, anomaly_score=None, **kwargs)
-        self.features = (
-            EncoderStages(str(encoder), encoder_weights, output_stride)
-            if base is None
-            else base.features
-        )
+        if base is None:
+            self.features = EncoderStages(str(encoder), encoder_weights, output_stride)
+        else:
+            self.features = base.features
+            stages = {"encoder": base.features.name, "output_stride": base.features.output_stride}
+            self._of_base |= {"base_learner": None, **stages}
         self.features.requires_grad_(False).eval()
         self.scoring, self.support = scoring, None
         self.base_classes = None if base is None else (base.class_names or [])[1:]
@@ -287,15 +293,7 @@ class FewShotModule(SegmentationModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the base learner's checkpoint said, and forget where it was."""
         super().on_save_checkpoint(checkpoint)
-        arguments = checkpoint["hyper_parameters"]
-        if arguments.get("base_learner") is not None:
-            arguments |= {
-                "base_learner": None,
-                "encoder": self.features.name,
-                "output_stride": self.features.output_stride,
-                "mean": self.mean.flatten().tolist(),
-                "std": self.std.flatten().tolist(),
-            }
+        checkpoint["hyper_parameters"] |= self._of_base
         if self.base_classes:
             checkpoint["base_classes"] = list(self.base_classes)
 

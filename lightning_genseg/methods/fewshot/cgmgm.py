@@ -155,7 +155,8 @@ class CGMGM(FewShotModule):
         self.shot_weights = ShotWeights(shots)
         self.base_head: nn.Module | None = None
         self.ensemble: Ensemble | None = None
-        self.num_base_classes = num_base_classes if base is None else base.num_classes - 1
+        if base is not None:
+            self._of_base["num_base_classes"] = base.num_classes - 1
         if ensemble:
             if base is not None:
                 self.base_head = nn.Sequential(base.pyramid, base.classifier)
@@ -185,11 +186,6 @@ class CGMGM(FewShotModule):
                 "count alike and nothing is learned about them: set --model.shots to that of the "
                 "data."
             )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the size of the base learner as well."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"]["num_base_classes"] = self.num_base_classes
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Cross-entropy of the final scores (`loss_final`), of the decoder's own (`loss_meta`)."""
