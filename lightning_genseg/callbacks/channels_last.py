@@ -6,7 +6,7 @@ from torch import nn
 
 
 class ChannelsLast(Callback):
-    """Keep the weights of 2-D convolutions channels-last: faster on most CPUs and GPUs."""
+    """Keep the weights of 2-D convolutions channels-last, faster on most CPUs and GPUs."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Change the memory layout before optimisers are built and checkpoints are read."""

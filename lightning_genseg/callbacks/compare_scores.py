@@ -19,7 +19,8 @@ class CompareScores(Callback):
 
     Leaves ``anomaly_scores.json`` in the run's folder: by name of the score ``AUROC``, ``AP``,
     ``FPR95``. Scores that would have to be fitted first (`genseg calibrate`) are left out. Takes a
-    second pass over each image and 64 MB per score. The data need anomaly labels.
+    second pass over each image and 64 MB per score. The data need anomaly labels, or it raises a
+    `GenSegError`.
     """
 
     def __init__(self) -> None:
@@ -32,15 +33,9 @@ class CompareScores(Callback):
         self._metrics = {name: AnomalyMetrics().to(pl_module.device) for name in names}
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Count the pixels of a batch; ValueError if it has no anomaly labels."""
+        """Count the pixels of a batch."""
         assert isinstance(pl_module, SegmentationModule)
         if "anomaly" not in batch:
             raise GenSegError(

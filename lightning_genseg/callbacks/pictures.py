@@ -92,8 +92,9 @@ def threshold_of(pl_module: LightningModule) -> Threshold | None:
 
 
 def to_array(tensor: Tensor) -> NDArray[Any]:
-    """Values of a tensor, on the CPU."""
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    """Values of a tensor, on the CPU; numbers of any precision as float32."""
+    tensor = tensor.detach().float() if tensor.is_floating_point() else tensor
+    array: NDArray[Any] = tensor.cpu().numpy()
     return array
 
 

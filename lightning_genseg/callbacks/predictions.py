@@ -82,12 +82,8 @@ class PredictionWriter(Callback):
             raise GenSegError(
                 "resume needs output_dir: name the folder with the earlier predictions."
             )
-        self.output_dir = output_dir
-        self.overlays = overlays
-        self.anomaly_scores = anomaly_scores
-        self.resume = resume
-        self.overwrite = overwrite
-        self.alpha = alpha
+        self.output_dir, self.resume, self.overwrite = output_dir, resume, overwrite
+        self.overlays, self.anomaly_scores, self.alpha = overlays, anomaly_scores, alpha
         self._manifest = Manifest(Path())
         self._written = 0
         self._earlier: list[dict[str, Any]] = []  # lines of the predictions that are there already
@@ -123,11 +119,8 @@ class PredictionWriter(Callback):
         """Refuse to mix predictions of two checkpoints or thresholds, unknown in `setup`."""
         mine = _checkpoint(trainer), *_anomaly(pl_module)
         for line in self._earlier:
-            checkpoint, score, threshold = (
-                line["checkpoint"],
-                line.get("anomaly_score"),
-                line.get("anomaly_threshold"),
-            )
+            checkpoint = line["checkpoint"]
+            score, threshold = line.get("anomaly_score"), line.get("anomaly_threshold")
             if checkpoint != mine[0]:
                 raise GenSegError(
                     f"{self._manifest.folder} holds predictions of the checkpoint {checkpoint}, "
@@ -140,25 +133,12 @@ class PredictionWriter(Callback):
                     "these, or another output_dir."
                 )
 
-    def on_predict_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self._began = time.perf_counter()
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Write the files of each image, then its line."""
         masks = to_array(outputs["mask"].to(torch.uint8))  # waits for the device
@@ -167,9 +147,9 @@ class PredictionWriter(Callback):
         score, threshold = _anomaly(pl_module)
         paths = batch.get("path", [None] * len(masks))
         for index, (name, path, mask) in enumerate(zip(batch["name"], paths, masks, strict=True)):
-            anomaly = to_array(outputs["anomaly"][index].float()) if "anomaly" in outputs else None
-            flagged = (
-                to_array(outputs["anomaly_mask"][index]) if "anomaly_mask" in outputs else None
+            anomaly, flagged = (
+                to_array(outputs[key][index]) if key in outputs else None
+                for key in ("anomaly", "anomaly_mask")
             )
             line = {
                 "name": name,

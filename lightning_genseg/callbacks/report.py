@@ -83,29 +83,13 @@ class Report(Callback):
         """As `on_validation_start`."""
         self._start(trainer.num_test_batches)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Keep one image of the chosen batches."""
-        self._collect(pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._collect(*args, **kwargs)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """As `on_validation_batch_end`."""
-        self._collect(pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._collect(*args, **kwargs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``val_metrics.json`` and ``val_pictures.png``."""
@@ -113,15 +97,15 @@ class Report(Callback):
             self._write(trainer, pl_module, "val_", "val_")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``metrics.json`` and ``pictures.png``, and say where."""
+        """Write ``metrics.json`` and ``pictures.png``, and print where."""
         folder = self._write(trainer, pl_module, "test_", "")
         if folder is not None:
             rank_zero_info(f"Scores and pictures are in {folder}")
 
     def _start(self, num_batches: Sequence[int | float]) -> None:
         self._images, self._samples = 0, []
-        total = min(num_batches[0], 2**31) if num_batches else 0  # an iterable data set has "inf"
-        if total == 2**31:  # length unknown: the first ones
+        total = num_batches[0] if num_batches else 0
+        if math.isinf(total):  # an iterable data set: the first ones
             self._wanted = set(range(self.num_pictures))
         else:
             chosen = np.linspace(0, max(total - 1, 0), self.num_pictures)
@@ -129,11 +113,12 @@ class Report(Callback):
 
     def _collect(
         self,
+        trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._images += len(batch["image"])
         if dataloader_idx or batch_idx not in self._wanted:
@@ -146,9 +131,9 @@ class Report(Callback):
             mask = to_array(batch["support_mask"][0, 0]) == 1
             sample["support"] = outline(to_picture(batch["support_image"][0, 0]), mask)
         for name in _maps(pl_module).keys() & outputs.keys():
-            sample[name] = to_array(outputs[name][0].float())
+            sample[name] = to_array(outputs[name][0])
         if "anomaly" in outputs:
-            sample["anomaly"] = to_array(outputs["anomaly"][0].float())
+            sample["anomaly"] = to_array(outputs["anomaly"][0])
         if "anomaly_mask" in outputs:
             sample["anomaly_mask"] = to_array(outputs["anomaly_mask"][0].to(torch.uint8))
         if "anomaly" in batch:

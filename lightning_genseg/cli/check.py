@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.cli.parser import Parser, data_arguments, data_parser
+from lightning_genseg.cli.parser import DataCommand
 from lightning_genseg.data.class_index import Cache, count_labels
 from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.data.dataset import MissingFiles, Sample, check_sizes
@@ -22,16 +22,7 @@ from lightning_genseg.data.sparse.labels import Raster
 from lightning_genseg.data.transforms.pipeline import single_thread
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import make_folder, replace_file
-from lightning_genseg.plots.pictures import (
-    Picture,
-    class_legend,
-    colorize,
-    encode,
-    enlarge,
-    grid,
-    overlay,
-    void_color,
-)
+from lightning_genseg.plots.pictures import Sheet, colorize, enlarge, overlay
 
 _HELP = (
     "Read every file of the data: counts, class frequencies, missing and broken files, a picture. "
@@ -80,7 +71,7 @@ def check_data(
     single: list[dict[str, Any]] = []  # problems of one image
     whole: dict[str, list[str]] = {}  # problems of splits: sentence -> names
     files: dict[str, list[Path]] = {}
-    pictures = _Pictures(data)
+    sheet = _Sheet(data)
     for split in data.splits:
         dataset: Any
         try:
@@ -112,7 +103,7 @@ def check_data(
         good = [index for index, one in enumerate(found) if not one.problems]
         chosen = np.linspace(0, max(len(good) - 1, 0), num_pictures).round().astype(int)
         for index in [good[pick] for pick in sorted(set(chosen.tolist())) if good]:
-            pictures.add(dataset, index, f"{split}: {found[index].name}")
+            sheet.add_sample(dataset, index, f"{split}: {found[index].name}")
     shared = {
         f"{first}, {second}": len(both)
         for first, second in (("train", "val"), ("train", "test"), ("val", "test"))
@@ -132,7 +123,7 @@ def check_data(
     }
     text = json.dumps(report, indent=1, ensure_ascii=False, default=str)
     replace_file(output_dir / "data_check.json", text.encode())
-    pictures.write(output_dir / "data_check.png")
+    sheet.write(output_dir / "data_check.png", ["image", "labels", "both"])
     return report
 
 
@@ -191,38 +182,19 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def make_parser() -> Parser:
-    """Parser of `genseg check`."""
-    return data_parser("check", check_data, _HELP)
+COMMAND = DataCommand("check", check_data, summary, _HELP)
 
 
-def run(words: list[str]) -> None:
-    """Run `genseg check` with these words; GenSegError if there are problems."""
-    parser = make_parser()
-    arguments = data_arguments(parser, parser.parse_args(words))
-    report, folder = check_data(**arguments), arguments["output_dir"]
-    print(f"{summary(report)}\n\nthe report is in {folder}")
-    if report["problems"]:
-        raise GenSegError(
-            f"{len(report['problems'])} problems with the data, all listed in "
-            f"{folder / 'data_check.json'}."
-        )
-
-
-class _Pictures:
+class _Sheet(Sheet):
     """Images, their labels, and both: also what the labels of classes do not show."""
 
     def __init__(self, data: SegmentationDataModule) -> None:
-        self.void = void_color(data.palette)
-        self.anomalous, self.known, self.blank = range(data.num_classes, data.num_classes + 3)
         extra = ("anomalous", "known, without class", "unlabelled (labels are enlarged)")
-        self.names = [*data.class_names, *extra]
-        self.palette = [*data.palette, (255, 0, 255), (110, 110, 110), (200, 200, 200)]
-        self.rows: list[list[Picture]] = []
-        self.captions: list[str] = []
-        self.shown: set[int] = set()
+        colors = ((255, 0, 255), (110, 110, 110), (200, 200, 200))
+        super().__init__([*data.class_names, *extra], [*data.palette, *colors])
+        self.anomalous, self.known, self.blank = range(data.num_classes, data.num_classes + 3)
 
-    def add(self, dataset: Any, index: int, caption: str) -> None:
+    def add_sample(self, dataset: Any, index: int, caption: str) -> None:
         image, (labels, anomaly, raster) = dataset.read_pixels(index), read_labels(dataset, index)
         if anomaly is not None:
             labels[(anomaly == 0) & (labels == IGNORE)] = self.known
@@ -234,17 +206,7 @@ class _Pictures:
             unlabelled = (labels == IGNORE) & raster.unlabelled
             drawn = np.where(unlabelled, self.blank, labels.astype(np.int64))
         colors = colorize(drawn, self.palette, void=self.void)
-        self.rows.append([image, colors, overlay(image, labels, self.palette, opacity)])
-        self.captions.append(caption)
-        self.shown.update(np.unique(drawn).tolist())
-
-    def write(self, path: Path) -> None:
-        path.unlink(missing_ok=True)  # an earlier check's
-        if self.rows:
-            legend = class_legend(self.names, self.palette, self.shown, void=self.void)
-            titles = ["image", "labels", "both"]
-            picture = grid(self.rows, titles, legend, captions=self.captions)
-            replace_file(path, encode(picture, "png"))
+        self.add(caption, [image, colors, overlay(image, labels, self.palette, opacity)], drawn)
 
 
 class _Problem(NamedTuple):

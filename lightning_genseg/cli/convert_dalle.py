@@ -13,10 +13,6 @@ from lightning_genseg.errors import GenSegError, MissingFileError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 
-_HELP = (
-    "Turn OpenAI's pickles of the DALL-E dVAE into a file of plain tensors, the paper's tokenizer "
-    "of GSS."
-)
 _WARNING = """\
 {encoder} and {decoder} are pickled Python objects, not tensors:
 loading them EXECUTES whatever code they contain. Do it with files from cdn.openai.com/dall-e only,
@@ -68,28 +64,34 @@ def convert(encoder: Path, decoder: Path, output: Path) -> str:
         raise
 
 
-def make_parser() -> Parser:
-    """Parser of `genseg convert-dalle`."""
-    parser = Parser(prog="genseg convert-dalle", description=_HELP, epilog=None)
-    parser.add_argument("encoder", type=Path, help="encoder.pkl")
-    parser.add_argument("decoder", type=Path, help="decoder.pkl")
-    parser.add_argument("output", type=Path, help="file to write, .safetensors")
-    parser.add_argument(
-        "--allow-unsafe-pickle", action="store_true", help="execute the code in the pickles"
-    )
-    return parser
+class _Command:
+    """`genseg convert-dalle`."""
 
+    help = "Turn OpenAI's pickles of the DALL-E dVAE into tensors, the paper's tokenizer of GSS."
 
-def run(words: list[str]) -> None:
-    """Say what a conversion does, and do it only where that is allowed."""
-    options = make_parser().parse_args(words)
-    say(_WARNING.format(encoder=options.encoder, decoder=options.decoder))
-    if not options.allow_unsafe_pickle:
-        raise GenSegError(
-            "nothing was loaded: give --allow-unsafe-pickle if that is what you want."
+    def make_parser(self) -> Parser:
+        parser = Parser(prog="genseg convert-dalle", description=self.help, epilog=None)
+        parser.add_argument("encoder", type=Path, help="encoder.pkl")
+        parser.add_argument("decoder", type=Path, help="decoder.pkl")
+        parser.add_argument("output", type=Path, help="file to write, .safetensors")
+        parser.add_argument(
+            "--allow-unsafe-pickle", action="store_true", help="execute the code in the pickles"
         )
-    fingerprint = convert(options.encoder, options.decoder, options.output)
-    print(
-        f"{options.output} is written (fingerprint {fingerprint}): --model.tokenizer "
-        f"{options.output}"
-    )
+        return parser
+
+    def run(self, words: list[str]) -> None:
+        """Say what a conversion does, and do it only where that is allowed."""
+        options = self.make_parser().parse_args(words)
+        say(_WARNING.format(encoder=options.encoder, decoder=options.decoder))
+        if not options.allow_unsafe_pickle:
+            raise GenSegError(
+                "nothing was loaded: give --allow-unsafe-pickle if that is what you want."
+            )
+        fingerprint = convert(options.encoder, options.decoder, options.output)
+        print(
+            f"{options.output} is written (fingerprint {fingerprint}): --model.tokenizer "
+            f"{options.output}"
+        )
+
+
+COMMAND = _Command()

@@ -46,7 +46,11 @@ _FREE = {
     *("num_classes", "ignore_index", "class_names"),
     *("inference", "decoding", "scoring", "anomaly_score"),
 }
-_COMMANDS = {"check": check, "reconstruct": reconstruct, "convert-dalle": convert_dalle}
+_COMMANDS: dict[str, Any] = {
+    "check": check.COMMAND,
+    "reconstruct": reconstruct.COMMAND,
+    "convert-dalle": convert_dalle.COMMAND,
+}
 
 
 class GenSegCLI(LightningCLI):
@@ -57,8 +61,7 @@ class GenSegCLI(LightningCLI):
         super().setup_parser(*args, **kwargs)
         assert isinstance(self.parser, Parser)
         for name, command in _COMMANDS.items():
-            parser = command.make_parser()
-            self.parser.commands.add_subcommand(name, parser, help=parser.description)
+            self.parser.commands.add_subcommand(name, command.make_parser(), help=command.help)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

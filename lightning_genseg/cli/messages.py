@@ -12,8 +12,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_genseg import data, methods
 from lightning_genseg.data.loaders import from_worker
-from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.errors import GenSegError, did_you_mean
+
+_BASES = {
+    "model": methods.TrainedModule,
+    "data": data.SegmentationDataModule,
+    "sparse": data.SparseLabels,
+}
 
 
 def say(message: str) -> None:
@@ -52,11 +57,9 @@ def _condense(message: str) -> str:
     name = re.search(r"Expected a dot import path string: (\w+)", message)
     keys = re.findall(r"Parser key \"(\w+)\"", message[: name.start()]) if name else []
     if name and keys:
-        known = {
-            "model": methods.__all__,
-            "data": [name for name in data.__all__ if name.endswith("DataModule")],
-            "sparse": [kind.__name__ for kind in SparseLabels.__subclasses__()],
-        }.get(keys[-1], [])
+        base = _BASES.get(keys[-1], ())
+        public = {name: getattr(room, name) for room in (methods, data) for name in room.__all__}
+        known = [name for name, x in public.items() if isinstance(x, type) and issubclass(x, base)]
         return f"--{'.'.join(keys)}: there is no class {name[1]}{did_you_mean(name[1], known)}"
     noise = r"\s*(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
     lines = [line for line in message.splitlines() if not re.match(noise, line)]

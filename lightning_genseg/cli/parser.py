@@ -1,64 +1,35 @@
-"""Parsers with readable help, and those of the commands that read data without a model."""
+"""Parsers whose help a person can read, and commands that read data without a model."""
 
 import re
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_genseg import data
+from lightning_genseg.errors import GenSegError
 
-_LONGEST_LIST = 40  # classes
 _LIGHTNINGS = ("ckpt_path", "weights_only", "verbose")
-_TRAINER_OPTIONS = [
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "precision",
-    "sync_batchnorm",
-    "max_epochs",
-    "max_steps",
-    "max_time",
-    "overfit_batches",
-    "fast_dev_run",
-    "limit_train_batches",
-    "limit_val_batches",
-    "limit_test_batches",
-    "limit_predict_batches",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "num_sanity_val_steps",
-    "log_every_n_steps",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "logger",
-    "callbacks",
-    "default_root_dir",
-    "enable_checkpointing",
-    "enable_progress_bar",
-]  # the others are parsed, but not listed
-_CLASSES = "Classes and groups have a help of their own: --model.optimizer.help SGD."
-TRAINER_EPILOG = f"""{_CLASSES}
+_TRAINER_OPTIONS = """
+    accelerator devices num_nodes strategy precision sync_batchnorm
+    max_epochs max_steps max_time overfit_batches fast_dev_run
+    limit_train_batches limit_val_batches limit_test_batches limit_predict_batches
+    val_check_interval check_val_every_n_epoch num_sanity_val_steps log_every_n_steps
+    accumulate_grad_batches gradient_clip_val logger callbacks default_root_dir
+    enable_checkpointing enable_progress_bar
+"""  # the others are parsed, but not listed
+_CLASSES = "Further classes and groups: --model.help GMMSeg --model.optimizer.help SGD"
+TRAINER_EPILOG = f"""{_CLASSES}.
 Of the Trainer's arguments the common ones are listed. All of them:
 https://lightning.ai/docs/pytorch/stable/common/trainer.html#trainer-flags"""
 # What a configuration file may hold beside `data`, and commands that only read data do not use.
-_OF_OTHER_COMMANDS = [
-    "seed_everything",
-    "trainer",
-    "model",
-    "report",
-    "predictions",
-    "ckpt_path",
-    "weights_only",
-    "verbose",
-    "output",
-    "false_positive_rate",
-    "level",
-    "risk",
-]
+_OF_OTHER_COMMANDS = """
+    seed_everything trainer model report predictions ckpt_path weights_only verbose
+    output false_positive_rate level risk
+"""
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -70,7 +41,7 @@ class HelpFormatter(DefaultHelpFormatter):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"max_help_position": 8, **kwargs})  # type: ignore[no-untyped-call]
+        super().__init__(*args, **{"max_help_position": 6, **kwargs})  # type: ignore[no-untyped-call]
 
     def start_section(self, heading: str | None) -> None:
         """Begin with a capital: a group's heading is the sentence that describes its argument."""
@@ -79,14 +50,16 @@ class HelpFormatter(DefaultHelpFormatter):
     def add_usage(
         self, usage: str | None, actions: Iterable[Action], *args: Any, **kwargs: Any
     ) -> None:
-        """Leave out the options where they are many."""
-        short = usage is None and len(list(actions)) > 8
-        super().add_usage("%(prog)s [options]" if short else usage, actions, *args, **kwargs)
+        """Leave out the options where they are many, and all of it in the help of a class."""
+        actions = list(actions)
+        short = usage is None and len(actions) > 8
+        if any("--help" in action.option_strings for action in actions):
+            super().add_usage("%(prog)s [options]" if short else usage, actions, *args, **kwargs)
 
     def add_argument(self, action: Action) -> None:
         """Leave out the Trainer's rarely used options, and those that print the help of a class."""
         group, _, name = action.dest.partition(".")
-        rare = group == "trainer" and name.partition(".")[0] not in ("", *_TRAINER_OPTIONS)
+        rare = group == "trainer" and name.partition(".")[0] not in ("", *_TRAINER_OPTIONS.split())
         if not rare and not name.endswith(".help"):
             super().add_argument(action)
 
@@ -99,12 +72,18 @@ class HelpFormatter(DefaultHelpFormatter):
             text = super()._get_help_string(action)
         finally:
             action.help = whole
-        if str(action.metavar).startswith("{"):  # the choices are seen already
-            text = text.replace("type: %(type)s, ", "")
+        choices = str(action.metavar).startswith("{")  # they are seen already
+        text = text.replace("type: %(type)s, " if choices else "type: ", "")
         listed: str = getattr(action, "extra_help", str)()
-        names = dict.fromkeys(path.rpartition(".")[2] for path in listed.split(", ")[1:])
-        known = f", known: {', '.join(names)}" if 0 < len(names) <= _LONGEST_LIST else ""
-        return text.replace(listed, known) if listed else text
+        paths = listed.removeprefix(", known subclasses: ").split(", ")
+        foreign = any(path.startswith(("torch.", "albumentations.")) for path in paths)
+        names = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+        return text.replace(listed, "" if foreign else f", known: {names}") if listed else text
+
+    def _expand_help(self, action: Action) -> str:
+        text = super()._expand_help(action).replace("<class 'Path'>", "Path")
+        # The class of an optimiser is given, not a function.
+        return re.sub(r"Callable\[\[\w+\], ([^()]*)\]\]", r"\1]", text)
 
 
 class _CommandsFormatter(HelpFormatter):
@@ -113,7 +92,7 @@ class _CommandsFormatter(HelpFormatter):
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser with our help; it raises errors, so that `main` prints them in one way."""
+    """Lightning's parser with our help; it raises errors, which `main` prints in one way."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = {"formatter_class": HelpFormatter, "exit_on_error": False, "epilog": _CLASSES}
@@ -131,23 +110,56 @@ class Parser(LightningArgumentParser):
         return self.commands
 
 
-def data_parser(command: str, function: Callable[..., Any], description: str) -> Parser:
-    """Parser of a command that calls `function` with data and needs neither Trainer nor model.
+@dataclass(frozen=True)
+class DataCommand:
+    """A command that calls a function with data, and needs neither Trainer nor model.
 
     It takes the configuration files of the other commands, and passes over what it does not use.
+
+    Args:
+        name: `genseg <name>`.
+        function: takes `data` and `output_dir`; returns a report.
+        summary: text of a report for the screen.
+        help: what the command does.
+        of_model: arguments that a configuration's model gives unless they are given.
     """
-    parser = Parser(prog=f"genseg {command}", description=description)
-    parser.add_argument("-c", "--config", action="config", help="YAML file, as for fit.")
-    parser.add_lightning_class_args(data.SegmentationDataModule, "data", subclass_mode=True)
-    parser.add_function_arguments(function, skip={"data"})
-    for key in _OF_OTHER_COMMANDS:
-        parser.add_argument(f"--{key}", type=Any, help=SUPPRESS)
-    return parser
 
+    name: str
+    function: Callable[..., dict[str, Any]]
+    summary: Callable[[dict[str, Any]], str]
+    help: str
+    of_model: tuple[str, ...] = ()
 
-def data_arguments(parser: Parser, config: Namespace) -> dict[str, Any]:
-    """Return the arguments of the function of a `data_parser`, with the datamodule built."""
-    for key in (*_OF_OTHER_COMMANDS, "config"):
-        config.pop(key, None)
-    arguments: dict[str, Any] = vars(parser.instantiate(config))
-    return arguments
+    def make_parser(self) -> Parser:
+        """Parser of the command."""
+        parser = Parser(prog=f"genseg {self.name}", description=self.help)
+        parser.add_argument("-c", "--config", action="config", help="YAML file, as for fit.")
+        parser.add_lightning_class_args(data.SegmentationDataModule, "data", subclass_mode=True)
+        parser.add_function_arguments(self.function, skip={"data"})
+        for key in _OF_OTHER_COMMANDS.split():
+            parser.add_argument(f"--{key}", type=Any, help=SUPPRESS)
+        return parser
+
+    def run(self, words: list[str]) -> None:
+        """Run it with words of the command line; `GenSegError` if it reports problems."""
+        parser = self.make_parser()
+        if self.of_model:
+            wrong = next((word for word in words if word.startswith("--model.")), None)
+            if wrong is not None:
+                raise GenSegError(
+                    f"genseg {self.name} builds no model: leave {wrong.split('=')[0]} out; what it "
+                    f"needs of one are {', '.join(f'--{key}' for key in self.of_model)}."
+                )
+            model = (parser.parse_args(words).get("model") or {}).get("init_args", {})
+            parser.set_defaults({key: model[key] for key in self.of_model if key in model})
+        config = parser.parse_args(words)
+        for key in (*_OF_OTHER_COMMANDS.split(), "config"):
+            config.pop(key, None)
+        arguments = vars(parser.instantiate(config))
+        report, folder = self.function(**arguments), arguments["output_dir"]
+        print(f"{self.summary(report)}\n\nthe report is in {folder}")
+        if report.get("problems"):
+            raise GenSegError(
+                f"{len(report['problems'])} problems with the data, all listed in the report in "
+                f"{folder}."
+            )

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.cli.parser import Parser, data_arguments, data_parser
+from lightning_genseg.cli.parser import DataCommand
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import make_folder, replace_file
@@ -27,21 +27,13 @@ from lightning_genseg.methods.gss.tokenizers.reconstruction import Reconstructio
 from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
 from lightning_genseg.metrics.segmentation import segmentation_metrics
 from lightning_genseg.ops.resize import resize_labels
-from lightning_genseg.plots.pictures import (
-    Picture,
-    class_legend,
-    colorize,
-    encode,
-    grid,
-    void_color,
-)
+from lightning_genseg.plots.pictures import Picture, Sheet, colorize
 
 _HELP = (
     "Draw all masks of a split as maskiges, tokenize and decode them: what GSS can reach at best "
     "with this tokenizer and these colours, before it is trained. Takes the configuration files of "
     "the other commands, and from their model the tokenizer and the colours."
 )
-_OF_MODEL = ("tokenizer", "colors", "color_seed")
 _STRIDE = 4  # pixels of the image for each token that stage two predicts
 
 
@@ -109,10 +101,7 @@ def reconstruct_data(
     data.prepare_data()
     loader = data.plain_loader(split)
     wanted = set(np.linspace(0, max(len(loader) - 1, 0), num_pictures).round().astype(int).tolist())
-    rows: list[list[Picture]] = []
-    captions: list[str] = []
-    shown: set[int] = set()
-    void = void_color(data.palette)
+    sheet = Sheet(data.class_names, data.palette)
     images = 0
     for number, batch in enumerate(
         tqdm(loader, f"reconstructing {split}", unit="batch", disable=None)
@@ -122,11 +111,10 @@ def reconstruct_data(
         found = [one.update(mask, back) for one in measured]
         if number in wanted:
             true, decoded = mask[0].cpu().numpy(), found[0].scores[0].argmax(0).cpu().numpy()
-            drawn = colorize(true, data.palette, data.ignore_index, void)
+            drawn = colorize(true, data.palette, void=sheet.void)
             pictures = (_picture(maskige(mask[:1])[0]), _picture(found[0].picture[0]))
-            rows.append([drawn, *pictures, colorize(decoded, data.palette)])
-            captions.append(batch["name"][0])
-            shown.update(np.unique(true).tolist(), np.unique(decoded).tolist())
+            row = [drawn, *pictures, colorize(decoded, data.palette)]
+            sheet.add(batch["name"][0], row, true, decoded)
     report = {
         "data": type(data).__name__,
         "split": split,
@@ -141,12 +129,8 @@ def reconstruct_data(
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
     replace_file(output_dir / "reconstruct.json", text.encode())
-    (output_dir / "reconstruct.png").unlink(missing_ok=True)  # an earlier run's
-    if rows:
-        legend = class_legend(data.class_names, data.palette, shown, data.ignore_index, void)
-        titles = ["mask", "maskige", "reconstruction", "decoded mask"]
-        picture = grid(rows, titles, legend, captions=captions)
-        replace_file(output_dir / "reconstruct.png", encode(picture, "png"))
+    titles = ["mask", "maskige", "reconstruction", "decoded mask"]
+    sheet.write(output_dir / "reconstruct.png", titles)
     return report
 
 
@@ -186,26 +170,13 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def make_parser() -> Parser:
-    """Parser of `genseg reconstruct`."""
-    return data_parser("reconstruct", reconstruct_data, _HELP)
-
-
-def run(words: list[str]) -> None:
-    """Run `genseg reconstruct` with these words of the command line."""
-    wrong = next((word for word in words if word.startswith("--model.")), None)
-    if wrong is not None:
-        raise GenSegError(
-            f"genseg reconstruct builds no model: leave {wrong.split('=')[0]} out; what it needs "
-            f"of one are {', '.join(f'--{key}' for key in _OF_MODEL)}."
-        )
-    parser = make_parser()
-    model = (parser.parse_args(words).get("model") or {}).get("init_args", {})
-    # What a configuration says of the model holds unless the command's own options are given.
-    parser.set_defaults({key: model[key] for key in _OF_MODEL if key in model})
-    arguments = data_arguments(parser, parser.parse_args(words))
-    report = reconstruct_data(**arguments)
-    print(f"{summary(report)}\n\nthe report is in {arguments['output_dir']}")
+COMMAND = DataCommand(
+    "reconstruct",
+    reconstruct_data,
+    summary,
+    _HELP,
+    of_model=("tokenizer", "colors", "color_seed"),
+)
 
 
 class _Scale:

@@ -1,5 +1,7 @@
-"""How well a score tells anomalous pixels from known ones: AUROC, AP and FPR95."""
+"""How well a score tells anomalous pixels from known ones: AUROC, AP, FPR95 by histograms."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 
 _BITS = 21  # of 32: sign, exponent and 12 bits of the mantissa
@@ -44,19 +47,18 @@ def score_histogram(scores: Tensor) -> Tensor:
     """How many scores fall into each bin of `score_bin`, int64.
 
     Raises:
-        ValueError: a score is NaN.
+        GenSegError: a score is NaN.
     """
     check_finite(scores)
     return torch.bincount(score_bin(scores).flatten(), minlength=2**_BITS)
 
 
 class ScoreHistogram(Metric):
-    """Histograms of the scores of known and of anomalous pixels: 64 MB for any number of them.
+    """Histograms of the anomaly scores of known and of anomalous pixels: 64 MB for any number.
 
     Base of the metrics below, which compute their numbers from it as if all scores of a bin were
-    equal. Scores may be of any range; bins are 1/4096 of the score wide.
-
-    `known` and `anomalous` are the counts, one per bin of `score_bin`.
+    equal. Scores may be of any range; bins are 1/4096 of the score wide. `known` and `anomalous`
+    are the counts, one per bin of `score_bin`.
     """
 
     full_state_update = False
@@ -77,7 +79,7 @@ class ScoreHistogram(Metric):
             labels: of the same shape: 1 anomalous, 0 known, anything else is left out.
 
         Raises:
-            ValueError: the shapes differ, or a score is NaN.
+            GenSegError: the shapes differ, or a score is NaN.
         """
         if scores.shape != labels.shape:
             raise GenSegError(
@@ -91,20 +93,21 @@ class ScoreHistogram(Metric):
         """Both histograms, 2 x bins: known, anomalous."""
         return torch.stack([self.known, self.anomalous])
 
-    def _curve(self) -> tuple[Tensor, Tensor] | None:
-        """Known and anomalous pixels above each threshold, highest first; None if either lacks."""
+    def _measure(self, *functions: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        """Functions of the known and anomalous pixels above each threshold, highest first.
+
+        NaN where known or anomalous pixels are missing.
+        """
         for name, counts in (("known", self.known), ("anomalous", self.anomalous)):
             if not bool(counts.any()):
                 rank_zero_warn(
                     f"no {name} pixel has been seen, so AUROC, AP and FPR95 are undefined (NaN): "
                     "check the masks (1 anomalous, 0 known, 255 ignored)."
                 )
-                return None
+                return [torch.tensor(torch.nan, device=self.known.device) for _ in functions]
         some = (self.known + self.anomalous).nonzero().flatten().flip(0)
-        return self.known[some].cumsum(0).double(), self.anomalous[some].cumsum(0).double()
-
-    def _undefined(self) -> Tensor:
-        return torch.tensor(torch.nan, device=self.known.device)
+        false, true = (x[some].cumsum(0).double() for x in (self.known, self.anomalous))
+        return [function(false, true) for function in functions]
 
 
 class AnomalyAUROC(ScoreHistogram):
@@ -117,8 +120,7 @@ class AnomalyAUROC(ScoreHistogram):
 
     def compute(self) -> Tensor:
         """In [0, 1]; NaN where known or anomalous pixels are missing."""
-        curve = self._curve()
-        return self._undefined() if curve is None else _auroc(*curve)
+        return self._measure(_auroc)[0]
 
 
 class AnomalyAveragePrecision(ScoreHistogram):
@@ -128,8 +130,7 @@ class AnomalyAveragePrecision(ScoreHistogram):
 
     def compute(self) -> Tensor:
         """In [0, 1]; NaN where known or anomalous pixels are missing."""
-        curve = self._curve()
-        return self._undefined() if curve is None else _average_precision(*curve)
+        return self._measure(_average_precision)[0]
 
 
 class AnomalyFPR(ScoreHistogram):
@@ -143,14 +144,12 @@ class AnomalyFPR(ScoreHistogram):
 
     def __init__(self, recall: float = 0.95, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 < recall <= 1:
-            raise GenSegError(f"recall is {recall} but must lie in (0, 1].")
+        check_arguments(AnomalyFPR.__init__, locals(), recall="(0, 1]")
         self.recall = recall
 
     def compute(self) -> Tensor:
         """In [0, 1]; NaN where known or anomalous pixels are missing."""
-        curve = self._curve()
-        return self._undefined() if curve is None else _false_positive_rate(*curve, self.recall)
+        return self._measure(partial(_false_positive_rate, recall=self.recall))[0]
 
 
 class AnomalyMetrics(ScoreHistogram):
@@ -165,14 +164,8 @@ class AnomalyMetrics(ScoreHistogram):
 
     def compute(self) -> dict[str, Tensor]:
         """The three in [0, 1]; NaN where known or anomalous pixels are missing."""
-        curve = self._curve()
-        if curve is None:
-            return dict.fromkeys(("AUROC", "AP", "FPR95"), self._undefined())
-        return {
-            "AUROC": _auroc(*curve),
-            "AP": _average_precision(*curve),
-            "FPR95": _false_positive_rate(*curve, recall=0.95),
-        }
+        values = self._measure(_auroc, _average_precision, _false_positive_rate)
+        return dict(zip(("AUROC", "AP", "FPR95"), values, strict=True))
 
 
 def _auroc(false: Tensor, true: Tensor) -> Tensor:
@@ -186,5 +179,5 @@ def _average_precision(false: Tensor, true: Tensor) -> Tensor:
     return (gain * true / (true + false)).sum().float()
 
 
-def _false_positive_rate(false: Tensor, true: Tensor, recall: float) -> Tensor:
+def _false_positive_rate(false: Tensor, true: Tensor, recall: float = 0.95) -> Tensor:
     return (false[torch.searchsorted(true / true[-1], recall)] / false[-1]).float()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.arguments import check_arguments
 
 
 class CalibrationError(Metric):
@@ -28,8 +28,7 @@ class CalibrationError(Metric):
 
     def __init__(self, num_bins: int = 15, ignore_index: int = 255, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if num_bins < 1:
-            raise GenSegError(f"num_bins is {num_bins} but must be at least 1.")
+        check_arguments(CalibrationError.__init__, locals(), num_bins="[1, inf)")
         self.num_bins, self.ignore_index = num_bins, ignore_index
         for name in ("counts", "confidence", "correct"):
             zeros = torch.zeros(num_bins, dtype=torch.float64)  # exact up to 2**53 pixels
@@ -54,11 +53,11 @@ class CalibrationError(Metric):
             state.index_add_(0, index, values.to(state.dtype))
 
     def compute(self) -> Tensor:
-        """Mean over pixels of |accuracy - confidence| of their bin; NaN without pixels."""
+        """Mean over pixels of |accuracy - confidence| of their bins; NaN without pixels."""
         gaps = (self.correct - self.confidence).abs().sum()
         return (gaps / self.counts.sum()).float()
 
     def reliability(self) -> Tensor:
-        """Points of a reliability diagram, bins x 3: confidence, accuracy (NaN if empty), share."""
+        """Reliability diagram, bins x 3: mean confidence, accuracy (NaN if empty), share."""
         columns = (self.confidence / self.counts, self.correct / self.counts)
         return torch.stack([*columns, self.counts / self.counts.sum()], 1).float()

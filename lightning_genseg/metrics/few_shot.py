@@ -48,7 +48,7 @@ class EpisodeCounts(Metric):
                 that come.
 
         Raises:
-            ValueError: the shapes do not match.
+            GenSegError: the shapes do not match.
         """
         if prediction.shape != target.shape or target.ndim not in (2, 3):
             raise GenSegError(
@@ -71,7 +71,7 @@ class EpisodeCounts(Metric):
             self.listed[candidates.flatten()] = 1
 
     def compute(self) -> Any:
-        """IoU of the foreground, 255; 0 where a class never came, NaN where it takes no part."""
+        """IoU of the foreground by class, 255; 0 if it never came, NaN if it takes no part."""
         iou = self.intersection[:, 1] / (self.union[:, 1].double() + 1e-10)
         return iou.float().masked_fill(self.listed == 0, torch.nan)
 

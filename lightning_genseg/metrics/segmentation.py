@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,16 +45,11 @@ def segmentation_metrics(num_classes: int, ignore_index: int = 255) -> MetricCol
     """
     # validate_args costs a torch.unique over every pixel of every batch; the datamodule checks
     # the labels, and the predictions are an argmax over C scores.
+    options: dict[str, Any] = {"ignore_index": ignore_index, "validate_args": False}
     metrics: dict[str, Metric | MetricCollection] = {
-        "mIoU": MulticlassJaccardIndex(
-            num_classes, average="macro", ignore_index=ignore_index, validate_args=False
-        ),
-        "IoU": _ClassIoU(
-            num_classes, average="none", ignore_index=ignore_index, validate_args=False
-        ),
-        "pixel_accuracy": _PixelAccuracy(
-            num_classes, ignore_index=ignore_index, validate_args=False
-        ),
+        "mIoU": MulticlassJaccardIndex(num_classes, average="macro", **options),
+        "IoU": _ClassIoU(num_classes, average="none", **options),
+        "pixel_accuracy": _PixelAccuracy(num_classes, **options),
     }
     return MetricCollection(metrics, compute_groups=[list(metrics)])
 
@@ -73,7 +69,7 @@ def named_scores(
         classes are NaN.
 
     Raises:
-        ValueError: if the names do not fit the number of classes, or two become the same.
+        GenSegError: the names do not fit the number of classes, or two become the same.
     """
     scores = {key: values[key].item() for key in ("mIoU", "pixel_accuracy")}
     class_iou: list[float] = values["IoU"].tolist()

@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (B x C x H x W) at another size, bilinearly; the same ones where it is theirs."""
+    """Maps (B x C x H x W) at another size, bilinearly with corners of pixels at those of maps.
+
+    Maps that have the size already come back as they are, likewise from `resize_aligned`.
+    """
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, list(size), mode="bilinear")

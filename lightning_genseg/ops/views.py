@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypedDict, TypeVar, cast
@@ -10,6 +9,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError, did_you_mean
 from lightning_genseg.ops.resize import resize_maps
 
@@ -20,7 +20,7 @@ Scores = TypeVar("Scores", Tensor, dict[str, Tensor])
 class InferenceOptions(TypedDict, total=False):
     """How an image is predicted; without any key, whole and once.
 
-    Keys:
+    Args:
         short_side: pixels of the shorter side of the image as the network sees it; aspect kept.
         long_side: most pixels of the longer side after that; the shorter one gives way.
         multiple: sides are then rounded up to multiples of this, which changes the aspect a little.
@@ -38,6 +38,10 @@ class InferenceOptions(TypedDict, total=False):
     stride: tuple[int, int]
     scales: list[float]
     flip: bool
+
+
+_PIXELS = ("short_side", "long_side", "multiple", "window", "stride")
+_RANGES = {**dict.fromkeys(_PIXELS, "[1, inf)"), "scales": "(0, inf)"}
 
 
 def softmax(scores: Tensor) -> Tensor:
@@ -69,7 +73,8 @@ def infer(
         maps of H x W, of the type that `forward` returns.
 
     Raises:
-        ValueError: an option is wrong, or `forward` does not return maps of its input's size.
+        GenSegError: an option is wrong.
+        ValueError: `forward` does not return maps of its input's size.
     """
     check_options(options)
     options = options or {}
@@ -183,20 +188,21 @@ def check_options(options: Mapping[str, Any] | None) -> None:
     """Refuse options that `infer` cannot follow.
 
     Raises:
-        ValueError: names the option, as ``inference.<key>``, and what it must be.
+        GenSegError: naming the option, as ``inference.<key>``, and what it must be.
     """
-    options = options or {}
-    known = list(InferenceOptions.__annotations__)
-    for key in options:
+    known = InferenceOptions.__annotations__
+    for key in options or {}:
         if key not in known:
             raise GenSegError(f"inference.{key} is not an option{did_you_mean(str(key), known)}")
-    for key in ("short_side", "long_side", "multiple"):
-        value = options.get(key)
-        if value is not None and not _positive(value):
-            raise GenSegError(
-                f"inference.{key} must be a positive number of pixels, not {value!r}."
-            )
-    short, long = options.get("short_side"), options.get("long_side")
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    ranges = {key: interval for key, interval in _RANGES.items() if key in given}
+    try:
+        check_arguments(InferenceOptions, given, **ranges)
+    except GenSegError as error:
+        raise GenSegError(f"inference.{error}") from None
+    if given.get("scales") in ([], ()):
+        raise GenSegError("inference.scales is empty: give at least one factor, or leave it out.")
+    short, long = given.get("short_side"), given.get("long_side")
     if long is not None and short is None:
         raise GenSegError(
             "inference.long_side limits what inference.short_side enlarges: give that as well."
@@ -206,39 +212,15 @@ def check_options(options: Mapping[str, Any] | None) -> None:
             f"inference.long_side {long} is smaller than inference.short_side {short}: exchange "
             "them."
         )
-    pairs: dict[str, tuple[int, int]] = {}
-    for key in ("window", "stride"):
-        pair = options.get(key)
-        if pair is None:
-            continue
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(_positive, pair)):
-            raise GenSegError(
-                f"inference.{key} must be two positive integers, height and width, not {pair!r}."
-            )
-        pairs[key] = (pair[0], pair[1])
-    if len(pairs) == 1:
-        given, missing = ("window", "stride") if "window" in pairs else ("stride", "window")
-        raise GenSegError(f"inference.{given} needs inference.{missing} as well.")
-    if pairs and any(s > w for s, w in zip(pairs["stride"], pairs["window"], strict=True)):
+    window, stride = given.get("window"), given.get("stride")
+    if (window is None) != (stride is None):
+        present, missing = ("stride", "window") if window is None else ("window", "stride")
+        raise GenSegError(f"inference.{present} needs inference.{missing} as well.")
+    if window and stride and any(s > w for s, w in zip(stride, window, strict=True)):
         raise GenSegError(
-            f"inference.stride {pairs['stride']} is larger than inference.window "
-            f"{pairs['window']}: pixels between the windows would have no prediction."
+            f"inference.stride {stride} is larger than inference.window {window}: pixels between "
+            "the windows would have no prediction."
         )
-    scales = options.get("scales")
-    if scales is not None and (
-        not isinstance(scales, (tuple, list))
-        or not scales
-        or not all(
-            isinstance(s, (int, float)) and not isinstance(s, bool) and 0 < s < math.inf
-            for s in scales
-        )
-    ):
-        raise GenSegError(
-            f"inference.scales must be a list of one or more positive numbers, not {scales!r}."
-        )
-    flip = options.get("flip")
-    if flip is not None and not isinstance(flip, bool):
-        raise GenSegError(f"inference.flip must be true or false, not {flip!r}.")
 
 
 @contextmanager
@@ -266,10 +248,6 @@ def pad_to_multiple(image: Tensor, multiple: int, minimum: int = 0) -> Tensor:
     return F.pad(image, (0, columns - width, 0, rows - height))
 
 
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _starts(length: int, window: int, stride: int) -> list[int]:
     """First pixels of windows of `window` pixels, `stride` apart, over `length` pixels."""
     last = max(length - window, 0)
@@ -283,7 +261,7 @@ def _named(output: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
 def _check_size(maps: Mapping[str, Tensor], height: int, width: int) -> None:
     for name, scores in maps.items():
         if scores.ndim != 4 or tuple(scores.shape[-2:]) != (height, width):
-            raise GenSegError(
+            raise ValueError(
                 f"forward must return maps of its input's size, B x C x {height} x {width}, but "
                 f"{name or 'its output'} is {tuple(scores.shape)}."
             )
@@ -295,7 +273,7 @@ def _activation(
     if activation is None:
         return None
     if isinstance(activation, Mapping) == single:
-        raise GenSegError(
+        raise ValueError(
             "activation must be a function where forward returns one tensor, and a mapping from "
             "map names to functions where it returns a dict of maps."
         )

@@ -18,7 +18,7 @@ _KNOWN_BLUE, _GAP_RED, _ANOMALY_ORANGE = "#3b6ea5", "#c8442f", "#e8870e"
 
 
 def reliability_diagram(
-    table: NDArray[np.floating[Any]], title: str = "Reliability", size: tuple[float, float] = (5, 6)
+    table: NDArray[np.floating[Any]], title: str = "Reliability"
 ) -> Image.Image:
     """Draw how often a model is right against how sure it is: on the diagonal it is calibrated.
 
@@ -26,13 +26,9 @@ def reliability_diagram(
         table: of `metrics.CalibrationError.reliability`: for each of the equally wide bins of
             confidence its mean confidence, accuracy (NaN if empty) and share of the pixels.
         title: drawn above.
-        size: (width, height) in inches, of 100 pixels.
-
-    Returns:
-        A PIL image.
 
     Raises:
-        ValueError: if all bins are empty.
+        GenSegError: all bins are empty.
     """
     confidence, accuracy, share = np.asarray(table, dtype=np.float64).T
     some = np.isfinite(accuracy) & (share > 0)
@@ -41,7 +37,7 @@ def reliability_diagram(
             "all bins of the reliability table are empty: update the metric with labelled pixels "
             "first."
         )
-    figure, (upper, lower) = _figure(size, rows=(3.2, 1))
+    figure, (upper, lower) = _figure((5, 6), rows=(3.2, 1))
     width = 1 / len(share)
     centers = (np.arange(len(share)) + 0.5) * width
     bars: dict[str, Any] = {"width": width, "edgecolor": "white", "linewidth": 0.8}
@@ -76,9 +72,8 @@ def anomaly_histogram(
     threshold: float | None = None,
     name: str = "anomaly score",
     title: str = "Scores of known and anomalous pixels",
-    size: tuple[float, float] = (6.4, 4.4),
 ) -> Image.Image:
-    """Draw how the scores of known and of anomalous pixels spread, each as shares of its own.
+    """Draw how the anomaly scores of known and of anomalous pixels spread, as shares of each.
 
     The axis goes from the 0.1st to the 99.9th percentile of either; what lies beyond counts to the
     outermost bars. The shares are on a logarithmic axis where a single bar would dwarf all others.
@@ -90,13 +85,9 @@ def anomaly_histogram(
         threshold: drawn as a line, with the shares above it, if it is finite.
         name: of the score, for the axis.
         title: drawn above.
-        size: (width, height) in inches, of 100 pixels.
-
-    Returns:
-        A PIL image.
 
     Raises:
-        ValueError: if there is no known or no anomalous pixel with a finite score.
+        GenSegError: there is no known or no anomalous pixel with a finite score.
     """
     scores = np.asarray(scores, dtype=np.float64)
     finite = np.isfinite(scores)
@@ -115,7 +106,7 @@ def anomaly_histogram(
     if high <= low:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, 81)
-    figure, (axes,) = _figure(size)
+    figure, (axes,) = _figure((6.4, 4.4))
     colors = (_KNOWN_BLUE, _ANOMALY_ORANGE)
     highest = 0.0
     for (kind, counts), color in zip(groups.items(), colors, strict=True):

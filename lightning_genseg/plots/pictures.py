@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.files import replace_file
 
 Color = tuple[int, int, int]
 Palette = Sequence[Color]
@@ -40,7 +42,7 @@ def colorize(
         H x W x 3.
 
     Raises:
-        ValueError: if a label has no colour.
+        GenSegError: a label has no colour.
     """
     ignored = mask == ignore_index
     classes = np.where(ignored, 0, mask)
@@ -74,13 +76,9 @@ def overlay(
         H x W x 3.
 
     Raises:
-        ValueError: if the sizes differ, or a label has no colour.
+        GenSegError: the sizes differ, or a label has no colour.
     """
-    if image.shape[:2] != mask.shape:
-        raise GenSegError(
-            f"the image is {image.shape[:2]} but the mask {mask.shape} (height, width): "
-            "resize one of them first."
-        )
+    _check_sizes(image, mask)
     weight = np.where(mask == ignore_index, 0.0, alpha).astype(np.float32)[..., None]
     colors = colorize(mask, palette, ignore_index)
     return np.rint(image * (1 - weight) + colors * weight).astype(np.uint8)
@@ -136,17 +134,12 @@ def outline(
         color: (red, green, blue), 0 to 255.
 
     Returns:
-        H x W x 3; the lines are one pixel wide for each 300 pixels of the shorter side, at least
-        one.
+        H x W x 3; the lines are one pixel wide, or one for each 300 pixels of the shorter side.
 
     Raises:
-        ValueError: if the sizes differ.
+        GenSegError: the sizes differ.
     """
-    if picture.shape[:2] != mask.shape:
-        raise GenSegError(
-            f"the image is {picture.shape[:2]} but the mask {mask.shape} (height, width): "
-            "resize one of them first."
-        )
+    _check_sizes(picture, mask)
     width = max(1, round(min(mask.shape) / 300))
     region = mask.astype(np.uint8)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
@@ -156,8 +149,16 @@ def outline(
     return result
 
 
+def _check_sizes(image: Picture, mask: NDArray[Any]) -> None:
+    if image.shape[:2] != mask.shape:
+        raise GenSegError(
+            f"the image is {image.shape[:2]} but the mask {mask.shape} (height, width): "
+            "resize one of them first."
+        )
+
+
 def score_range(*scores: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """First and 99th percentile of the finite scores: outliers do not stretch the range."""
+    """First and 99th percentile of the finite scores, which a few outliers cannot stretch."""
     values = np.concatenate([score[np.isfinite(score)] for score in scores])
     if not values.size:
         return 0.0, 1.0
@@ -166,10 +167,7 @@ def score_range(*scores: NDArray[np.floating[Any]]) -> tuple[float, float]:
 
 
 def heat_map(
-    score: NDArray[np.floating[Any]],
-    low: float | None = None,
-    high: float | None = None,
-    color_map: str = "inferno",
+    score: NDArray[np.floating[Any]], low: float | None = None, high: float | None = None
 ) -> Picture:
     """Draw scores from dark (`low`) to bright (`high`).
 
@@ -177,7 +175,6 @@ def heat_map(
         score: H x W; what is not finite is drawn grey.
         low: score of the darkest colour; default: see `score_range`.
         high: score of the brightest colour; likewise.
-        color_map: a perceptually uniform colour map of matplotlib, by name.
 
     Returns:
         H x W x 3.
@@ -189,7 +186,7 @@ def heat_map(
     finite = np.isfinite(score)
     span = high - low if high > low else 1.0
     unit = np.clip((np.where(finite, score, low) - low) / span, 0, 1)
-    colors: Picture = matplotlib.colormaps[color_map](unit, bytes=True)[..., :3].copy()
+    colors: Picture = matplotlib.colormaps["inferno"](unit, bytes=True)[..., :3].copy()
     colors[~finite] = 128
     return colors
 
@@ -216,7 +213,7 @@ def grid(
         A PIL image, which a notebook shows and `save` writes.
 
     Raises:
-        ValueError: if there is no picture.
+        GenSegError: there is no picture.
     """
     if not rows or not rows[0]:
         raise GenSegError("there is no picture to arrange: give at least one row with one picture.")
@@ -256,6 +253,36 @@ def grid(
         draw.rectangle(box, tuple(color), _TEXT)
         draw.text((box[2] + half, middle), name, _TEXT, font, anchor="lm")
     return canvas
+
+
+class Sheet:
+    """Rows of pictures with captions and one legend, written to a file.
+
+    Args:
+        names: of the labels.
+        palette: a colour for each; `void` is what ignored pixels get.
+    """
+
+    def __init__(self, names: Sequence[str], palette: Palette) -> None:
+        self.names, self.palette, self.void = names, palette, void_color(palette)
+        self.rows: list[Sequence[Picture]] = []
+        self.captions: list[str] = []
+        self.shown: set[int] = set()
+
+    def add(self, caption: str, row: Sequence[Picture], *masks: NDArray[np.integer[Any]]) -> None:
+        """Add a row; the legend explains the labels of its `masks`."""
+        self.rows.append(row)
+        self.captions.append(caption)
+        for mask in masks:
+            self.shown.update(np.unique(mask).tolist())
+
+    def write(self, path: Path, titles: Sequence[str]) -> None:
+        """Write the picture; where there is no row, no earlier one stays."""
+        path.unlink(missing_ok=True)
+        if self.rows:
+            legend = class_legend(self.names, self.palette, self.shown, void=self.void)
+            picture = grid(self.rows, titles, legend, captions=self.captions)
+            replace_file(path, encode(picture, "png"))
 
 
 def _wrap(

@@ -286,12 +286,13 @@ def test_sparse_labels_that_are_missing_or_broken(root, tmp_path):
         Image.fromarray(raw).save(folder / f"train_{index}.png")
     data = CamVidDataModule(root, sparse=SparseMasks(99, folder), num_workers=0, cache_dir=tmp_path)
     report = check(data, tmp_path / "out")
-    assert [problem["problem"].split(":")[0] for problem in report["problems"]] == [
-        f"1 of 6 images have no sparse masks (expected: '{folder}/train_5.png')".split(":")[0],
-        f"mask '{folder}/train_1.png' holds no pixel of the value 99 (unlabelled), but 99% of 255, "
-        "which means ignored and takes no part",
+    beginnings = [
+        "1 of 6 images have no sparse masks (expected",
+        f"mask '{folder}/train_1.png' holds no pixel of the value 99 (unlabelled)",
         f"mask '{folder}/train_5.png' does not exist",
     ]
+    for problem, beginning in zip(report["problems"], beginnings, strict=True):
+        assert problem["problem"].startswith(beginning)
     train = report["splits"]["train"]
     assert train["classes"]["road"] == {"pixels": 24, "share": 1.0, "images": 4}
     assert train["sparse"]["marks"] is None
@@ -350,7 +351,7 @@ def test_problems_fail_the_command(genseg, config, root, capsys):
     assert exit.value.code == 2
     written = capsys.readouterr()
     assert "valannot/val_1.png" in written.out
-    problems = "7 problems with the data, all listed in data_check/data_check.json."
+    problems = "7 problems with the data, all listed in the report in data_check."
     assert written.err.splitlines() == [f"genseg: error: {problems}"]
 
 

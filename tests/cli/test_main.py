@@ -215,7 +215,7 @@ def test_version(genseg, capsys):
 def test_help_of_fit(genseg, capsys):
     text = shown(genseg, "fit --help", capsys)
     assert len(text.splitlines()) <= 200
-    assert "known: FolderDataModule, " in " ".join(text.split())
+    assert " FolderDataModule, " in " ".join(text.split())
     assert "checkpoints/last.ckpt" in text  # the defaults of a run
     for name in ("max_steps", "devices", "val_check_interval"):
         assert f"--trainer.{name} " in text
