@@ -27,7 +27,7 @@ class TrainedModule(OptimisedModule, ABC):
 
     Args:
         num_classes: C.
-        ignore_index: label that counts in no loss, EM or score.
+        ignore_index: label that does not count, in losses, EM and scores.
         class_names: C names for logs and reports; their numbers when left out.
     """
 

@@ -120,8 +120,8 @@ class DecoderOptions:
     """The decoder, and the reduced features that it reads.
 
     Args:
-        width: channels of the reduced features, which are what is modelled, and of the decoder.
-            Less than the papers' 256 is for small data and slow machines.
+        width: channels of the reduced features, which are what is modelled, and of the decoder;
+            fewer than the papers' 256 suit small data.
         dropout: of whole channels of the reduced features, for the decoder only.
         shared_reduction: one 1x1 convolution for supports and query; BAM has two, which no joint
             mixture can have.
