@@ -177,8 +177,6 @@ def _build(saved: Mapping[str, Any], **changes: Any) -> GSS:
 
 
 def _read(path: Path, argument: str, kind: Literal["GSS", "GSSInverse"]) -> dict[str, Any]:
-    """A checkpoint of GSS or of GSSInverse."""
-
     def fits(content: Mapping[str, Any]) -> bool:
         learned = any(key.startswith("inverse.") for key in content["state_dict"])
         return "fingerprints" in content and learned == (kind == "GSSInverse")
@@ -190,15 +188,15 @@ def _check_classes(
     path: Path, checkpoint: Mapping[str, Any], num_classes: int, class_names: Sequence[str] | None
 ) -> None:
     """Refuse a prior that was trained on other classes."""
-    if checkpoint["num_classes"] != num_classes:
+    count, names = checkpoint["num_classes"], checkpoint["hyper_parameters"]["class_names"]
+    problem = None
+    if count != num_classes:
+        problem = f"{count} classes and the data have {num_classes}"
+    elif names and class_names and list(names) != list(class_names):
+        a, b = next((a, b) for a, b in zip(names, class_names, strict=True) if a != b)
+        problem = f"other classes than the data have ('{a}' where these have '{b}')"
+    if problem:
         raise GenSegError(
-            f"prior '{path}' was trained on {checkpoint['num_classes']} classes and the data have "
-            f"{num_classes}: give the checkpoint of a GSS run on the same classes."
-        )
-    names = checkpoint["hyper_parameters"]["class_names"]
-    if names and class_names and list(names) != list(class_names):
-        other = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
-        raise GenSegError(
-            f"prior '{path}' was trained on other classes than the data have ('{other[0]}' where "
-            f"these have '{other[1]}'): give the checkpoint of a GSS run on the same classes."
+            f"prior '{path}' was trained on {problem}: give the checkpoint of a GSS run on the "
+            "same classes."
         )

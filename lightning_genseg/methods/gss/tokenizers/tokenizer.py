@@ -12,7 +12,7 @@ from lightning_genseg.errors import GenSegError
 
 
 class Tokenizer(nn.Module, ABC):
-    """Base of the tokenizers: a subclass writes `_encode`, `_decode` and `config`.
+    """Base of the tokenizers: a subclass writes `_encode`, `_decode`, `decode_soft` and `config`.
 
     Pictures are in [0, 1]; what a network makes of that range is its own affair. Computed in
     float32 under autocast too, since near-ties would otherwise become other tokens; on GPUs with
@@ -40,13 +40,9 @@ class Tokenizer(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """`kind` and sizes, from which `make_tokenizer` builds one like it, untrained."""
 
+    @abstractmethod
     def decode_soft(self, weights: Tensor) -> Tensor:
-        """Pictures of mixtures of tokens, B x V x h x w that sum to 1.
-
-        Raises:
-            NotImplementedError: there is no such thing.
-        """
-        raise NotImplementedError(f"{type(self).__name__} cannot decode mixtures of tokens.")
+        """Pictures of mixtures of tokens, B x V x h x w that sum to 1."""
 
     def straight_through(self, picture: Tensor, temperature: float = 1.0) -> Tensor:
         """Reconstruct pictures B x 3 x H x W so that gradients reach them.
