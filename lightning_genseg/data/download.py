@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -76,11 +77,12 @@ def _unpack(path: Path, wanted: Mapping[str, Path]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     print(f"unpacking {path.name}", file=sys.stderr)
     try:
-        # Neither kind writes outside of the folder; of a .zip file shutil makes sure itself.
-        if path.suffix == ".zip":
-            shutil.unpack_archive(path, temporary)
-        else:
+        # Neither kind writes outside of the folder: of a .zip file shutil makes sure itself, of a
+        # .tar file its filter. Python before 3.11.4 has none, and can only trust the checksum.
+        if path.suffix != ".zip" and hasattr(tarfile, "data_filter"):
             shutil.unpack_archive(path, temporary, filter="data")
+        else:
+            shutil.unpack_archive(path, temporary)
         missing = [inside for inside in wanted if not (temporary / inside).exists()]
         if missing:
             raise GenSegError(f"'{path}' holds no '{missing[0]}': remove it and download again.")
