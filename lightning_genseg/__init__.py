@@ -1,5 +1,6 @@
 """Generative semantic segmentation with PyTorch Lightning."""
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods import (
     AGMM,
     CGMGM,
@@ -22,6 +23,8 @@ from lightning_genseg.methods.fewshot.options import (
 from lightning_genseg.methods.gmmseg.head import GMMHead
 from lightning_genseg.methods.gmmseg.options import EMOptions, MixtureOptions
 from lightning_genseg.methods.gss.options import TokenDecoderOptions, VariationOptions, VQOptions
+from lightning_genseg.ops.views import InferenceOptions
+from lightning_genseg.uncertainty import AnomalyScores, Mahalanobis, StandardizedMaxLogit
 
 __version__ = "0.2.0"
 
@@ -29,6 +32,7 @@ __all__ = [
     "AGMM",
     "CGMGM",
     "GSS",
+    "AnomalyScores",
     "BaseLearner",
     "CosinePrototypes",
     "DecoderOptions",
@@ -37,13 +41,17 @@ __all__ = [
     "GMMHead",
     "GMMSeg",
     "GSSInverse",
+    "GenSegError",
+    "InferenceOptions",
     "LearnedColors",
+    "Mahalanobis",
     "MaskigeTokenizer",
     "MatchingOptions",
     "MixtureOptions",
     "PosteriorOptions",
     "SegmentationModule",
     "SoftmaxSegmenter",
+    "StandardizedMaxLogit",
     "TokenDecoderOptions",
     "VQOptions",
     "VariationOptions",

@@ -230,6 +230,7 @@ KINDS = {"model": methods.__all__, "data": [n for n in data.__all__ if n.endswit
 def test_help_of_a_class_fits_on_a_few_screens(kind, name, genseg, capsys):
     text = shown(genseg, f"fit --{kind}.help {name}", capsys)
     assert len(text.splitlines()) <= 150
+    assert "see there" not in text
     assert "torch.nn" not in text
     assert "albumentations." not in text
 
