@@ -18,7 +18,7 @@ class CompareScores(Callback):
     """Measure every anomaly score of the module in one test run, not only the one it is set to.
 
     Leaves ``anomaly_scores.json`` in the run's folder: by name of the score ``AUROC``, ``AP``,
-    ``FPR95``. Scores that would have to be fitted first (`genseg calibrate`) are left out. Takes a
+    ``FPR95``. Scores that are not fitted yet (`genseg calibrate`) are left out. Takes a
     second pass over each image and 64 MB per score. The data need anomaly labels, or it raises a
     `GenSegError`.
     """

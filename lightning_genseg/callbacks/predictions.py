@@ -35,17 +35,17 @@ class PredictionWriter(Callback):
     """Write what ``predict`` finds, image by image.
 
     Below the output folder, for the image ``<name>``:
-    ``masks/<name>.png`` (8-bit class indices), ``overlays/<name>.jpg`` (class colours over the
-    image) and, where the module gives it, ``anomaly/<name>.png`` (heat map, each image from its own
-    1st to its 99th percentile, both written down). A calibrated module (`genseg calibrate`) also
-    gives ``anomaly_masks/<name>.png`` (8-bit palette: 1 anomalous, 0 known), outlined in the
-    overlay.
 
-    Then one line of JSON is added to ``predictions.jsonl``: ``name``, ``image`` and ``checkpoint``
-    (absolute paths), ``mask``, ``overlay``, ``anomaly``, ``anomaly_mask`` (paths below the folder,
-    or null), ``anomaly_range``, ``anomaly_score``, ``anomaly_threshold``, ``anomalous`` (share of
-    the pixels), ``classes`` (share of the pixels of each class that occurs), ``support`` (digest of
-    the examples of a few-shot method, or null) and ``seconds``.
+    - ``masks/<name>.png``: 8-bit class indices.
+    - ``overlays/<name>.jpg``: class colours over the image.
+    - ``anomaly/<name>.png``, where the module has a score: a heat map, each image from its own 1st
+      to its 99th percentile, which are ``anomaly_range``.
+    - ``anomaly_masks/<name>.png``, of a calibrated module (`genseg calibrate`): 8-bit palette, 1
+      anomalous, 0 known; outlined in the overlay.
+    - a line of JSON in ``predictions.jsonl``: ``name``, the absolute paths ``image`` and
+      ``checkpoint``; the files (below the folder, or null); ``anomaly_score``,
+      ``anomaly_threshold``; ``anomalous`` and ``classes``, shares of the pixels; ``support``, a
+      digest of a few-shot method's examples, or null; and ``seconds``.
 
     Every file appears complete or not at all, and its line only after it: an interrupted run leaves
     no half file, and goes on with `resume`. Of several processes each writes its own
@@ -106,7 +106,7 @@ class PredictionWriter(Callback):
                 f"{folder} already holds predictions: set --predictions.resume true to go on, "
                 "--predictions.overwrite true to start anew, or another --predictions.output_dir."
             )
-        # Every process has to have read the lists before one of them changes something.
+        # Every process reads the lists before one of them changes something.
         trainer.strategy.barrier("predictions read")
         if trainer.is_global_zero:
             if self.overwrite:

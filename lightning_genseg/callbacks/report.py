@@ -55,9 +55,9 @@ class Report(Callback):
     `picture_maps`.
 
     Test also leaves ``reliability.png`` and, if the data have anomaly labels and the module an
-    anomaly score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score
-    and, of a calibrated module, its ``threshold`` with what was promised of it and the shares of
-    the known and the anomalous test pixels above it.
+    anomaly score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score.
+    Of a calibrated module it also holds the ``threshold`` with its promise, and the shares of the
+    known and the anomalous test pixels above it.
 
     Args:
         num_pictures: rows of the picture grid; 0 for none.
@@ -212,10 +212,9 @@ def draw_samples(
     """Rows of image, labels, prediction and, where all samples have them, further columns.
 
     Args:
-        samples: ``image`` H x W x 3 uint8, ``label`` and ``prediction`` H x W (255 = ignored),
-            ``support`` H x W x 3 uint8, maps H x W in [0, 1], and H x W each ``anomaly_label`` (1,
-            0, 255), ``anomaly`` (scores, drawn in one range for all rows) and ``anomaly_mask`` (1,
-            0).
+        samples: ``image`` and ``support`` H x W x 3 uint8; all others H x W: ``label`` and
+            ``prediction`` (255 = ignored), maps in [0, 1], ``anomaly_label`` (1, 0, 255),
+            ``anomaly_mask`` (1, 0), and ``anomaly``, drawn in one range for all rows.
         class_names: C names for the legend, which shows only classes that occur.
         palette: C colours.
         maps: titles of the maps, by their keys in `samples`.
@@ -284,7 +283,7 @@ def _score_counts(evaluation: Evaluation) -> ScoreCounts | None:
 
 
 def _anomaly_entry(pl_module: LightningModule, counts: ScoreCounts | None) -> dict[str, Any]:
-    """What a report says of the anomaly score, nothing for a module without one."""
+    """What a report tells of the anomaly score, nothing for a module without one."""
     name = getattr(pl_module, "anomaly_score", None)
     if name is None:
         return {}

@@ -35,9 +35,9 @@ _OF_OTHER_COMMANDS = """
 class HelpFormatter(DefaultHelpFormatter):
     """jsonargparse's help without what fills screens.
 
-    These are the lists of all subclasses of `nn.Module` and of albumentations' transforms, a usage
-    of more than a few options, the Trainer's rarely used options, and all but the first sentence
-    that Lightning says of anything. Only what argparse's own formatters override is overridden.
+    Left out are all subclasses of `nn.Module` and of albumentations' transforms, a long usage, the
+    Trainer's rarely used options, and all but the first sentence of Lightning's texts. There is no
+    setting for that; overridden are methods that argparse's own formatters override too.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

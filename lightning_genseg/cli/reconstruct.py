@@ -76,7 +76,7 @@ def reconstruct_data(
           ignored pixels have no vote,
         - `tokens`, of the cells with a labelled pixel: how many are `used`, their `perplexity` and
           `entropy`, and the `conditional_entropy` given the commonest class of the cell, in bits.
-          The last is what an image has to tell beside the class.
+          The last is what only the image can tell beside the class.
 
     Raises:
         GenSegError: a wrong argument, no such tokenizer or one that does not fit, or a split

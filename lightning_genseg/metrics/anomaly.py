@@ -18,7 +18,7 @@ _BITS = 21  # of 32: sign, exponent and 12 bits of the mantissa
 def score_bin(scores: Tensor) -> Tensor:
     """Number of each score's bin, 0 to 2**21 - 1, in the order of the scores.
 
-    The bins are the float32 numbers themselves, cut to 21 bits: no range has to be known, and every
+    The bins are the float32 numbers themselves, cut to 21 bits: no range need be known, and every
     bin is at most 1/4096 of its scores wide, near zero as at 10**6.
     """
     bits = (scores.float() + 0.0).view(torch.int32).long() & 0xFFFFFFFF  # + 0.0: no negative zero

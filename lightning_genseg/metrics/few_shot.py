@@ -15,7 +15,7 @@ class EpisodeCounts(Metric):
     """Intersections and unions of background and foreground by the class of the episode.
 
     Base of the metrics below. `intersection` and `union` are 255 x 2 pixels (background,
-    foreground), `listed` says for each of 255 classes whether it takes part.
+    foreground), `listed` tells for each of 255 classes whether it takes part.
     """
 
     full_state_update = False

@@ -18,8 +18,8 @@ FITTED_SCORES = ("sml", "mahalanobis")
 def logit_score(name: LogitScore, logits: Tensor) -> Tensor:
     """Anomaly score of class logits B x C x H x W: B x 1 x H x W float32, higher is stranger.
 
-    `msp` 1 - max p and `entropy` of p (Hendrycks and Gimpel, ICLR 2017), `max_logit` its negative
-    (Hendrycks et al., ICML 2022), `energy` -log sum exp (Liu et al., NeurIPS 2020).
+    `msp` is 1 - max p, and `entropy` that of p (Hendrycks and Gimpel, ICLR 2017). `max_logit` is
+    its negative (Hendrycks et al., ICML 2022), `energy` -log sum exp (Liu et al., NeurIPS 2020).
     """
     check_arguments(logit_score, locals())
     logits = logits.float()
@@ -162,10 +162,10 @@ class Mahalanobis(nn.Module):
 class AnomalyScores(nn.Module):
     """Every score by its name, with what has been fitted for it: statistics and thresholds.
 
-    A score reads what it needs from a module's `outputs`: `logits` (B x C x H x W, at the size of
-    the image), `features` (B x F x h x w), `log_density` (B x C x h x w, log p(x|c)). `sml` and
-    `mahalanobis` have to be fitted first (`genseg calibrate`). `density` is GMMSeg's -max_c log
-    p(x|c) (Section 3.4).
+    A score reads one of a module's `outputs`: `logits` (B x C x H x W, at the size of the image),
+    `features` (B x F x h x w), or `log_density` (B x C x h x w, log p(x|c)). `sml` and
+    `mahalanobis` are fitted first (`genseg calibrate`). `density` is GMMSeg's -max_c log p(x|c)
+    (Section 3.4).
     """
 
     def __init__(self) -> None:
@@ -212,7 +212,7 @@ class AnomalyScores(nn.Module):
         return score
 
     def fitted_state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold of it; empty when nothing was fitted."""
+        """What a checkpoint keeps of it; empty when nothing was fitted."""
         statistics = {name: value for name, value in self.named_buffers() if value is not None}
         thresholds = {name: list(value) for name, value in self.thresholds.items()}
         if not statistics and not thresholds:

@@ -12,11 +12,8 @@ def reference_iou(prediction, label, num_classes, ignore_index):
     keep = label != ignore_index
     prediction, label = prediction[keep], label[keep]
     hit = np.bincount(prediction[prediction == label], minlength=num_classes)
-    union = (
-        np.bincount(prediction, minlength=num_classes)
-        + np.bincount(label, minlength=num_classes)
-        - hit
-    )
+    count = [np.bincount(x, minlength=num_classes) for x in (prediction, label)]
+    union = count[0] + count[1] - hit
     with np.errstate(invalid="ignore"):
         return hit / union, hit.sum() / keep.sum()
 
@@ -93,13 +90,8 @@ def test_named_scores():
         "pixel_accuracy": torch.tensor(0.875),
     }
     scores = named_scores(values, ["road", "traffic light/sign", "Büsche"])
-    assert list(scores) == [
-        "mIoU",
-        "pixel_accuracy",
-        "IoU_road",
-        "IoU_traffic_light_sign",
-        "IoU_Büsche",
-    ]
+    classes = ["IoU_road", "IoU_traffic_light_sign", "IoU_Büsche"]
+    assert list(scores) == ["mIoU", "pixel_accuracy", *classes]
     assert scores["IoU_traffic_light_sign"] == 0.75
     assert scores["mIoU"] == 0.5
     assert math.isnan(scores["IoU_Büsche"])

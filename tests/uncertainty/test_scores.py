@@ -6,15 +6,13 @@ from scipy.stats import entropy
 from sklearn.covariance import EmpiricalCovariance
 
 from lightning_genseg.metrics.anomaly import score_histogram
-from lightning_genseg.uncertainty.conformal import (
-    conformal_image_threshold,
-    conformal_pixel_threshold,
-    image_quantile,
-)
-from lightning_genseg.uncertainty.scores import (
+from lightning_genseg.uncertainty import (
     AnomalyScores,
     Mahalanobis,
     StandardizedMaxLogit,
+    conformal_image_threshold,
+    conformal_pixel_threshold,
+    image_quantile,
     logit_score,
 )
 
@@ -98,6 +96,10 @@ def test_what_is_not_fitted_or_not_there_says_what_to_do():
         scores("sml", outputs)
     with pytest.raises(ValueError, match="no class densities: choose one of msp, entropy"):
         scores("density", outputs)
+    with pytest.raises(ValueError, match="name is 'foo'; it must be one of msp, entropy"):
+        scores("foo", outputs)
+    with pytest.raises(ValueError, match="name is 'density'; it must be one of msp, entropy"):
+        logit_score("density", outputs["logits"])
     with pytest.raises(ValueError, match="no training pixel"):
         scores.sml.finish()
     with pytest.raises(ValueError, match="no labelled training pixel"):
