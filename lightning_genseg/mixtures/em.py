@@ -80,14 +80,17 @@ def m_step(
 ) -> None:
     """Write new parameters into the mixture, in place; a component without features keeps its own.
 
-    GMMSeg, Eq. 8 and "momentum EM": mean <- momentum * mean + (1 - momentum) * new mean. The new
-    variance is taken around the new mean, before momentum, plus a floor, as in the authors' code.
+    GMMSeg, Eq. 8 and "momentum EM": mean <- momentum * mean + (1 - momentum) * new mean. As in the
+    authors' code, unit means are normalised before they are blended, the new variance is taken
+    around the new mean, before momentum, plus a floor, and of diagonal covariances the deviations
+    are blended.
 
     Args:
         mixture: to be updated.
         estimate: of C x M components, or of C M in one row, classes first.
         mean_momentum: share of the old mean that stays.
-        variance_momentum: likewise of the covariance (0 in the code, 0.999 in the paper).
+        variance_momentum: likewise of the deviations, or of a full covariance (0 in the code, 0.999
+            in the paper).
         variance_floor: added to every variance (to the diagonal of a full covariance).
         present: C booleans, the classes to update; None for all.
         weights: new mixture weights C x M, positive; None leaves them as they are.
@@ -115,9 +118,11 @@ def m_step(
         blend(mixture.covariances, covariance, variance_momentum, update[..., None])
     else:
         variance = estimate.covariances.view(shape) + shift.square() + variance_floor
-        mixed = mixture.log_variances.exp().to(variance.dtype)
-        blend(mixed, variance, variance_momentum, update)
-        mixture.log_variances.copy_(torch.where(update, mixed.log(), mixture.log_variances))
+        deviation = (mixture.log_variances / 2).exp().to(variance.dtype)
+        blend(deviation, variance.sqrt(), variance_momentum, update)
+        log_variances = 2 * deviation.log()
+        mixture.log_variances.copy_(torch.where(update, log_variances, mixture.log_variances))
+    mixture.means.copy_(mixture.centres)
     blend(mixture.means, mean, mean_momentum, update)
     if weights is not None:
         some = update.squeeze(-1).any(1, keepdim=True)

@@ -114,8 +114,10 @@ def spread_evenly(
         before, total = everyone[: processes.rank].sum(0), everyone.sum(0)
     place = ranks_in_group(groups, num_groups + 1) + before[groups]
     size = total[groups]
-    # Place p of n is chosen where p * most / n passes a whole number.
-    chosen = (place + 1) * most // size > place * most // size
+    # Place p of n is one of linspace(0, n - 1, most), cut to whole numbers, as in GMMSeg's code.
+    step = max(most - 1, 1)
+    nearest = -(-place * step // (size - 1).clamp_min(1))  # the first that is not below p
+    chosen = (nearest * (size - 1) // step == place) & (nearest < most)
     return (chosen | (size <= most)) & (groups < num_groups)
 
 

@@ -18,12 +18,13 @@ def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, list(size), mode="bilinear")
 
 
-def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
+def resize_labels(labels: Tensor, size: Sequence[int], corner: bool = False) -> Tensor:
     """Nearest label (B x H x W int64) for each pixel of another size.
 
-    `nearest-exact` reads the middle of a pixel's cell; `nearest` would read its corner.
+    That in the middle of the pixel's cell, or in its upper left `corner`, as in mmsegmentation.
     """
-    return F.interpolate(labels[:, None].float(), list(size), mode="nearest-exact")[:, 0].long()
+    mode = "nearest" if corner else "nearest-exact"
+    return F.interpolate(labels[:, None].float(), list(size), mode=mode)[:, 0].long()
 
 
 def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:

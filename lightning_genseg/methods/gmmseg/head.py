@@ -49,6 +49,8 @@ class GMMHead(nn.Module):
             has grown: short runs on few classes need more.
         component_loss_weight: of the cross-entropy over all C x M components, towards the pixel's
             assigned one; in the code, not in the paper; 0 switches it off.
+        dropout: of whole channels before the projection, while training (code).
+        avg_non_ignore: mean of the class cross-entropy over the labelled pixels, or over all (code).
         ignore_index: label that does not count.
 
     Raises:
@@ -73,6 +75,8 @@ class GMMHead(nn.Module):
         logit_norm: LogitNorm = "layernorm",
         logit_scale: float = 1.0,
         component_loss_weight: float = 0.01,
+        dropout: float = 0.1,
+        avg_non_ignore: bool = True,
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
@@ -83,6 +87,7 @@ class GMMHead(nn.Module):
             in_channels="[1, inf)",
             logit_scale="(0, inf)",
             component_loss_weight="[0, inf)",
+            dropout="[0, 1)",
         )
         self.options, self.em = mixture, em
         full = mixture.covariance == "full"
@@ -93,8 +98,9 @@ class GMMHead(nn.Module):
                 "set embedding_dim to 64 or less, or covariance to 'diagonal'."
             )
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.component_loss_weight = component_loss_weight
+        self.component_loss_weight, self.avg_non_ignore = component_loss_weight, avg_non_ignore
 
+        self.dropout = nn.Dropout2d(dropout)
         self.projection: nn.Module = nn.Identity()
         if mixture.embedding_dim is not None:
             self.projection = nn.Sequential(
@@ -122,12 +128,16 @@ class GMMHead(nn.Module):
                 if em.memory == "ring"
                 else DecayedMoments(groups, dim, em.memory_size, full)
             )
+            if em.memory_start == "random":
+                for group in range(groups):  # one at a time: the whole of it may be gigabytes
+                    vectors = F.normalize(torch.randn(em.memory_size, dim), dim=1)
+                    self.memory.push(vectors, torch.full((em.memory_size,), group))
 
     # --- from features to scores -------------------------------------------------------------
 
     def embed(self, features: Tensor) -> Tensor:
         """B x F x h x w features to the B x D x h x w space of the mixture, float32."""
-        x: Tensor = self.projection(features).float()
+        x: Tensor = self.projection(self.dropout(features)).float()
         if not self.options.normalize_features:
             return x
         with torch.autocast(x.device.type, enabled=False):
@@ -176,7 +186,7 @@ class GMMHead(nn.Module):
         components = self.component_log_density(embedding)
         logits = self.logits(self.mixture.combine(components, self.options.density))
         logits = F.interpolate(_to_map(logits, embedding), mask.shape[-2:], mode="bilinear")
-        loss = pixel_cross_entropy(logits, mask, self.ignore_index)
+        loss = pixel_cross_entropy(logits, mask, self.ignore_index, self.avg_non_ignore)
         losses = {"loss": loss, "loss_ce": loss, "embedding": embedding.detach()}
         if self.component_loss_weight or self.memory is not None:
             labels = self.labels(mask, embedding)
@@ -192,13 +202,13 @@ class GMMHead(nn.Module):
     def labels(self, mask: Tensor, embedding: Tensor) -> Tensor:
         """Label of each feature pixel, (B h w); ignored where it is no class or the embedding NaN.
 
-        By `label_reduction` the nearest one, or the most frequent one in its cell.
+        By `label_reduction`: of the nearest pixel, of the corner's, or the most frequent one.
         """
         size = embedding.shape[-2:]
         if self.em.label_reduction == "labelled":
             small = labelled_cells(mask, size, self.num_classes, self.ignore_index)
         else:
-            small = resize_labels(mask, size)
+            small = resize_labels(mask, size, corner=self.em.label_reduction == "corner")
         valid = embedding.isfinite().all(1) & (small >= 0) & (small < self.num_classes)
         return torch.where(valid, small, self.ignore_index).flatten()
 

@@ -26,8 +26,11 @@ class GMMSeg(PixelModule):
     of each training batch. `maps` also gives the anomaly score -max_c log p(x|c): what the model
     has never seen is improbable under every class.
 
-    Differs from the authors' code in what enters the memory (`memory_filter`) and in not needing
-    several processes.
+    As the authors' code, at these settings; its other choices are the defaults: `em.memory_filter`
+    correct, `em.memory_start` random, `em.label_reduction` corner, `avg_non_ignore` false, on ADE20K
+    20 samples a component. As the paper: `em.interval` 1, `em.variance_momentum` 0.999, `logit_norm`
+    none, `component_loss_weight` 0, `mixture.density` logsumexp. Ours: class densities are divided
+    by M, a constant; several processes are not needed.
 
     Args:
         num_classes: C.
@@ -38,6 +41,9 @@ class GMMSeg(PixelModule):
         logit_scale: initial gain of that LayerNorm (code 1); see `GMMHead` for few classes.
         component_loss_weight: of the cross-entropy over all C x M components, towards the pixel's
             assigned one; in the code, not in the paper; 0 switches it off.
+        dropout: of whole channels before the projection, while training (code); a post-hoc mixture
+            has none.
+        avg_non_ignore: mean of the class cross-entropy over the labelled pixels, or over all (code).
         extractor: checkpoint of a `SoftmaxSegmenter` or `GMMSeg` with the same network, whose
             features training starts from.
 
@@ -61,6 +67,8 @@ class GMMSeg(PixelModule):
         logit_norm: LogitNorm = "layernorm",
         logit_scale: float = 1.0,
         component_loss_weight: float = 0.01,
+        dropout: float = 0.1,
+        avg_non_ignore: bool = True,
         extractor: Path | None = None,
         **kwargs: Any,
     ) -> None:
@@ -85,6 +93,8 @@ class GMMSeg(PixelModule):
             logit_norm=logit_norm,
             logit_scale=logit_scale,
             component_loss_weight=component_loss_weight,
+            dropout=0.0 if posthoc else dropout,
+            avg_non_ignore=avg_non_ignore,
             ignore_index=self.ignore_index,
         )
         if self.posthoc:
@@ -189,5 +199,5 @@ class _EM(Callback):
             batch["mask"],
             outputs["assignment"],
             Processes(gather, trainer.global_rank) if trainer.world_size > 1 else None,
-            remember_only=(trainer.fit_loop.total_batch_idx + 1) % pl_module.em.interval != 0,
+            remember_only=trainer.fit_loop.total_batch_idx % pl_module.em.interval != 0,
         )

@@ -14,7 +14,8 @@ class MixtureOptions:
     """The Gaussian mixture of each class, and the space that it lives in.
 
     Args:
-        components: M, Gaussians per class (paper: 5; authors' code: 8 on ADE20K, 3 on Cityscapes).
+        components: M, Gaussians per class (paper: 5; authors' code: 8 on ADE20K, else 5: the 3 of
+            its Cityscapes configuration stands under a key that the head never reads).
         embedding_dim: D; `None` leaves out the projection, and D is F.
         normalize_features: LayerNorm and L2-normalise the embedding, and the means likewise.
         covariance: `diagonal`, or `full` for D <= 64 (the paper restricts it "for efficiency").
@@ -53,19 +54,23 @@ class EMOptions:
         sinkhorn_epsilon: entropy weight.
         sinkhorn_iterations: rounds.
         loops: E- and M-steps per update.
-        interval: EM every so many batches (paper 1, code 5); the memory is fed at every batch.
+        interval: EM every so many batches, from the first (paper 1, code 5); the memory is fed at
+            every batch.
         mean_momentum: share of the old means that stays in an update.
-        variance_momentum: likewise of the covariances (code 0, paper 0.999).
+        variance_momentum: likewise of the deviations (code 0, paper 0.999).
         memory: `ring` (last features, exact) or `decay` (decayed moments; megabytes, not
             gigabytes).
         memory_size: K, features per component.
+        memory_start: `empty`, or full of `random` unit vectors (code), which keep the variances
+            large until they are pushed out.
         memory_dtype: of the features in the ring.
         memory_filter: which pixels may enter: all `labelled` ones (paper) or those that are
             classified `correct`ly (code; starves rare classes in short runs).
         samples_per_component: at most so many enter per component and update.
         label_reduction: label of a feature, which is smaller than the labels: the `nearest`, that
-            at the middle of its cell; or, for points and scribbles, which mostly lie between the
-            middles, the most frequent one of the `labelled` pixels in its cell.
+            at the middle of its cell; that in its upper left `corner` (code); or, for points and
+            scribbles, which mostly lie between the middles, the most frequent one of the `labelled`
+            pixels in its cell.
     """
 
     train: Literal["em", "gradient", "posthoc"] = "em"
@@ -78,10 +83,11 @@ class EMOptions:
     variance_momentum: float = 0.0
     memory: Literal["ring", "decay"] = "ring"
     memory_size: int = 32_000
+    memory_start: Literal["empty", "random"] = "empty"
     memory_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     memory_filter: Literal["labelled", "correct"] = "labelled"
     samples_per_component: int = 100
-    label_reduction: Literal["nearest", "labelled"] = "nearest"
+    label_reduction: Literal["nearest", "corner", "labelled"] = "nearest"
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
