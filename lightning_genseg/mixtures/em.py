@@ -122,7 +122,7 @@ def m_step(
         blend(deviation, variance.sqrt(), variance_momentum, update)
         log_variances = 2 * deviation.log()
         mixture.log_variances.copy_(torch.where(update, log_variances, mixture.log_variances))
-    mixture.means.copy_(mixture.centres)
+    mixture.means.copy_(torch.where(update, mixture.centres, mixture.means))
     blend(mixture.means, mean, mean_momentum, update)
     if weights is not None:
         some = update.squeeze(-1).any(1, keepdim=True)

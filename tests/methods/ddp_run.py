@@ -88,6 +88,7 @@ def run(case: str, folder: Path, processes: int) -> None:
                 "features": Features(),
                 "components": 2,
                 "embedding_dim": None,
+                "dropout": 0.0,
                 "component_loss_weight": 0.0,  # its targets are each process's own
                 "interval": 1,
                 "mean_momentum": 0.5,

@@ -63,7 +63,8 @@ def run(
             **{
                 "num_classes": 6,
                 "encoder": "tu-test_resnet",
-                "decoder": "segformer",  # no dropout: Lightning does not restore the random state
+                "decoder": "segformer",
+                "dropout": 0.0,  # Lightning does not restore the random state
                 "network_options": {"decoder_segmentation_channels": 16},
                 "embedding_dim": 8,
                 "components": 2,
