@@ -14,8 +14,7 @@ def pixel_cross_entropy(
         scores: B x C x H x W (or N x C); taken to float32.
         mask: B x H x W (or N), int64.
         ignore_index: label that does not count.
-        avg_non_ignore: divide by the number of labelled pixels, or by that of all, as mmsegmentation
-            does where it is not told otherwise.
+        avg_non_ignore: divide by the number of labelled pixels, or by that of all (mmsegmentation).
     """
     if scores.ndim == 4 and scores.is_contiguous(memory_format=torch.channels_last):
         # A view, and half the time.

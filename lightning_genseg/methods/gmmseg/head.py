@@ -50,7 +50,7 @@ class GMMHead(nn.Module):
         component_loss_weight: of the cross-entropy over all C x M components, towards the pixel's
             assigned one; in the code, not in the paper; 0 switches it off.
         dropout: of whole channels before the projection, while training (code).
-        avg_non_ignore: mean of the class cross-entropy over the labelled pixels, or over all (code).
+        avg_non_ignore: mean of the cross-entropy over labelled pixels, or over all of them (code).
         ignore_index: label that does not count.
 
     Raises:

@@ -26,11 +26,11 @@ class GMMSeg(PixelModule):
     of each training batch. `maps` also gives the anomaly score -max_c log p(x|c): what the model
     has never seen is improbable under every class.
 
-    As the authors' code, at these settings; its other choices are the defaults: `em.memory_filter`
-    correct, `em.memory_start` random, `em.label_reduction` corner, `avg_non_ignore` false, on ADE20K
-    20 samples a component. As the paper: `em.interval` 1, `em.variance_momentum` 0.999, `logit_norm`
-    none, `component_loss_weight` 0, `mixture.density` logsumexp. Ours: class densities are divided
-    by M, a constant; several processes are not needed.
+    - As the authors' code: the defaults, with `em.memory_filter` correct, `em.memory_start` random,
+      `em.label_reduction` corner, `em.samples_per_component` 20 and `avg_non_ignore` false.
+    - As the paper: `em.interval` 1, `em.variance_momentum` 0.999, `logit_norm` none,
+      `component_loss_weight` 0.
+    - Ours: densities have the mixtures' weights, a constant 1/M; one process is enough.
 
     Args:
         num_classes: C.
@@ -43,7 +43,7 @@ class GMMSeg(PixelModule):
             assigned one; in the code, not in the paper; 0 switches it off.
         dropout: of whole channels before the projection, while training (code); a post-hoc mixture
             has none.
-        avg_non_ignore: mean of the class cross-entropy over the labelled pixels, or over all (code).
+        avg_non_ignore: mean of the cross-entropy over labelled pixels, or over all of them (code).
         extractor: checkpoint of a `SoftmaxSegmenter` or `GMMSeg` with the same network, whose
             features training starts from.
 

@@ -1,4 +1,4 @@
-"""Six EM steps of the authors' own head, number for number (`golden/README.md` of the shared data)."""
+"""Six EM steps of the authors' own head, number for number (golden/README.md of the shared data)."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_the_authors_head(golden, run, size, samples):
         close(losses["loss_ce"] * labels.numel() / labelled, there["ce_mean_labelled"])
 
         head.update_mixture(losses["embedding"], labels, losses["assignment"])
-        # They store the means of a class without pixels normalised, ours stay as they are until used.
+        # They normalise the means of an absent class where they lie, we where they are used.
         close(head.mixture.centres, F.normalize(there["means_after_update"], dim=-1))
         close(head.mixture.log_variances.exp(), there["variances_after_update"])
         assert torch.equal(head.memory.entered[:-1] % size, there["ring_pointer"].long())
