@@ -1,4 +1,4 @@
-"""Six EM steps of the authors' own head, number for number (golden/README.md of the shared data)."""
+"""Six EM steps of the authors' head, number for number (golden/README.md of the shared data)."""
 
 import pytest
 import torch
