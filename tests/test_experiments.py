@@ -26,21 +26,20 @@ from tests import miniatures
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
-def found(*patterns, without=()):
-    paths = [path for pattern in patterns for path in sorted(EXPERIMENTS.glob(pattern))]
-    return [path for path in paths if not {path, path.stem} & {*without}]
+def found(*patterns):
+    return [path for pattern in patterns for path in sorted(EXPERIMENTS.glob(f"{pattern}.yaml"))]
 
 
 # Those that go on from another run are tested with it.
-SMOKE = [EXPERIMENTS / f"smoke/{stem}_synthetic.yaml" for stem in ("softmax", "gmmseg", "agmm")]
-CAMVID = found("camvid/*.yaml", without=("gss_ff", "gss_ft", "gss_ft_w"))
-FEW_SHOT = found("pascal5i/*.yaml", "coco20i/*.yaml")
-DENSE = [f"{folder}/*" for folder in ("ade20k", "cityscapes", "coco_stuff", "voc")]
-SPARSE = found(*(f"{folder}_{kind}.yaml" for folder in DENSE for kind in ("points", "scribbles")))
-SPARSE += found("cityscapes/*_clicks.yaml")
-GSS = found("ade20k/gss*.yaml", "cityscapes/gss*.yaml")
-RECIPES = found(*(f"{folder}.yaml" for folder in DENSE), without=[*SPARSE, *GSS])
+SMOKE = found(*(f"smoke/{method}_synthetic" for method in ("softmax", "gmmseg", "agmm")))
+CAMVID = [path for path in found("camvid/*") if path.stem not in ("gss_ff", "gss_ft", "gss_ft_w")]
+FEW_SHOT = found("pascal5i/*", "coco20i/*")
+SPARSE = found("voc/*_points", "voc/*_scribbles", "cityscapes/*_clicks")
+GSS = found("ade20k/gss*", "cityscapes/gss*")
+DENSE = {*found("ade20k/*", "cityscapes/*", "coco_stuff/*", "voc/*")}
+DENSE = sorted(DENSE.difference(SPARSE, GSS))
 TWO_STEPS = "--trainer.max_steps=2 --trainer.limit_val_batches=1 --data.num_workers=0"
+SHORT = "--trainer.max_steps=3 --trainer.val_check_interval=3"
 # Four images do not hold 150 classes.
 FEW = "ignore:.* classes (occur|are labelled) in no training image"
 # What is frozen stays in evaluation mode.
@@ -141,9 +140,6 @@ def predict(checkpoint, *options):
     assert len(Path("out/predictions.jsonl").read_text().splitlines()) == 2
 
 
-# --- the index -------------------------------------------------------------------------------
-
-
 def test_index_is_up_to_date():
     """Else run `python experiments/make_index.py`."""
     spec = importlib.util.spec_from_file_location("make_index", EXPERIMENTS / "make_index.py")
@@ -151,29 +147,21 @@ def test_index_is_up_to_date():
     spec.loader.exec_module(make_index)
     readme = (EXPERIMENTS / "README.md").read_text()
     assert make_index.with_index(readme) == readme
-    for path in found("**/*.yaml"):
+    for path in found("**/*"):
         assert readme.count(f"]({name(path)})") == 1, path
 
 
-# --- small, on synthetic scenes and CamVid ---------------------------------------------------
-
-LEARNS = pytest.mark.parametrize(
-    "learns", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["runs", "learns"]
-)
-
-
-def briefly(learns):
-    return "" if learns else "--trainer.max_steps=3 --trainer.val_check_interval=3"
+@pytest.fixture(params=[pytest.param("", marks=pytest.mark.slow), SHORT], ids=["learns", "runs"])
+def short(request):
+    """Nothing, so that a chain takes its time and learns; or options that make it short."""
+    return request.param
 
 
-@LEARNS
 @pytest.mark.parametrize("path", SMOKE, ids=name)
-def test_smoke(path, learns):
-    checkpoint, scores = fit(path, briefly(learns))
-    tested = scores_of(after(checkpoint))
-    if learns:  # guessing gives about 0.1, the most frequent class 0.07
-        assert scores["mIoU"] > 0.3
-        assert tested["mIoU"] > 0.25
+def test_smoke(path, short):
+    checkpoint, scores = fit(path, short)
+    assert scores["mIoU"] > 0.3 or short  # guessing gives about 0.1, the most frequent class 0.07
+    assert scores_of(after(checkpoint))["mIoU"] > 0.25 or short
     predict(checkpoint)
     assert sorted(p.name for p in Path("out/masks").iterdir()) == ["0.png", "1.png"]
 
@@ -185,7 +173,7 @@ def test_camvid(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", found("msrc/*_points.yaml"), ids=name)
+@pytest.mark.parametrize("path", found("msrc/*_points"), ids=name)
 def test_msrc(path):
     splits = {"train": range(8), "val": range(8, 10), "test": range(10, 12)}
     write_images("images", "masks", 12, (72, 96), 23, **splits)
@@ -193,7 +181,7 @@ def test_msrc(path):
 
 
 SHARED = {"encoder", "encoder_weights", "decoder", "network_options", "inference", "optimizer"}
-SHARED |= {"lr_scheduler", "head_lr_factor", "decay_norms"}
+SHARED |= {"lr_scheduler", "head_lr_factor", "decay_norms", "dropout"}
 
 
 def training(path, *own):
@@ -207,9 +195,8 @@ def training(path, *own):
 def test_points_are_learned_from_in_the_same_way(folder):
     """One network, schedule and data; of the methods only their own arguments differ."""
     softmax = EXPERIMENTS / folder / "softmax_fpn_points.yaml"
-    for method in ("softmax", "agmm", "gmmseg"):
+    for method in ("agmm", "gmmseg"):
         assert training(softmax.with_stem(f"{method}_fpn_points")) == training(softmax)
-        assert "dropout" not in written(softmax.with_stem(f"{method}_fpn_points"))[1]
     dense = EXPERIMENTS / "camvid" / "softmax_fpn.yaml"
     assert training(dense, "inference")[1] == training(softmax, "inference")[1]
 
@@ -219,53 +206,46 @@ def test_gss_is_trained_as_softmax_is():
     for stem in ("gss_ff", "gss_ff_majority"):
         own = training(softmax.with_stem(stem), "decoder", "network_options")
         assert own == training(softmax, "decoder", "network_options")
+        assert "dropout" not in written(softmax.with_stem(stem))[1]["decoder"]
 
 
-def test_quickstart():
-    run(f"fit --config {EXPERIMENTS}/quickstart.yaml", TWO_STEPS)
-    assert Path("runs/quickstart/version_0/checkpoints/last.ckpt").is_file()
+MINE = "--data.root=mine --data.num_classes=3 --model.encoder_weights=null"
+MINE += " --trainer.accelerator=cpu --trainer.val_check_interval=1"
+OWN = {
+    "quickstart": "",
+    "own_images": f"{MINE} --data.crop_size=[64,64] --data.batch_size=4",
+    "own_clicks": f"{MINE} --model.encoder=tu-test_resnet --data.batch_size=2",
+}
 
 
-OWN = "--data.root=mine --data.num_classes=3 --trainer.accelerator=cpu"
-OWN += " --trainer.val_check_interval=1 --model.encoder_weights=null"
-
-
-def test_own_images():
-    write_images("mine/images", "mine/masks", 10, (80, 90), 3)
-    options = "--data.crop_size=[64,64] --data.batch_size=4"
-    run(f"fit --config {EXPERIMENTS}/own_images.yaml", OWN, options, TWO_STEPS)
-
-
-def test_own_clicks():
+@pytest.mark.parametrize(("stem", "options"), OWN.items(), ids=OWN)
+def test_own_data(stem, options):
     write_images("mine/images", "mine/masks", 10, (180, 190), 3)
-    for number in range(8):
-        Path(f"mine/masks/{number}.png").unlink()
     points = [{"x": 60 * c, "y": 90, "cls": c} for c in range(3)]
-    clicks = {f"{number}.png": points for number in range(10)}
-    Path("mine/clicks.json").write_text(json.dumps(clicks))
-    options = "--data.batch_size=2 --model.encoder=tu-test_resnet"
-    run(f"fit --config {EXPERIMENTS}/own_clicks.yaml", OWN, options, TWO_STEPS)
-    assert Path("runs/own_clicks/version_0/checkpoints/last.ckpt").is_file()
-    assert list(Path("runs/own_clicks/version_0/label_spreading").iterdir())
-
-
-# --- the papers' recipes ---------------------------------------------------------------------
+    Path("mine/clicks.json").write_text(json.dumps({f"{i}.png": points for i in range(10)}))
+    if stem == "own_clicks":
+        for number in range(8):
+            Path(f"mine/masks/{number}.png").unlink()
+    run(f"fit --config {EXPERIMENTS}/{stem}.yaml", options, TWO_STEPS)
+    folder = Path("runs", stem, "version_0")
+    assert list((folder / "checkpoints").iterdir())
+    assert (folder / "label_spreading").is_dir() == (stem == "own_clicks")
 
 
 # Images of a step, steps, side of the crops, learning rate; the first pattern that fits.
 PUBLISHED = {
     "ade20k/gmmseg_posthoc*": (16, 2_500, 512, 0.01),
-    "ade20k/*_80k": (16, 80_000, 512, 0.01),
+    "ade20k/*_80k.yaml": (16, 80_000, 512, 0.01),
     "ade20k/gss_ff*": (32, 160_000, 512, 1.2e-4),
     "ade20k/gss_ft_w*": (16, 40_000, 512, 1.5e-3),
     "ade20k/gss_ft*": (16, 3_000, 512, 1.5e-3),
     "ade20k/*": (16, 160_000, 512, None),
     "cityscapes/gss_ff*": (16, 80_000, 768, 1.5e-3),
     "cityscapes/gss_ft_w*": (8, 40_000, 768, 7.5e-4),
-    "cityscapes/*_clicks": (8, 240 * (2_975 // 8), 721, 5e-3),  # epochs in whole batches
+    "cityscapes/*_clicks.yaml": (8, 240 * (2_975 // 8), 721, 5e-3),  # epochs in whole batches
     "cityscapes/*": (8, 80_000, 768, None),
     "coco_stuff/*": (16, 80_000, 512, None),
-    "voc/*_r101": (16, 40_000, 512, 0.01),
+    "voc/*_r101.yaml": (16, 40_000, 512, 0.01),
     "voc/*": (16, 80 * (10_582 // 16), 321, 1e-3),
     "pascal5i/base_learner*": (12, 5_953 // 12 * 100, 417, 2.5e-4),
     "pascal5i/*": (8, 4_208 // 8 * 200, 473, 0.05),
@@ -274,12 +254,10 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("path", [*RECIPES, *SPARSE, *GSS, *FEW_SHOT], ids=name)
+@pytest.mark.parametrize("path", [*DENSE, *SPARSE, *GSS, *FEW_SHOT], ids=name)
 def test_recipe_agrees_with_itself_and_the_paper(path):
     trainer, model, data = resolved(path)
-    images, steps, side, rate = next(
-        row for key, row in PUBLISHED.items() if path.match(f"{key}.yaml")
-    )
+    images, steps, side, rate = next(PUBLISHED[key] for key in PUBLISHED if path.match(key))
     schedule = model["lr_scheduler"]["init_args"]
     assert schedule.get("T_max", schedule.get("total_iters")) == trainer["max_steps"] == steps
     assert trainer["max_steps"] % trainer["val_check_interval"] == 0
@@ -295,33 +273,28 @@ def test_recipe_agrees_with_itself_and_the_paper(path):
     assert f"# genseg fit --config experiments/{name(path)} --data.{root}" in path.read_text()
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name)
+@pytest.mark.parametrize("path", DENSE, ids=name)
 def test_dense_recipe_crops_and_scores_as_mmsegmentation(path):
     _, model, data = resolved(path)
     if "gmmseg" in path.stem:
         assert model["em"]["train"] == ("posthoc" if "posthoc" in path.stem else "em")
-    crop = data["train_transform"][0]["init_args"]
-    city = path.parent.name == "cityscapes"
-    whole = {} if city else {"short_side": 512, "long_side": 2048}
-    assert crop == {
-        "height": crop["height"], "width": crop["width"], "scale": [0.5, 2.0], "short_side": None,
-        "long_side": None, "max_class_share": 0.75, "fill": [124, 116, 104], "tries": 10,
-        "ignore_index": 255, "p": 1.0, **whole,
-    }  # fmt: skip
+    whole = {"short_side": 512, "long_side": 2048} if path.parent.name != "cityscapes" else {}
+    crop = dict.fromkeys(("short_side", "long_side")) | whole
+    crop |= {"scale": [0.5, 2.0], "max_class_share": 0.75, "fill": [124, 116, 104], "tries": 10}
+    assert data["train_transform"][0]["init_args"].items() >= crop.items()
     # mmsegmentation resizes to multiples of 32 in this one recipe.
     if name(path).startswith("ade20k") and path.stem.endswith("mit_b5"):
         whole["multiple"] = 32
     assert model["inference"] == (whole or {"window": [768, 768], "stride": [512, 512]})
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.startswith("softmax")], ids=name)
+@pytest.mark.parametrize("path", [p for p in DENSE if p.stem.startswith("softmax")], ids=name)
 def test_softmax_and_gmmseg_differ_in_the_classifier_only(path):
     own = resolved(path)
     other = resolved(path.with_stem(path.stem.replace("softmax", "gmmseg")))
     assert own[0] == other[0]
-    assert own[1].keys() - other[1].keys() == {"dropout"}
-    for key in own[1].keys() & other[1].keys():
-        assert own[1][key] == other[1][key]
+    del own[1]["dropout"]
+    assert other[1].items() >= own[1].items()
     assert (own[2].pop("class_balanced"), other[2].pop("class_balanced")) == (False, True)
     assert own[2] == other[2]
 
@@ -352,8 +325,8 @@ def two_steps(path, root, *options, smaller=8):
         options = ("--model.em.memory_size=50 --model.em.interval=1", *options)
     checkpoint, scores = fit(
         path, f"--data.root={root} --data.cache_dir=cache --model.encoder_weights=null",
-        f"--data.train_transform={shlex.quote(json.dumps(data['train_transform']))}",
-        f"--model.inference={shlex.quote(json.dumps(small))}",
+        f"--data.train_transform='{json.dumps(data['train_transform'])}'",
+        f"--model.inference='{json.dumps(small)}'",
         "--trainer.callbacks+=tests.test_experiments.EveryParameterLearns", *options, SMALL,
     )  # fmt: skip
     with (checkpoint.parents[1] / "metrics.csv").open() as file:
@@ -364,12 +337,10 @@ def two_steps(path, root, *options, smaller=8):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(FEW, FROZEN, "ignore:every pixel of the first batch")
-@pytest.mark.parametrize(
-    "path",
-    [p for p in [*RECIPES, *SPARSE, *GSS] if not re.search("posthoc|_ft_", p.stem)],
-    ids=name,
-)
+@pytest.mark.parametrize("path", [*DENSE, *SPARSE, *GSS], ids=name)
 def test_recipe_trains_two_steps(path, tmp_path):
+    if re.search("posthoc|_ft_", path.stem):
+        return  # goes on from another run, and is tested with it
     root = miniature(path.parent.name, tmp_path)
     gss = ["--model.tokenizer=majority-8"] if path in GSS else []
     # Of VOC's two points an image most crops show none.
@@ -396,8 +367,6 @@ def test_post_hoc_recipe_follows_its_softmax_recipe(tmp_path):
         checkpoint.unlink()
 
 
-# --- recipes on sparse labels ----------------------------------------------------------------
-
 POINTS = ["voc_whats_the_point.json", "voc_whats_the_point_bg_from_scribbles.json"]
 SPARSE_LABELS = {
     "points": ("PointFiles", {"files": POINTS, "size": 3}),
@@ -407,37 +376,30 @@ SPARSE_LABELS = {
 
 
 def test_there_is_a_recipe_for_each_row():
-    rows = ("cityscapes", "r50_clicks"), ("voc", "r101_points"), ("voc", "r101_scribbles")
-    assert sorted(map(name, SPARSE)) == sorted(
-        f"{folder}/{method}_deeplabv3plus_{row}.yaml"
-        for folder, row in rows
-        for method in ("agmm", "softmax")
-    )
+    rows = ("cityscapes/*_r50_clicks", "voc/*_r101_points", "voc/*_r101_scribbles")
+    for row in rows:
+        stems = [path.stem.partition("_r")[0] for path in SPARSE if path.match(f"{row}.yaml")]
+        assert stems == ["agmm_deeplabv3plus", "softmax_deeplabv3plus"]
+    assert len(SPARSE) == 2 * len(rows)
 
 
 @pytest.mark.parametrize("path", SPARSE, ids=name)
 def test_sparse_recipe_agrees_with_the_published_code(path):
-    trainer, model, data = resolved(path)
+    _, model, data = resolved(path)
     voc = path.parent.name == "voc"
-    schedule = {"total_iters": trainer["max_steps"], "power": 0.9}
-    assert written(path)[1]["lr_scheduler"]["init_args"] == schedule
+    assert model["lr_scheduler"]["class_path"].endswith(".PolynomialLR")
+    assert model["lr_scheduler"]["init_args"]["power"] == 0.9
     kind, arguments = SPARSE_LABELS[path.stem.rpartition("_")[2]]
     assert data["sparse"]["class_path"].rpartition(".")[2] == kind
-    given = data["sparse"]["init_args"]
-    assert {key: given[key] for key in arguments} == arguments
-    crop = data["train_transform"][0]["init_args"]
-    assert crop["scale"] == [0.5, 2.0]
-    sgd = model["optimizer"]["init_args"]
-    assert (sgd["momentum"], sgd["weight_decay"]) == (0.9, 1e-4)
+    assert data["sparse"]["init_args"].items() >= arguments.items()
+    assert data["train_transform"][0]["init_args"]["scale"] == [0.5, 2.0]
+    sgd = {"momentum": 0.9, "weight_decay": 1e-4}
+    assert model["optimizer"]["init_args"].items() >= sgd.items()
     assert model["head_lr_factor"] == (10 if voc else 1)
     assert model["inference"] == (None if voc else {"window": [721, 721], "stride": [241, 241]})
     baseline = resolved(path.with_stem(path.stem.replace("agmm", "softmax")))
     assert baseline[2] == data
-    for key in baseline[1]:
-        assert baseline[1][key] == model[key]
-
-
-# --- anomalies -------------------------------------------------------------------------------
+    assert model.items() >= baseline[1].items()
 
 
 def test_anomaly_data_of_a_network_trained_on_cityscapes(tmp_path):
@@ -460,25 +422,17 @@ def test_anomaly_data_of_a_network_trained_on_cityscapes(tmp_path):
         assert 0 <= report["AUROC"] <= 1
 
 
-# --- a new class from a few examples ---------------------------------------------------------
-
-
-@LEARNS
 @pytest.mark.filterwarnings(FROZEN)
-def test_few_shot_smoke(learns):
+def test_few_shot_smoke(short):
     folder = EXPERIMENTS / "smoke"
-    base, scores = fit(folder / "few_shot_base_learner.yaml", briefly(learns))
-    if learns:
-        assert scores["mIoU_base"] > 0.25  # one class everywhere: 0.1
-
+    base, scores = fit(folder / "few_shot_base_learner.yaml", short)
+    assert scores["mIoU_base"] > 0.25 or short  # one class everywhere: 0.1
     path = folder / "few_shot_cgmgm.yaml"
     assert f"--model.base_learner {base}" in path.read_text()
-    trained, _ = fit(path, f"--model.base_learner={base}", briefly(learns))
+    trained, _ = fit(path, f"--model.base_learner={base}", short)
     base.unlink()  # is part of the other checkpoint
-    scores = scores_of(after(trained))
-    if learns:  # vehicles are a tenth of the pixels: everything 0.1, half of it at random 0.09
-        assert scores["GmIoU"] > 0.13
-
+    # Vehicles are a tenth of the pixels: everything 0.1, half of it at random 0.09.
+    assert scores_of(after(trained))["GmIoU"] > 0.13 or short
     write_images("support/images", "support/masks", 2, (50, 70), 2)
     predict(trained, "--data.support_root=support")
     with Image.open("out/masks/0.png") as mask:
@@ -489,42 +443,39 @@ def test_few_shot_smoke(learns):
 @pytest.mark.filterwarnings(FROZEN)
 def test_few_shot_msrc():
     folder = EXPERIMENTS / "msrc"
-    names = written(folder / "cgmgm.yaml")[2]["data"]["init_args"]["class_names"]
     splits = {"train": range(6), "val": range(6, 9), "test": range(9, 12)}
     write_images("images", "masks", 12, (53, 80), 23, **splits)
     Path("folds.json").write_text(json.dumps({"folds": [["cow", "car"]]}))
-    assert {"cow", "car"} < set(names)
-    fold = "--data.data.root=. --data.folds=folds.json --data.fold=0"
-    fold += " --data.size=64 --data.num_workers=0"
+    fold = "--data.data.root=. --data.folds=folds.json --data.fold=0 --data.size=64"
     short = f"{fold} --data.train_transform=null {SMALL}"
     base, _ = fit(folder / "base_learner.yaml", short)
-
     few = "--data.min_area=10 --data.novel_setting=background --data.shots=2 --data.episodes=2"
     few += f" --model.base_learner={base}"
     for method in ("cgmgm", "bam"):
         trained, scores = fit(folder / f"{method}.yaml", short, few, "--model.shots=2")
         assert set(scores["IoU"]) <= {"cow", "car"}
         trained.unlink()
-    scores = scores_of(f"--config {folder}/prototypes.yaml", fold, few)
+    scores = scores_of(f"--config {folder}/prototypes.yaml --data.num_workers=0", fold, few)
     assert set(scores["IoU"]) == {"cow", "car"}
 
 
 @pytest.mark.parametrize("path", FEW_SHOT, ids=name)
 def test_few_shot_recipe_agrees_with_published_code(path):
     trainer, model, data = resolved(path)
-    folder, coco, text = path.parent.name, path.parent.name == "coco20i", path.read_text()
+    folder, text, encoder = path.parent.name, path.read_text(), path.stem.rpartition("_")[2]
     if path.stem.startswith("base_learner"):
-        encoder = "vgg16_bn" if path.stem.endswith("vgg16") else "resnet50"
-        assert (model["encoder"], data["folds"]) == (encoder, folder)
+        assert model["encoder"] == {"vgg16": "vgg16_bn"}.get(encoder, encoder)
+        assert data["folds"] == folder
         return
+    coco = folder == "coco20i"
     epochs, folds = (50, (41_809, 43_045, 44_614)) if coco else (200, (3_726, 2_752, 4_510))
-    steps = [images // 8 * epochs for images in folds]
-    assert list(map(int, re.findall(r"have (\d+), (\d+), (\d+):", text)[0])) == steps
+    steps = [str(images // 8 * epochs) for images in folds]
+    assert f"folds 1, 2, 3 have {', '.join(steps)}: give --trainer.max_steps and" in text
     assert trainer["devices"] == 1
     sgd = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
     assert written(path)[1]["optimizer"]["init_args"] == sgd
     assert model["mixture"]["components"] == (6 if coco and "cgmgm" in path.stem else 3)
-    best = f"runs/{folder}/base_learner_{path.stem.split('_')[1]}/fold0/checkpoints/best.ckpt"
+    best = f"runs/{folder}/base_learner_{encoder}/fold0/checkpoints/best.ckpt"
     assert f"--model.base_learner {best}" in text
 
 
@@ -543,18 +494,13 @@ def test_few_shot_recipe_trains_two_steps(path, tmp_path):
     base.unlink()
 
 
-# --- masks as pictures -----------------------------------------------------------------------
-
-
-@LEARNS
 @pytest.mark.filterwarnings(FROZEN)
-def test_gss_smoke(learns):
-    prior, _ = fit(EXPERIMENTS / "smoke" / "gss_synthetic.yaml", briefly(learns))
+def test_gss_smoke(short):
+    prior, _ = fit(EXPERIMENTS / "smoke" / "gss_synthetic.yaml", short)
     path = EXPERIMENTS / "smoke" / "gss_inverse_synthetic.yaml"
     assert f"--model.prior {prior}" in path.read_text()
-    trained, scores = fit(path, f"--model.prior={prior}", briefly(learns))
-    if learns:
-        assert scores["mIoU"] > 0.3
+    trained, scores = fit(path, f"--model.prior={prior}", short)
+    assert scores["mIoU"] > 0.3 or short
     prior.unlink()  # is part of the other checkpoint
     assert 0 <= scores_of(after(trained))["mIoU"] <= 1
     predict(trained)
