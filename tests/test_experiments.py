@@ -2,11 +2,11 @@
 
 import csv
 import functools
-import importlib.util
 import io
 import json
 import math
 import re
+import runpy
 import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,14 +15,17 @@ from typing import get_args
 import numpy as np
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from PIL import Image
 
+from lightning_genseg import methods
 from lightning_genseg.cli.main import main
 from lightning_genseg.data import CamVid
 from lightning_genseg.uncertainty.scores import AnomalyName
 from tests import miniatures
 
+pytestmark = pytest.mark.usefixtures("genseg")  # every test runs in its own folder
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
@@ -38,12 +41,11 @@ SPARSE = found("voc/*_points", "voc/*_scribbles", "cityscapes/*_clicks")
 GSS = found("ade20k/gss*", "cityscapes/gss*")
 DENSE = {*found("ade20k/*", "cityscapes/*", "coco_stuff/*", "voc/*")}
 DENSE = sorted(DENSE.difference(SPARSE, GSS))
+ALONE = [p for p in [*DENSE, *SPARSE, *GSS] if not re.search("posthoc|_ft_", p.stem)]
 TWO_STEPS = "--trainer.max_steps=2 --trainer.limit_val_batches=1 --data.num_workers=0"
 SHORT = "--trainer.max_steps=3 --trainer.val_check_interval=3"
-# Four images do not hold 150 classes.
-FEW = "ignore:.* classes (occur|are labelled) in no training image"
-# What is frozen stays in evaluation mode.
-FROZEN = "ignore:Found .* in eval mode at the start of training"
+FEW = "ignore:.* classes (occur|are labelled) in no training image"  # four images, 150 classes
+FROZEN = "ignore:Found .* in eval mode at the start of training"  # and stays in it
 
 
 def name(path):
@@ -53,11 +55,6 @@ def name(path):
 def miniature(kind, folder):
     kind = {"coco_stuff": "coco_stuff_10k", "coco20i": "coco"}.get(kind, kind)
     return getattr(miniatures, f"make_{kind}")(folder / kind)
-
-
-@pytest.fixture(autouse=True)
-def _here(genseg):
-    """Every test runs in its own folder."""
 
 
 def run(*lines):
@@ -70,14 +67,10 @@ def read(pattern):
     return json.loads(path.read_text())
 
 
-def parts(text):
-    config = yaml.safe_load(text)
-    return config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
-
-
-def written(path):
+def written(path, text=None):
     """What the YAML says: `trainer`, and the `init_args` of `model` and `data`."""
-    return parts(path.read_text())
+    config = yaml.safe_load(text or path.read_text())
+    return config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
 
 
 @functools.cache
@@ -91,7 +84,7 @@ def printed(path):
 
 def resolved(path):
     """The same with all defaults."""
-    return parts(printed(path))
+    return written(path, printed(path))
 
 
 def write_images(folder, masks, count, size, classes, **splits):
@@ -115,12 +108,12 @@ def fit(path, *options):
     """Fit, and give the run's checkpoint of the last step and what its validation found."""
     run(f"fit --config {path} --trainer.log_every_n_steps=1", *options)
     folder = sorted((Path("runs") / path.parent.name / path.stem).iterdir())[-1]
-    with (folder / "metrics.csv").open() as file:
-        losses = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+    rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    losses = [float(row["train_loss"]) for row in rows if row["train_loss"]]
     assert losses
     assert all(map(math.isfinite, losses))
-    scores = json.loads((folder / "val_metrics.json").read_text())
-    return folder / "checkpoints" / "last.ckpt", scores
+    assert len(losses) == 2 or "max_steps=2" not in " ".join(options)
+    return folder / "checkpoints/last.ckpt", json.loads((folder / "val_metrics.json").read_text())
 
 
 def after(checkpoint):
@@ -142,13 +135,21 @@ def predict(checkpoint, *options):
 
 def test_index_is_up_to_date():
     """Else run `python experiments/make_index.py`."""
-    spec = importlib.util.spec_from_file_location("make_index", EXPERIMENTS / "make_index.py")
-    make_index = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_index)
     readme = (EXPERIMENTS / "README.md").read_text()
-    assert make_index.with_index(readme) == readme
+    assert runpy.run_path(f"{EXPERIMENTS}/make_index.py")["with_index"](readme) == readme
     for path in found("**/*"):
         assert readme.count(f"]({name(path)})") == 1, path
+
+
+def test_the_readmes_know_the_options():
+    known = set()
+    for method in map(methods.__dict__.get, methods.__all__):
+        parser = ArgumentParser()
+        parser.add_class_arguments(method, "model", fail_untyped=False)
+        known |= {*parser.get_defaults().keys()} | {"model.help", "model.base_learner"}
+    for readme in EXPERIMENTS.rglob("README.md"):
+        named = re.findall(r"--(model\.[\w.]*\w)", readme.read_text())
+        assert {option.partition(".init_args")[0] for option in named} <= known
 
 
 @pytest.fixture(params=[pytest.param("", marks=pytest.mark.slow), SHORT], ids=["learns", "runs"])
@@ -175,8 +176,7 @@ def test_camvid(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", found("msrc/*_points"), ids=name)
 def test_msrc(path):
-    splits = {"train": range(8), "val": range(8, 10), "test": range(10, 12)}
-    write_images("images", "masks", 12, (72, 96), 23, **splits)
+    write_images("images", "masks", 12, (72, 96), 23, train=range(8), val=(8, 9), test=(10, 11))
     fit(path, "--data.root=. --trainer.val_check_interval=1", TWO_STEPS)
 
 
@@ -268,7 +268,6 @@ def test_recipe_agrees_with_itself_and_the_paper(path):
     assert {crop.get("height", data.get("size")), crop.get("width", side)} == {side}
     assert (model.get("network_options") or {}).get("img_size", side) == side
     assert "logger" not in written(path)[0]  # by default runs/FOLDER/NAME
-    # The command in its head is the one that runs it.
     root = "" if path in FEW_SHOT else "root PATH/"
     assert f"# genseg fit --config experiments/{name(path)} --data.{root}" in path.read_text()
 
@@ -316,8 +315,7 @@ def two_steps(path, root, *options, smaller=8):
     """Fit two steps of the configuration; only sizes are smaller, and the weights random."""
     _, model, data = written(path)
     small = model.get("inference") or {}
-    if "short_side" in small:
-        small = {**small, "short_side": 96, "long_side": 384}
+    small |= {"short_side": 96, "long_side": 384} if "short_side" in small else {}
     crop = data["train_transform"][0]["init_args"]
     sides = [key for key in crop if key.endswith(("height", "width", "side"))]
     crop.update({key: crop[key] // smaller for key in sides})
@@ -329,18 +327,14 @@ def two_steps(path, root, *options, smaller=8):
         f"--model.inference='{json.dumps(small)}'",
         "--trainer.callbacks+=tests.test_experiments.EveryParameterLearns", *options, SMALL,
     )  # fmt: skip
-    with (checkpoint.parents[1] / "metrics.csv").open() as file:
-        assert len([row for row in csv.DictReader(file) if row["train_loss"]]) == 2
     assert 0 <= scores["mIoU"] <= 1
     return checkpoint
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(FEW, FROZEN, "ignore:every pixel of the first batch")
-@pytest.mark.parametrize("path", [*DENSE, *SPARSE, *GSS], ids=name)
+@pytest.mark.parametrize("path", ALONE, ids=name)
 def test_recipe_trains_two_steps(path, tmp_path):
-    if re.search("posthoc|_ft_", path.stem):
-        return  # goes on from another run, and is tested with it
     root = miniature(path.parent.name, tmp_path)
     gss = ["--model.tokenizer=majority-8"] if path in GSS else []
     # Of VOC's two points an image most crops show none.
@@ -350,8 +344,7 @@ def test_recipe_trains_two_steps(path, tmp_path):
     if path.stem == "gss_ff_swin_l":
         small = f"--data.root={root} --model.inference=null --model.width=32 {SMALL}"
         for own in path.parent.glob("gss_ft*.yaml"):
-            trained, _ = fit(own, small, f"--model.prior={checkpoint}")
-            trained.unlink()
+            fit(own, small, f"--model.prior={checkpoint}")[0].unlink()
     checkpoint.unlink()  # a gigabyte, which pytest would keep
 
 
@@ -362,9 +355,8 @@ def test_post_hoc_recipe_follows_its_softmax_recipe(tmp_path):
     extractor = two_steps(folder / "softmax_deeplabv3plus_r101_80k.yaml", root)
     path = folder / "gmmseg_posthoc_deeplabv3plus_r101.yaml"
     assert f"--model.extractor {extractor}" in path.read_text()
-    fitted = two_steps(path, root, f"--model.extractor={extractor}")
-    for checkpoint in (extractor, fitted):
-        checkpoint.unlink()
+    two_steps(path, root, f"--model.extractor={extractor}").unlink()
+    extractor.unlink()
 
 
 POINTS = ["voc_whats_the_point.json", "voc_whats_the_point_bg_from_scribbles.json"]
@@ -376,11 +368,9 @@ SPARSE_LABELS = {
 
 
 def test_there_is_a_recipe_for_each_row():
-    rows = ("cityscapes/*_r50_clicks", "voc/*_r101_points", "voc/*_r101_scribbles")
-    for row in rows:
-        stems = [path.stem.partition("_r")[0] for path in SPARSE if path.match(f"{row}.yaml")]
-        assert stems == ["agmm_deeplabv3plus", "softmax_deeplabv3plus"]
-    assert len(SPARSE) == 2 * len(rows)
+    rows = [re.sub("(agmm|softmax)_deeplabv3plus", "*", name(path)) for path in SPARSE]
+    wanted = ["cityscapes/*_r50_clicks.yaml", "voc/*_r101_points.yaml", "voc/*_r101_scribbles.yaml"]
+    assert sorted(rows) == sorted(2 * wanted)
 
 
 @pytest.mark.parametrize("path", SPARSE, ids=name)
@@ -403,10 +393,9 @@ def test_sparse_recipe_agrees_with_the_published_code(path):
 
 
 def test_anomaly_data_of_a_network_trained_on_cityscapes(tmp_path):
-    root = miniature("cityscapes", tmp_path)
     model = "--model=SoftmaxSegmenter --model.encoder=tu-test_resnet --model.decoder=fpn"
-    data = f"--data=CityscapesDataModule --data.root={root} --data.crop_size=[64,64]"
-    run("fit", model, data, "--data.batch_size=2 --trainer.accelerator=cpu", TWO_STEPS)
+    data = f"--data=CityscapesDataModule --data.root={miniature('cityscapes', tmp_path)}"
+    run("fit", model, data, "--data.crop_size=[64,64]", SMALL)
     trained = after(Path("runs/SoftmaxSegmenter/version_0/checkpoints/last.ckpt"))
     run("calibrate", trained, "--risk=0.5 --output=calibrated.ckpt")
     for stem in ("fishyscapes", "road_anomaly", "road_anomaly21"):
@@ -424,15 +413,15 @@ def test_anomaly_data_of_a_network_trained_on_cityscapes(tmp_path):
 
 @pytest.mark.filterwarnings(FROZEN)
 def test_few_shot_smoke(short):
-    folder = EXPERIMENTS / "smoke"
-    base, scores = fit(folder / "few_shot_base_learner.yaml", short)
+    base, scores = fit(EXPERIMENTS / "smoke/few_shot_base_learner.yaml", short)
     assert scores["mIoU_base"] > 0.25 or short  # one class everywhere: 0.1
-    path = folder / "few_shot_cgmgm.yaml"
+    path = EXPERIMENTS / "smoke/few_shot_cgmgm.yaml"
     assert f"--model.base_learner {base}" in path.read_text()
-    trained, _ = fit(path, f"--model.base_learner={base}", short)
+    few = short and "--data.episodes=8 --data.val_episodes=4"
+    trained, _ = fit(path, f"--model.base_learner={base}", short, few)
     base.unlink()  # is part of the other checkpoint
     # Vehicles are a tenth of the pixels: everything 0.1, half of it at random 0.09.
-    assert scores_of(after(trained))["GmIoU"] > 0.13 or short
+    assert scores_of(after(trained), few)["GmIoU"] > 0.13 or short
     write_images("support/images", "support/masks", 2, (50, 70), 2)
     predict(trained, "--data.support_root=support")
     with Image.open("out/masks/0.png") as mask:
@@ -443,8 +432,7 @@ def test_few_shot_smoke(short):
 @pytest.mark.filterwarnings(FROZEN)
 def test_few_shot_msrc():
     folder = EXPERIMENTS / "msrc"
-    splits = {"train": range(6), "val": range(6, 9), "test": range(9, 12)}
-    write_images("images", "masks", 12, (53, 80), 23, **splits)
+    write_images("images", "masks", 12, (53, 80), 23, train=range(6), val=(6, 7, 8), test=(9, 10))
     Path("folds.json").write_text(json.dumps({"folds": [["cow", "car"]]}))
     fold = "--data.data.root=. --data.folds=folds.json --data.fold=0 --data.size=64"
     short = f"{fold} --data.train_transform=null {SMALL}"
@@ -489,8 +477,7 @@ def test_few_shot_recipe_trains_two_steps(path, tmp_path):
     small = f"--data.root={root} --data.min_area=64 --data.val_episodes=1 --data.shots=2"
     small += f" --model.shots=2 --model.base_learner={base}"
     for method in ("bam", "cgmgm"):
-        trained, _ = fit(path.with_stem(path.stem.replace("base_learner", method)), short, small)
-        trained.unlink()
+        fit(path.with_stem(path.stem.replace("base_learner", method)), short, small)[0].unlink()
     base.unlink()
 
 
