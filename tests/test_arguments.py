@@ -36,7 +36,7 @@ RIGHT = [
     ("share", -1.5), ("share", np.float32(0.5)), ("share", np.int8(1)), ("share", math.inf),
     ("flag", False), ("pair", [3, 4]), ("scales", ()), ("scales", [1, 2.5, np.float64(3)]),
     ("mean", [0.1, 0.2, 0.3]), ("mean", np.ones(3)), ("either", 4), ("either", "auto"),
-    ("path", 3), ("anything", object()),
+    ("path", 3), ("anything", Path),
 ]  # fmt: skip
 
 WRONG = [
@@ -70,12 +70,12 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), RIGHT, ids=str)
+@pytest.mark.parametrize(("name", "value"), RIGHT, ids=repr)
 def test_what_fits_its_type(name, value):
     check_arguments(function, {name: value, "self": 1, "unknown": "x"})
 
 
-@pytest.mark.parametrize(("name", "value", "sentence"), WRONG, ids=str)
+@pytest.mark.parametrize(("name", "value", "sentence"), WRONG, ids=repr)
 def test_what_does_not_fit_its_type(name, value, sentence):
     with pytest.raises(GenSegError, match=f"^{sentence}" if name in sentence else sentence):
         check_arguments(function, {name: value})

@@ -136,7 +136,7 @@ class GenSegCLI(LightningCLI):
     def _require_checkpoint(self) -> None:
         """Random weights would look like a result."""
         path = self.config[self.subcommand].get("ckpt_path")
-        if getattr(self.model, "needs_training", True) and path in (None, "", "best", "last"):
+        if self.model.needs_training and path in (None, "", "best", "last"):
             raise GenSegError(
                 f"genseg {self.subcommand} needs the trained model: give its checkpoint "
                 "with --ckpt_path."

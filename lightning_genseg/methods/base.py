@@ -1,8 +1,10 @@
 """The contract of a method, its steps and its logging.
 
-What it shares with everything that is trained is in `trained.py`, the scores of a test are in
-`evaluation.py`, optimisers in `optimisation.py`. A method with a mixture runs EM in a callback at
-`on_train_batch_end`: see `gmmseg/module.py`.
+A method with an encoder and a decoder by name derives from `PixelModule` (`pixel.py`), one with a
+network of its own kind from `SegmentationModule` here. What it shares with everything that is
+trained is in `trained.py`, the scores of a test are in `evaluation.py`, optimisers in
+`optimisation.py`. A method with a mixture runs EM in a callback at `on_train_batch_end`: see
+`gmmseg/module.py`.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class SegmentationModule(TrainedModule):
     """Base of all methods. A subclass writes `outputs` and `compute_loss`, which need no Trainer.
 
+    One whose `outputs` have a `log_density` sets `own_anomaly_score` to `density`.
     The module normalises images itself, so that a checkpoint is enough to predict.
 
     Args:

@@ -35,7 +35,7 @@ class SoftmaxSegmenter(PixelModule):
         )
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        """`logits` and `features`: see the base."""
+        """`logits` and `features`, as `SegmentationModule` asks."""
         features = self.extract(image)[0]
         return {"logits": self.classifier(features), "features": features}
 

@@ -33,6 +33,7 @@ class TrainedModule(OptimisedModule, ABC):
 
     # Arguments that no checkpoint keeps: functions and networks cannot be loaded safely.
     not_kept: ClassVar[tuple[str, ...]] = ("optimizer", "lr_scheduler", "features")
+    needs_training: bool = True  # whether it is random without a checkpoint
 
     def __init__(
         self,

@@ -60,7 +60,6 @@ class FewShotModule(SegmentationModule):
         "refined": "refined mask",
         "posterior": "posterior",
     }
-    needs_training = True
     not_kept = (*SegmentationModule.not_kept, "base", "inference", "anomaly_score")
 
     def __init__(
@@ -255,7 +254,7 @@ class FewShotModule(SegmentationModule):
         return getattr(self.trainer, "datamodule", None)
 
     def setup(self, stage: str) -> None:
-        """Refuse to fit where there is nothing to train; and see the base."""
+        """Refuse to fit where there is nothing to train; else as the base."""
         super().setup(stage)
         if stage == "fit" and not self.needs_training:
             raise GenSegError(

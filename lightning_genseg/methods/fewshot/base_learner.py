@@ -59,7 +59,7 @@ class BaseLearner(SegmentationModule):
         )
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        """`logits` and `features`: see the base."""
+        """`logits` and `features`, as `SegmentationModule` asks."""
         features = self.pyramid(self.features(self.normalize(image)).high)
         return {"logits": self.classifier(features), "features": features}
 

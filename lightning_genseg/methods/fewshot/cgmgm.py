@@ -176,7 +176,7 @@ class CGMGM(FewShotModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Warn if the data have another number of supports; and see the base."""
+        """Warn if the data have another number of supports; else as the base."""
         super().on_fit_start()
         mine = self.shot_weights.shots
         theirs = getattr(self._data(), "shots", mine)

@@ -104,7 +104,7 @@ class GMMSeg(PixelModule):
             self.nothing = nn.Parameter(torch.zeros(()))
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        """`logits`, `features` (the embedding) and `log_density` log p(x|c): see the base."""
+        """`logits`, `features` (the embedding) and `log_density`, as `SegmentationModule` asks."""
         embedding = self.head.embed(self.extract(image)[0])
         logits, density = self.head.class_maps(embedding)
         return {"logits": logits, "features": embedding, "log_density": density}

@@ -512,7 +512,7 @@ def test_episode_train_transform():
         (default_train_transform, {"crop_size": (8, 8), "color_jitter": -0.1}),
         (episode_train_transform, {"size": 8, "scale": (0.0, 1.0)}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_wrong_arguments(make, arguments):
     needed = {} if "size" in str(arguments) else {"height": 8, "width": 8}
