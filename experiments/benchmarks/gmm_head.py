@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from lightning_genseg import GMMHead
+from lightning_genseg import EMOptions, GMMHead, MixtureOptions
 from lightning_genseg.networks.losses import pixel_cross_entropy
 
 BATCH, CHANNELS, COMPONENTS, DIM, IGNORE = 2, 256, 5, 64, 255
@@ -157,7 +157,8 @@ def make_head(name: str, classes: int, slots: int, device: str) -> nn.Module:
         return SoftmaxHead(nn.Dropout2d(0.1), nn.Conv2d(CHANNELS, classes, 1)).to(device)
     if name == "plain":
         return PlainHead(classes, slots).to(device)
-    head = OurHead(CHANNELS, classes, COMPONENTS, DIM, memory_size=slots).to(device)
+    mixture = MixtureOptions(components=COMPONENTS, embedding_dim=DIM)
+    head = OurHead(CHANNELS, classes, mixture, EMOptions(memory_size=slots)).to(device)
     assert head.memory is not None
     head.memory.to(torch.device(device))
     return head

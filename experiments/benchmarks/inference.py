@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from lightning_genseg import GMMSeg, SoftmaxSegmenter
+from lightning_genseg import EMOptions, GMMSeg, SoftmaxSegmenter
 
 
 def seconds(model: torch.nn.Module, image: torch.Tensor) -> float:
@@ -35,9 +35,10 @@ def main() -> None:
     args = parser.parse_args()
 
     image = torch.rand(1, 3, args.size, args.size, device=args.device)
+    network = {"encoder": args.encoder, "decoder": args.decoder}
     models = {
-        "softmax": SoftmaxSegmenter(args.classes, args.encoder, args.decoder),
-        "GMMSeg": GMMSeg(args.classes, args.encoder, args.decoder, memory_size=1),
+        "softmax": SoftmaxSegmenter(args.classes, **network),
+        "GMMSeg": GMMSeg(args.classes, em=EMOptions(memory_size=1), **network),
     }
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():

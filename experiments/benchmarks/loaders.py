@@ -58,7 +58,7 @@ class Old(SegmentationDataset):
         with Image.open(self.samples[index].mask) as file:
             file.load()
             raw = np.array(file)
-        classes = self._table[raw]
+        classes = self.table[raw]
         if (classes == 256).any():
             raise ValueError("unknown labels")
         return classes.astype(np.uint8)
