@@ -201,9 +201,10 @@ class Foreign(LightningModule):
 
 
 class ModuleContract:
-    """The tests. `learning` are arguments under which 20 steps are enough to learn something."""
+    """The tests. `learning` are arguments under which `steps` are enough to learn something."""
 
     learning: ClassVar[dict[str, Any]] = {}
+    steps: ClassVar[int] = 20
     signed: ClassVar[set[str]] = {"ignore_index"}  # numbers that may be negative
     fixed: ClassVar[set[str]] = set()  # arguments of its bases that the method does not take
 
@@ -423,7 +424,7 @@ class ModuleContract:
     def test_it_learns(self):
         model = self.make(**self.learning)
         chance = mean_iou(model)
-        losses = train_by_hand(model, 20)
+        losses = train_by_hand(model, self.steps)
         assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
         assert chance < 0.15
         assert mean_iou(model) > 0.3

@@ -135,7 +135,7 @@ def test_a_network_without_an_encoder_learns_at_the_base_rate():
     [
         ("torch.optim.SGD", {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}),
         ("torch.optim.SGD", {"lr": 0.1}),
-        ("torch.optim.AdamW", {"lr": 6e-5, "betas": [0.8, 0.99], "weight_decay": 0.02}),
+        ("torch.optim.AdamW", {"lr": 6e-5, "betas": (0.8, 0.99), "weight_decay": 0.02}),
         ("torch.optim.Adam", {"lr": 0.003}),
     ],
 )

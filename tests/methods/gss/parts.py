@@ -15,10 +15,10 @@ VQ = {"kind": "vq", "downsample": 4, "levels": [4, 4], "channels": 8, "blocks": 
 
 
 def trained():
-    """A GSS of 20 steps."""
+    """A GSS of 40 steps."""
     torch.manual_seed(0)
     model = GSS(**SMALL)
-    train_by_hand(model, 20)
+    train_by_hand(model, 40)
     return model
 
 

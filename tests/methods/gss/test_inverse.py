@@ -22,7 +22,7 @@ from tests.methods.gss.parts import SMALL, trained, write_colors, write_tokenize
 
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory):
-    """A GSS of 20 steps."""
+    """A GSS of 40 steps."""
     return save(trained(), tmp_path_factory.mktemp("prior") / "gss.ckpt")
 
 
@@ -32,6 +32,7 @@ def make(prior, **arguments):
 
 class TestGSSInverse(ModuleContract):
     fixed: ClassVar = {"mean", "std"}
+    steps = 40
 
     @pytest.fixture(autouse=True)
     def _prior(self, prior: Path) -> None:

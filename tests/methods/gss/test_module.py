@@ -24,6 +24,8 @@ from tests.methods.gss.parts import DECODER, SMALL, VQ, trained, write_colors, w
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # inside a foreign module
 class TestGSS(ModuleContract):
+    steps = 40
+
     def make(self, **arguments: Any) -> GSS:
         return GSS(**{**SMALL, **arguments})
 
