@@ -3,6 +3,7 @@
 from lightning_genseg.callbacks.channels_last import ChannelsLast
 from lightning_genseg.callbacks.compare_scores import CompareScores
 from lightning_genseg.callbacks.label_spreading import LabelSpreading
+from lightning_genseg.callbacks.last_checkpoint import LastCheckpoint
 from lightning_genseg.callbacks.manifest import read_manifest
 from lightning_genseg.callbacks.maskiges import MaskigePictures
 from lightning_genseg.callbacks.predictions import PredictionWriter
@@ -12,6 +13,7 @@ __all__ = [
     "ChannelsLast",
     "CompareScores",
     "LabelSpreading",
+    "LastCheckpoint",
     "MaskigePictures",
     "PredictionWriter",
     "Report",

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # As packages: this is what makes their classes known by their short names.
 from lightning_genseg import __version__, data, methods
+from lightning_genseg.callbacks.last_checkpoint import LastCheckpoint
 from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report
 from lightning_genseg.cli import check, convert_dalle, reconstruct
@@ -37,9 +38,9 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 _FIT = """Train a model.
 
 Unless told otherwise, a run writes into runs/FOLDER/NAME/version_N, after the first configuration
-file FOLDER/NAME.yaml (without one: after the model); it keeps the last state in
-checkpoints/last.ckpt (a ModelCheckpoint among the callbacks replaces that); it logs every 10 steps,
-and it validates every epoch, or every val_check_interval steps if that is a whole number."""
+file FOLDER/NAME.yaml (without one: after the model). It logs every 10 steps, and validates every
+epoch, or every val_check_interval steps if that is a whole number. Each validation replaces
+checkpoints/last.ckpt, unless there is a ModelCheckpoint among the callbacks."""
 
 # What is chosen anew at every run with a checkpoint; the data's word is final on the first three.
 _FREE = {
@@ -114,7 +115,7 @@ class GenSegCLI(LightningCLI):
         elif trainer.enable_checkpointing is not False and not any(
             isinstance(callback, Checkpoint) for callback in callbacks
         ):
-            kwargs["callbacks"] = [*callbacks, ModelCheckpoint(save_last=True, save_top_k=0)]
+            kwargs["callbacks"] = [*callbacks, LastCheckpoint()]
         try:
             return super().instantiate_trainer(**kwargs)
         except ValueError as error:  # Lightning's word on arguments that do not fit each other
@@ -179,7 +180,7 @@ class GenSegCLI(LightningCLI):
         self.config = self.parser.parse_object({command: {"model": model}}, self.config)
 
 
-class _LastCheckpoint(Callback):
+class _WayOn(Callback):
     """Tells how an interrupted training run goes on."""
 
     def on_exception(
@@ -219,7 +220,7 @@ def main(args: list[str] | None = None) -> None:
             methods.TrainedModule,
             data.SegmentationDataModule,
             trainer_class=GenSegTrainer,
-            trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [_LastCheckpoint()]},
+            trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [_WayOn()]},
             seed_everything_default=0,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -235,7 +236,7 @@ def main(args: list[str] | None = None) -> None:
             },
             args=args,
         )
-    except KeyboardInterrupt:  # before the Trainer runs; later it is _LastCheckpoint's
+    except KeyboardInterrupt:  # before the Trainer runs; later it is _WayOn's
         say("interrupted.")
         raise SystemExit(130) from None
     except Exception as error:

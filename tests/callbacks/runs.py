@@ -43,14 +43,13 @@ def calibrated(value):
 
 
 def trainer(folder, *callbacks, **options):
-    options = {"logger": False, "max_epochs": 1} | options
+    options = {"logger": False, "max_epochs": 1, "enable_checkpointing": False} | options
     return pl.Trainer(
         accelerator="cpu",
         default_root_dir=folder,
         callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
         log_every_n_steps=1,
         **options,
     )

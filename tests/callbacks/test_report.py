@@ -4,13 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lightning_genseg.callbacks import ChannelsLast, CompareScores, Report
+from lightning_genseg.callbacks import ChannelsLast, CompareScores, LastCheckpoint, Report
 from lightning_genseg.plots.pictures import ANOMALY_PALETTE, colorize
 from tests.callbacks import runs
 from tests.callbacks.runs import PixelSegmenter, calibrated, column, pixels, scenes, trainer
@@ -207,3 +208,20 @@ def test_channels_last_changes_layout_and_nothing_else(tmp_path):
     assert not module.features.weight.is_contiguous()
     assert module.covariance.is_contiguous()
     torch.testing.assert_close(module(image), before)
+
+
+@pytest.mark.parametrize("every", [{}, {"val_check_interval": 3, "check_val_every_n_epoch": None}])
+def test_last_checkpoint_is_there_after_each_validation_and_of_the_last_step(every, tmp_path):
+    path, seen = tmp_path / "checkpoints" / "last.ckpt", []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if path.exists():
+                kept = torch.load(path, weights_only=True)["global_step"]
+                seen.append((trainer.global_step, kept))
+
+    options = {"max_steps": 5, "max_epochs": -1, "enable_checkpointing": True, **every}
+    trainer(tmp_path, LastCheckpoint(), Look(), **options).fit(PixelSegmenter(), scenes())
+    assert seen == ([(3, 3), (4, 3)] if every else [(2, 2), (3, 2), (4, 4)])
+    assert torch.load(path, weights_only=True)["global_step"] == 5
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]

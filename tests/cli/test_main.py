@@ -18,7 +18,7 @@ from PIL import Image
 
 import lightning_genseg
 from lightning_genseg import data, methods
-from lightning_genseg.callbacks import ChannelsLast, read_manifest
+from lightning_genseg.callbacks import ChannelsLast, LastCheckpoint, read_manifest
 from lightning_genseg.cli.calibrate import GenSegTrainer
 from lightning_genseg.data import SyntheticScenes
 from tests.cli.conftest import CONFIG
@@ -266,7 +266,7 @@ def test_the_defaults_of_a_run(trainer_of, config, run, tmp_path):
     assert trainer.num_sanity_val_steps == 0
     assert trainer.check_val_every_n_epoch == 1  # CONFIG gives no interval
     (checkpoint,) = trainer.checkpoint_callbacks
-    assert (checkpoint.save_last, checkpoint.save_top_k) == (True, 0)
+    assert isinstance(checkpoint, LastCheckpoint)
     assert Path(trainer.log_dir) == Path("runs", run.name, "config", "version_0")
     options = "--trainer.default_root_dir elsewhere --trainer.logger.version a"
     trainer = trainer_of(f"--config {config} {options}")
@@ -312,7 +312,7 @@ def test_a_checkpoint_callback_of_ones_own_is_the_only_one(trainer_of, config):
     options = "--trainer.callbacks lightning_genseg.callbacks.ChannelsLast"
     trainer = trainer_of(f"--config {config} {options}")
     assert any(isinstance(callback, ChannelsLast) for callback in trainer.callbacks)
-    assert trainer.checkpoint_callback.save_last
+    assert isinstance(trainer.checkpoint_callback, LastCheckpoint)
 
 
 # --- one line for what the user can mend ----------------------------------------------------

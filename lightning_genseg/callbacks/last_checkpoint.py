@@ -1,0 +1,23 @@
+"""The state that a run has reached."""
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keep the last state in ``checkpoints/last.ckpt``: after each validation, and at the end.
+
+    Lightning's own `save_last` keeps it only when another checkpoint is kept at the same step, and
+    with `save_top_k: 0` only at the end, which an interrupted run never reaches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(filename="last")  # the newest replaces the one before
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was trained after the last validation."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(self.dirpath or trainer.default_root_dir)
+            trainer.save_checkpoint(self.best_model_path or folder / "last.ckpt")
