@@ -11,14 +11,7 @@ from lightning_genseg.data.transforms.pipeline import shorter_side
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.ops.views import evaluation_mode
-from lightning_genseg.plots.pictures import (
-    Palette,
-    Picture,
-    colorize,
-    enlarge,
-    overlay,
-    void_color,
-)
+from lightning_genseg.plots.pictures import Palette, Picture, colorize, enlarge, overlay, void_color
 
 
 class LabelSpreading(SamplePictures):

@@ -171,11 +171,7 @@ def summary(report: dict[str, Any]) -> str:
 
 
 COMMAND = DataCommand(
-    "reconstruct",
-    reconstruct_data,
-    summary,
-    _HELP,
-    of_model=("tokenizer", "colors", "color_seed"),
+    "reconstruct", reconstruct_data, summary, _HELP, of_model=("tokenizer", "colors", "color_seed")
 )
 
 
