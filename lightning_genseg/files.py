@@ -1,10 +1,24 @@
-"""Files that appear complete or not at all."""
+"""Where a run writes, and files that appear complete or not at all."""
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from lightning_genseg.errors import GenSegError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def run_folder(trainer: "Trainer") -> Path | None:
+    """Folder of a run's log; None without one, and in a trial (`fast_dev_run`).
+
+    It asks the other processes: all must call it together.
+    """
+    folder = trainer.log_dir
+    trial: int = trainer.fast_dev_run  # type: ignore[attr-defined]
+    return None if folder is None or trial else Path(folder)
 
 
 def make_folder(path: Path, argument: str) -> None:

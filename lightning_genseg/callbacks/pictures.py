@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.loaders import collate
-from lightning_genseg.files import replace_file
+from lightning_genseg.files import replace_file, run_folder
 from lightning_genseg.plots.pictures import Color, Palette, Picture, encode, grid
 from lightning_genseg.uncertainty.conformal import Threshold
 
@@ -55,15 +54,15 @@ class SamplePictures(Callback, ABC):
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the picture."""
-        log_dir = trainer.log_dir  # asks the other processes
-        if trainer.sanity_checking or not self.batches or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        folder = run_folder(trainer)
+        if trainer.sanity_checking or not self.batches or folder is None:
             return
         names, palette = classes_of(trainer, pl_module)
         batches = move_data_to_device(self.batches, pl_module.device)
         rows = [self.row(pl_module, batch, palette) for batch in batches]
         legend = list(zip(names, palette, strict=True))
         picture = grid([list(row.values()) for row in rows], list(rows[0]), legend)
-        path = Path(log_dir) / self.folder / f"step_{trainer.global_step:06d}.png"
+        path = folder / self.folder / f"step_{trainer.global_step:06d}.png"
         replace_file(path, encode(picture, "png"))
 
 

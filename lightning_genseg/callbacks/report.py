@@ -18,7 +18,7 @@ from PIL import Image
 from lightning_genseg import __version__
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.callbacks.pictures import classes_of, threshold_of, to_array, to_picture
-from lightning_genseg.files import replace_file
+from lightning_genseg.files import replace_file, run_folder
 from lightning_genseg.methods.evaluation import Evaluation
 from lightning_genseg.metrics.anomaly import bin_upper_edge
 from lightning_genseg.plots.diagrams import anomaly_histogram, reliability_diagram
@@ -144,7 +144,7 @@ class Report(Callback):
         self, trainer: Trainer, pl_module: LightningModule, metric_prefix: str, file_prefix: str
     ) -> Path | None:
         # What talks to other processes comes first and runs on all of them.
-        log_dir = trainer.log_dir
+        folder = run_folder(trainer)
         images = trainer.strategy.reduce(
             torch.tensor(self._images, device=pl_module.device), reduce_op="sum"
         )
@@ -152,9 +152,9 @@ class Report(Callback):
         evaluation = getattr(pl_module, "evaluation", None)
         if metric_prefix == "test_" and isinstance(evaluation, Evaluation):
             reliability, counts = _reliability(evaluation), _score_counts(evaluation)
-        if not trainer.is_global_zero or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or folder is None:
             return None
-        folder = Path(log_dir)
+        data = trainer.datamodule  # type: ignore[attr-defined]
         scores: dict[str, Any] = {}
         class_iou: dict[str, float | None] = {}
         for key, value in trainer.callback_metrics.items():
@@ -173,7 +173,7 @@ class Report(Callback):
             "step": trainer.global_step,
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             "model": type(pl_module).__name__,
-            "data": None if trainer.datamodule is None else type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "data": None if data is None else type(data).__name__,
             "versions": {
                 "lightning_genseg": __version__,
                 "lightning": lightning.__version__,

@@ -41,7 +41,8 @@ class HelpFormatter(DefaultHelpFormatter):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"max_help_position": 6, **kwargs})  # type: ignore[no-untyped-call]
+        kwargs = {"max_help_position": 6, **kwargs}
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def start_section(self, heading: str | None) -> None:
         """Begin with a capital: a group's heading is the sentence that describes its argument."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.files import replace_file
+from lightning_genseg.files import replace_file, run_folder
 from lightning_genseg.methods.base import expect_frozen_parts
 from lightning_genseg.methods.gss.maskige import Color, ConvInverse, NearestColor
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
@@ -136,12 +136,10 @@ class LearnedColors(MaskModule):
 
     def on_train_end(self) -> None:
         """Write the colours."""
-        trainer = self.trainer
-        folder = trainer.log_dir  # asks the other processes
-        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if folder is not None and trainer.is_global_zero and not dry:
+        folder = run_folder(self.trainer)
+        if folder is not None and self.trainer.is_global_zero:
             text = json.dumps([list(color) for color in self.color_table])
-            replace_file(Path(folder) / "colors.json", text.encode())
+            replace_file(folder / "colors.json", text.encode())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Hold the tokenizer, and the learned colours in the state alone: they may have met."""
