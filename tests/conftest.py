@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as _one_thread, for the processes that te
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,15 @@ def shared_dir() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no shared data in {folder} (set GENSEG_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session", params=["part", "whole"])
+def golden_of(request: pytest.FixtureRequest) -> Callable[[str], dict[str, torch.Tensor]]:
+    """The numbers of a method's authors: the repository's part, and all where they are shared."""
+    folder = Path(__file__).parent / "golden"
+    if request.param == "whole":
+        folder = request.getfixturevalue("shared_dir") / "golden"
+    return lambda name: load_file(folder / f"{name}.safetensors")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,0 +1,54 @@
+"""Cut the authors' numbers down to the files beside this one: `python tests/golden/make.py FOLDER`.
+
+FOLDER has the whole files, whose README says by which code of theirs they were made. Inputs are
+random, so that nobody's images are in them. Every file here stays below about 150 KB.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+def corner(tensor: Tensor, *sizes: int) -> Tensor:
+    """The first entries along each of the first dimensions; `compare.close` takes such a part."""
+    return tensor[tuple(slice(size) for size in sizes)].contiguous()
+
+
+def small(tensor: Tensor) -> Tensor:
+    """Labels as bytes, which hold all of theirs."""
+    return tensor.byte() if tensor.dtype == torch.int64 else tensor
+
+
+def gmmseg(whole: Tensors) -> Tensors:
+    """Two steps with sampling, and corners of the first step's maps."""
+    kept = {
+        name: value
+        for name, value in whole.items()
+        if name.startswith(("initial/", "label_reduction/", "sampled/step0/", "sampled/step1/"))
+    }
+    kept |= {name: corner(whole[name], 2) for name in ("input/features", "input/labels")}
+    kept["sampled/initial_ring"] = whole["sampled/initial_ring"]
+    kept["sampled/step0/ring"] = corner(whole["sampled/step0/ring"], 1)
+    for name, value in whole.items():
+        if name.startswith("all/step0/") and len(value.shape) == 4:
+            kept[name] = corner(value, 1, 16, 4)
+        elif name.startswith("all/step0/") and ("density" in name or "_norm_" in name):
+            kept[name] = corner(value, 32)
+    return kept
+
+
+PARTS: dict[str, Callable[[Tensors], Tensors]] = {"gmmseg": gmmseg}
+
+
+if __name__ == "__main__":
+    for name, part in PARTS.items():
+        target = Path(__file__).with_name(f"{name}.safetensors")
+        kept = part(load_file(Path(sys.argv[1]) / target.name))
+        save_file({key: small(value) for key, value in kept.items()}, target)
+        print(f"{target.name}: {target.stat().st_size / 1000:.0f} KB")
