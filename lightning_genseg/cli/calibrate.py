@@ -38,7 +38,6 @@ from lightning_genseg.uncertainty.conformal import (
     conformal_rank,
     image_quantile,
 )
-from lightning_genseg.uncertainty.scores import FITTED_SCORES
 
 
 class GenSegTrainer(Trainer):
@@ -114,7 +113,7 @@ def calibrate(
     risk: float = 0.1,
     progress: bool = True,
 ) -> dict[str, Threshold]:
-    """Fit `sml` and `mahalanobis` on training data, and all thresholds on held-out data.
+    """Fit the scores' statistics on training data, and all thresholds on held-out data.
 
     The model then predicts with `anomaly_mask`. A threshold is a split-conformal quantile of the
     scores of known pixels. `level="pixel"` promises that a new known pixel exceeds it with at most
@@ -160,8 +159,8 @@ def _first(loader: DataLoader[Any], limit: float | None) -> Iterable[dict[str, A
 
 
 def _fit_statistics(model: SegmentationModule, batches: Iterable[dict[str, Any]]) -> None:
-    for name in FITTED_SCORES:  # an interrupted call has left its sums
-        model.anomaly.get_submodule(name).reset()  # type: ignore[operator]
+    model.anomaly.sml.reset()  # an interrupted call has left its sums
+    model.anomaly.mahalanobis.reset()
     for batch in batches:
         image, mask = batch["image"].to(model.device), batch["mask"].to(model.device)
         for view, labels in _views(image, mask, model.inference or {}):
@@ -170,8 +169,8 @@ def _fit_statistics(model: SegmentationModule, batches: Iterable[dict[str, Any]]
             small = resize_labels(model.cover(labels, features), features.shape[-2:])
             model.anomaly.mahalanobis.observe(features, small, model.num_classes)
             model.anomaly.sml.observe(model.to_image(outputs["logits"], view))
-    for name in FITTED_SCORES:
-        model.anomaly.get_submodule(name).finish()  # type: ignore[operator]
+    model.anomaly.sml.finish()
+    model.anomaly.mahalanobis.finish()
 
 
 def _views(

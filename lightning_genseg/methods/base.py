@@ -34,7 +34,12 @@ from lightning_genseg.ops.views import (
     plain_options,
     softmax,
 )
-from lightning_genseg.uncertainty.scores import FITTED_SCORES, AnomalyName, AnomalyScores
+from lightning_genseg.uncertainty.scores import (
+    DENSITY_SCORES,
+    FITTED_SCORES,
+    AnomalyName,
+    AnomalyScores,
+)
 
 if TYPE_CHECKING:
     from lightning_genseg.data.mixed.taxonomy import TargetClasses
@@ -76,10 +81,10 @@ class SegmentationModule(TrainedModule):
         check_options(inference)
         if len(mean) != 3 or len(std) != 3:
             raise GenSegError(f"mean is {mean} and std is {std}; give 3 numbers each: R, G, B.")
-        if anomaly_score == "density" and self.own_anomaly_score != "density":
+        if anomaly_score in DENSITY_SCORES and self.own_anomaly_score != "density":
             raise GenSegError(
-                f"anomaly_score is density, but {type(self).__name__} has no class densities: "
-                "choose another score, or GMMSeg."
+                f"anomaly_score is {anomaly_score}, but {type(self).__name__} has no class "
+                "densities: choose another score, or GMMSeg."
             )
         super().__init__(num_classes, **kwargs)
         self.inference = inference
@@ -134,7 +139,7 @@ class SegmentationModule(TrainedModule):
             name
             for name in get_args(AnomalyName)
             if self.anomaly.is_fitted(name)
-            and (name != "density" or self.own_anomaly_score == "density")
+            and (name not in DENSITY_SCORES or self.own_anomaly_score == "density")
         ]
 
     def score_maps(self, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:

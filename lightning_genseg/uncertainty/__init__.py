@@ -10,6 +10,7 @@ from lightning_genseg.uncertainty.scores import (
     AnomalyScores,
     Mahalanobis,
     StandardizedMaxLogit,
+    density_score,
     logit_score,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "Threshold",
     "conformal_image_threshold",
     "conformal_pixel_threshold",
+    "density_score",
     "image_quantile",
     "logit_score",
 ]

@@ -1,5 +1,6 @@
 """How strange a pixel is: scores by name."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -10,9 +11,11 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.uncertainty.conformal import Threshold
 
-AnomalyName = Literal["msp", "entropy", "max_logit", "energy", "sml", "mahalanobis", "density"]
 LogitScore = Literal["msp", "entropy", "max_logit", "energy"]
-FITTED_SCORES = ("sml", "mahalanobis")
+DensityScore = Literal["density", "marginal_density", "relative_density", "half_relative_density"]
+AnomalyName = Literal[LogitScore, "sml", "mahalanobis", "relative_mahalanobis", DensityScore]
+DENSITY_SCORES = get_args(DensityScore)
+FITTED_SCORES = ("sml", "mahalanobis", "relative_mahalanobis")
 
 
 def logit_score(name: LogitScore, logits: Tensor) -> Tensor:
@@ -33,6 +36,27 @@ def logit_score(name: LogitScore, logits: Tensor) -> Tensor:
         return others / (1 + others)
     log_p = logits.log_softmax(1)
     return -(log_p.exp() * log_p).sum(1, keepdim=True)
+
+
+def density_score(name: DensityScore, log_density: Tensor) -> Tensor:
+    """Anomaly score of log p(x|c), B x C x h x w: B x 1 x h x w float32, higher is stranger.
+
+    `density` is -max_c log p(x|c) (GMMSeg, Section 3.4). `marginal_density` is -log p(x) under
+    equally frequent classes. Of the two relative ones `relative_density` is -max_c log p(x|c) plus
+    the mean over the classes, and `half_relative_density` is -log p(x) plus half that mean: what
+    is improbable for every model of the data is no sign by itself. The thought is that of the
+    relative Mahalanobis distance (`Mahalanobis`); the mean class as background is ours.
+    """
+    check_arguments(density_score, locals())
+    log_density = log_density.float()
+    largest = log_density.amax(1, keepdim=True)
+    if name == "density":
+        return -largest
+    average = log_density.mean(1, keepdim=True)
+    if name == "relative_density":
+        return average - largest
+    marginal = log_density.logsumexp(1, keepdim=True) - math.log(log_density.shape[1])
+    return -marginal if name == "marginal_density" else 0.5 * average - marginal
 
 
 class StandardizedMaxLogit(nn.Module):
@@ -92,16 +116,18 @@ class Mahalanobis(nn.Module):
 
     Lee et al.: A Simple Unified Framework for Detecting Out-of-Distribution Samples, NeurIPS 2018,
     Eq. 2, on the features that the classifier sees. Classes without a training pixel do not
-    compete.
+    compete. `relative` subtracts the distance to one Gaussian of all pixels: Ren et al.: A Simple
+    Fix to Mahalanobis Distance for Improving Near-OOD Detection, arXiv 2106.09022, Eq. 2.
     """
 
     means: Tensor | None
     centre: Tensor | None
     whitener: Tensor | None
+    background: Tensor | None  # whitener of all pixels together
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("means", "centre", "whitener"):
+        for name in ("means", "centre", "whitener", "background"):
             self.register_buffer(name, None, persistent=False)
         self.reset()
 
@@ -133,39 +159,47 @@ class Mahalanobis(nn.Module):
             )
         counts, first, second = self._sums
         means = first / counts.clamp_min(1)[:, None]
-        covariance = (second - (means * counts[:, None]).T @ means) / counts.sum()
-        # ReLU features may be constant in a channel; a millionth of the mean variance keeps it
-        # regular.
-        ridge = covariance.diagonal().mean().clamp_min(1e-12) * 1e-6
-        factor = torch.linalg.cholesky(
-            covariance + ridge * torch.eye(len(covariance)).to(covariance)
-        )
-        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-        whitener = torch.linalg.solve_triangular(factor, identity, upper=False)
         # Whitened features far from the origin would lose their differences in float32.
         centre = first.sum(0) / counts.sum()
+        within = (second - (means * counts[:, None]).T @ means) / counts.sum()
+        whitener = _whitener(within)
         self.centre, self.whitener = centre.float(), whitener.float()
         self.means = ((means - centre) @ whitener.T)[counts > 0].float()
+        self.background = _whitener(second / counts.sum() - centre.outer(centre)).float()
         self._sums = None
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, relative: bool = False) -> Tensor:
         """Score B x 1 x h x w of features B x F x h x w."""
         assert self.means is not None
         assert self.centre is not None
         assert self.whitener is not None
         with torch.autocast(features.device.type, enabled=False):
-            white = (features.float().movedim(1, -1) - self.centre) @ self.whitener.T
+            centred = features.float().movedim(1, -1) - self.centre
+            white = centred @ self.whitener.T
             distance = torch.cdist(white, self.means[None].expand(len(white), 1, -1, -1))
-            return distance.amin(-1).square()[:, None]
+            score = distance.amin(-1).square()[:, None]
+            if relative:
+                assert self.background is not None
+                score = score - (centred @ self.background.T).square().sum(-1)[:, None]
+            return score
+
+
+def _whitener(covariance: Tensor) -> Tensor:
+    """Inverse of the Cholesky factor."""
+    # ReLU features may be constant in a channel; a millionth of the mean variance keeps it regular.
+    ridge = covariance.diagonal().mean().clamp_min(1e-12) * 1e-6
+    identity = torch.eye(len(covariance)).to(covariance)
+    factor = torch.linalg.cholesky(covariance + ridge * identity)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return inverse
 
 
 class AnomalyScores(nn.Module):
     """Every score by its name, with what has been fitted for it: statistics and thresholds.
 
     A score reads one of a module's `outputs`: `logits` (B x C x H x W, at the size of the image),
-    `features` (B x F x h x w), or `log_density` (B x C x h x w, log p(x|c)). `sml` and
-    `mahalanobis` are fitted first (`genseg calibrate`). `density` is GMMSeg's -max_c log p(x|c)
-    (Section 3.4).
+    `features` (B x F x h x w), or `log_density` (B x C x h x w, log p(x|c)). `sml`, `mahalanobis`
+    and `relative_mahalanobis` are fitted first (`genseg calibrate`).
     """
 
     def __init__(self) -> None:
@@ -176,11 +210,17 @@ class AnomalyScores(nn.Module):
 
     def needs(self, name: str) -> str:
         """Which of a module's outputs a score reads."""
-        return {"mahalanobis": "features", "density": "log_density"}.get(name, "logits")
+        if name in DENSITY_SCORES:
+            return "log_density"
+        return "features" if name.endswith("mahalanobis") else "logits"
 
     def is_fitted(self, name: str) -> bool:
-        """Whether a score can be computed: `sml` and `mahalanobis` only after they are fitted."""
-        fitted = {"sml": self.sml.average, "mahalanobis": self.mahalanobis.means}
+        """Whether a score can be computed: `FITTED_SCORES` only after they are fitted."""
+        fitted = {
+            "sml": self.sml.average,
+            "mahalanobis": self.mahalanobis.means,
+            "relative_mahalanobis": self.mahalanobis.background,
+        }
         return name not in fitted or fitted[name] is not None
 
     def forward(self, name: AnomalyName, outputs: Mapping[str, Tensor]) -> Tensor:
@@ -201,14 +241,16 @@ class AnomalyScores(nn.Module):
                 "checkpoint: run `genseg calibrate --config CONFIG --ckpt_path CHECKPOINT` and use "
                 "the checkpoint that it writes."
             )
-        if name == "sml":
-            score: Tensor = self.sml(outputs["logits"])
-        elif name == "mahalanobis":
-            score = self.mahalanobis(outputs["features"])
-        elif name == "density":
-            score = -outputs["log_density"].float().amax(1, keepdim=True)
-        else:
-            score = logit_score(name, outputs["logits"])
+        score: Tensor
+        match name:
+            case "sml":
+                score = self.sml(outputs["logits"])
+            case "mahalanobis" | "relative_mahalanobis":
+                score = self.mahalanobis(outputs["features"], name != "mahalanobis")
+            case "msp" | "entropy" | "max_logit" | "energy":
+                score = logit_score(name, outputs["logits"])
+            case _:
+                score = density_score(name, outputs["log_density"])
         return score
 
     def fitted_state(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from lightning_genseg import EMOptions, GMMSeg, MixtureOptions, SoftmaxSegmenter
 from lightning_genseg.cli.calibrate import GenSegTrainer, calibrate, save_calibrated
 from lightning_genseg.data import SyntheticScenesDataModule
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.uncertainty.scores import AnomalyName
+from lightning_genseg.uncertainty.scores import DENSITY_SCORES, AnomalyName
 
 TINY = {"num_classes": 3, "encoder": "tu-test_resnet", "decoder": "fpn"}
 
@@ -74,7 +74,7 @@ def test_known_pixels_of_the_held_out_images_keep_the_promise():
 
 def test_softmax_has_no_density():
     thresholds = calibrate(SoftmaxSegmenter(**TINY), batches(1), batches(9), progress=False)
-    assert set(thresholds) == set(get_args(AnomalyName)) - {"density"}
+    assert set(thresholds) == set(get_args(AnomalyName)) - set(DENSITY_SCORES)
 
 
 def test_the_checkpoint_carries_what_was_fitted(tmp_path: Path):

@@ -12,9 +12,11 @@ from lightning_genseg.uncertainty import (
     StandardizedMaxLogit,
     conformal_image_threshold,
     conformal_pixel_threshold,
+    density_score,
     image_quantile,
     logit_score,
 )
+from lightning_genseg.uncertainty.scores import DENSITY_SCORES, FITTED_SCORES
 
 
 def test_scores_of_logits_agree_with_scipy():
@@ -30,6 +32,38 @@ def test_scores_of_logits_agree_with_scipy():
         score = logit_score(name, logits)
         assert score.shape == (2, 1, 3, 5)
         np.testing.assert_allclose(score[:, 0], value, rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_scores_of_densities_agree_with_scipy():
+    density = 5 * torch.randn(2, 4, 3, 5) - 1000
+    z = density.double().numpy()
+    marginal = logsumexp(z, 1) - np.log(4)
+    expected = {
+        "density": -z.max(1),
+        "marginal_density": -marginal,
+        "relative_density": z.mean(1) - z.max(1),
+        "half_relative_density": z.mean(1) / 2 - marginal,
+    }
+    assert set(expected) == set(DENSITY_SCORES)
+    for name, value in expected.items():
+        score = AnomalyScores()(name, {"log_density": density})
+        assert score.shape == (2, 1, 3, 5)
+        np.testing.assert_allclose(score[:, 0], value, rtol=1e-5, atol=2e-4, err_msg=name)
+
+
+def test_relative_scores_forgive_what_is_improbable_under_everything():
+    density = torch.tensor([[0.0, -50.0, -60.0], [-100.0, -150.0, -160.0]]).view(2, 3, 1, 1)
+    scores = {name: density_score(name, density).flatten() for name in DENSITY_SCORES}
+    rise = {name: score.diff().item() for name, score in scores.items()}
+    assert rise == pytest.approx(
+        {
+            "density": 100,
+            "marginal_density": 100,
+            "half_relative_density": 50,
+            "relative_density": 0,
+        },
+        abs=1e-4,
+    )
 
 
 def test_confident_pixels_are_still_told_apart():
@@ -76,6 +110,9 @@ def test_mahalanobis_agrees_with_scikit_learn():
     expected = np.stack(distances, 1)[np.arange(len(y)), y]
     np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-2)
     assert score.means.shape == (3, 6)
+    everything = EmpiricalCovariance().fit(x).mahalanobis(x)
+    difference = (score(features) - score(features, relative=True))[:, 0][labels < 3]
+    np.testing.assert_allclose(difference, everything, rtol=1e-2, atol=1e-2)
 
 
 def test_mahalanobis_far_from_the_origin():
@@ -117,7 +154,7 @@ def test_the_fitted_state_travels():
     scores.thresholds["msp"] = conformal_image_threshold([0.1] * 20, 0.05, 0.1)
     other = AnomalyScores()
     other.load_fitted_state(scores.fitted_state())
-    for name in ("sml", "mahalanobis"):
+    for name in FITTED_SCORES:
         torch.testing.assert_close(other(name, outputs), scores(name, outputs))
     assert other.thresholds == scores.thresholds
     assert not other.state_dict()  # a checkpoint's weights stay those of the network
