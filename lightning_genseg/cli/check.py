@@ -17,6 +17,7 @@ from lightning_genseg.data.class_index import Cache, count_labels
 from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.data.dataset import MissingFiles, Sample, check_sizes
 from lightning_genseg.data.labels import IGNORE
+from lightning_genseg.data.layout import absent_classes
 from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.sparse.labels import Raster
 from lightning_genseg.data.transforms.pipeline import single_thread
@@ -90,6 +91,12 @@ def check_data(
                 continue
         found = _examine(dataset, split, data.num_workers)
         splits[split] = _statistics(found, data.class_names)
+        classes = splits[split]["classes"]
+        absent = [name for name, count in classes.items() if not count["images"]]
+        refuses = getattr(data, "absent_classes", "warn") == "refuse"
+        refuses &= all(one.counts is not None for one in found)
+        if split == "train" and absent and refuses and not isinstance(dataset, SparseDataset):
+            whole.setdefault(absent_classes(dataset, absent), []).append(split)
         single += [
             {"splits": [split], "name": problem.name, "file": problem.file, "problem": problem.text}
             for one in found

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_genseg import data
@@ -30,6 +30,18 @@ _OF_OTHER_COMMANDS = """
     seed_everything trainer model report predictions ckpt_path weights_only verbose
     output false_positive_rate level risk
 """
+
+# YAML takes `0:0` for a word and `255:1` for a time of day.
+_TABLE = re.compile(r"\{(?:\s*-?\d+\s*:\s*-?\d+\s*(?:,|(?=\})))+\s*\}")
+_load_yaml = get_loader("yaml")
+
+
+def _load(stream: str) -> Any:
+    """Load YAML in which a table of numbers, `{0:0,255:1}`, needs no spaces."""
+    return _load_yaml(_TABLE.sub(lambda table: table[0].replace(":", ": "), stream))
+
+
+set_loader("yaml", _load)
 
 
 class HelpFormatter(DefaultHelpFormatter):

@@ -29,7 +29,12 @@ _SAVE_EVERY = 30.0  # seconds of work that a killed process loses at most
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
-def class_index(dataset: Labelled, cache_dir: Path | None = None, num_workers: int = 0) -> Counts:
+def class_index(
+    dataset: Labelled,
+    cache_dir: Path | None = None,
+    num_workers: int = 0,
+    until_all_seen: bool = False,
+) -> Counts:
     """Count the pixels of each class in each image, without those of 255.
 
     Of sparse labels the pixels are counted that are drawn. For a `SegmentationDataset`, also with
@@ -43,6 +48,7 @@ def class_index(dataset: Labelled, cache_dir: Path | None = None, num_workers: i
         dataset: of N images and C classes.
         cache_dir: folder to keep the counts in; default: `default_cache_dir()`.
         num_workers: processes that read masks.
+        until_all_seen: stop as soon as every class has been seen in some image, of a random order.
 
     Returns:
         N x C.
@@ -54,7 +60,13 @@ def class_index(dataset: Labelled, cache_dir: Path | None = None, num_workers: i
     cache = Cache(dataset, cache_dir)
     counts, done = cache.load()
     todo = np.flatnonzero(~done)
-    if not todo.size:
+    if until_all_seen:
+        todo = np.random.default_rng(0).permutation(todo)
+
+    def finished() -> bool:
+        return bool(done.all() or (until_all_seen and counts.any(0).all()))
+
+    if finished():
         return counts
     loader: DataLoader[Counts] = DataLoader(
         _Masks(dataset, todo),
@@ -81,6 +93,8 @@ def class_index(dataset: Labelled, cache_dir: Path | None = None, num_workers: i
             if time.monotonic() - saved > _SAVE_EVERY:
                 cache.save(counts, done)
                 saved = time.monotonic()
+            if finished():
+                break
     except GenSegError as error:
         raise from_worker(error) from None
     finally:

@@ -29,6 +29,7 @@ from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.data.transforms.pipeline import (
+    as_chain,
     default_train_transform,
     single_thread,
 )
@@ -123,9 +124,11 @@ class SegmentationDataModule(LightningDataModule, ABC):
         self.class_balanced = class_balanced
         self.sparse = sparse
         self.train_transform = (
-            default_train_transform(crop_size) if train_transform is None else list(train_transform)
+            default_train_transform(crop_size)
+            if train_transform is None
+            else as_chain(train_transform)
         )
-        self.eval_transform = list(eval_transform or ())
+        self.eval_transform = as_chain(eval_transform)
         self.seed = seed
         self.predict_root = predict_root
         self.cache_dir = cache_dir
@@ -200,7 +203,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         if stage == "fit" or (stage is None and "train" in self.splits):
             self.train_dataset = self.split_dataset("train", self.train_transform)
             self._images_of = None
-            self._warn_of_unlabelled_classes()
+            self.check_classes()
         if stage in ("fit", "validate") or (stage is None and "val" in self.splits):
             self.val_dataset = self.split_dataset("val", self.eval_transform)
         if stage == "test" or (stage is None and "test" in self.splits):
@@ -291,7 +294,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
             self._images_of = images
         return self._images_of
 
-    def _warn_of_unlabelled_classes(self) -> None:
+    def check_classes(self) -> None:
+        """Warn of classes without a label in `train_dataset`, as far as files of labels tell."""
         if self.sparse is None or not isinstance(self.train_dataset, SparseDataset):
             return
         if self.class_balanced:  # warns itself, of all labels

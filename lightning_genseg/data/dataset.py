@@ -73,8 +73,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         samples: where the files lie.
         class_names: one per class, at most 255.
         palette: one RGB colour per class; default: the colours of PASCAL VOC.
-        ids: value in the mask files -> class (or 255); None: the files hold classes. 255 always
-            means ignore.
+        ids: value in the mask files -> class (or 255); None: the files hold classes. 255 is
+            ignored unless it is listed.
         transform: albumentations transforms.
         anomaly_ids: value in the anomaly files, or without these in the mask files -> 1, 0 or 255.
 

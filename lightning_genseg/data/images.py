@@ -12,6 +12,9 @@ from PIL import Image, ImageOps
 
 from lightning_genseg.errors import GenSegError, MissingFileError
 
+# Formats of grey images that change values; TIFF can hold JPEG too, as its `compression` says.
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+
 
 def find_images(root: Path) -> list[Path]:
     """All files under a folder that PIL can read by their suffix, sorted, hidden ones left out.
@@ -96,9 +99,14 @@ def read_mask(path: Path) -> NDArray[np.integer[Any]]:
 
     Raises:
         MissingFileError: no such file.
-        GenSegError: unreadable, or a colour or floating-point image.
+        GenSegError: unreadable, compressed with loss, or a colour or floating-point image.
     """
     mask = _open(path, "mask")
+    if mask.format in _LOSSY or mask.info.get("compression") == "jpeg":
+        raise GenSegError(
+            f"mask '{path}' is compressed with loss ({mask.format}), which changes class numbers "
+            "along every border: export the masks again as PNG; converting this file is too late."
+        )
     if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
         raise GenSegError(
             f"mask '{path}' is a {mask.mode} image but must hold one class number per pixel (grey "

@@ -39,6 +39,8 @@ def known_classes(class_names: Sequence[str], unknown: Sequence[str]) -> list[in
 def label_table(ids: Mapping[int, int] | None, num_classes: int) -> Table:
     """Table of class masks; without `ids` the files hold the classes themselves.
 
+    255 is ignored unless `ids` lists it, as `{0: 0, 255: 1}` of black and white masks does.
+
     Raises:
         GenSegError: the table is empty, has keys that no mask can hold, or leads to no class.
     """
@@ -59,11 +61,6 @@ def label_table(ids: Mapping[int, int] | None, num_classes: int) -> Table:
             outside,
             f"leads to {sorted(outside)[:5]} but there are {num_classes} classes: use 0 to "
             f"{num_classes - 1}, or 255 for ignore",
-        ),
-        (
-            pairs.get(IGNORE, IGNORE) != IGNORE,
-            f"maps 255 to {pairs.get(IGNORE)} but 255 always means ignore: renumber that class in "
-            "the masks",
         ),
     ):
         if wrong:

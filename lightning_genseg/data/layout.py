@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset
+from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
 
 
@@ -146,6 +147,26 @@ def some_values(
             yield position, set(np.unique(read(position)).tolist())
         except GenSegError:
             continue  # reported when the file is read, or by `genseg check` with all the others
+
+
+def absent_classes(dataset: Any, names: Sequence[str]) -> str:
+    """Sentence on classes that no training mask holds; where they may be its 255, what to do."""
+    values: set[int] = set()
+    if isinstance(dataset, SegmentationDataset):
+        values = set().union(
+            *(found for _, found in some_values(len(dataset), dataset.read_mask_values))
+        )
+    remedy = (
+        "label them, leave them out, or set absent_classes to warn (--data.absent_classes warn)"
+    )
+    if 255 in values and len(names) == 1 and dataset.table[255] == IGNORE:
+        table = dataset.label_values() | {255: dataset.class_names.index(names[0])}
+        ids = ", ".join(f"{value}: {table[value]}" for value in sorted(values & table.keys()))
+        remedy = (
+            f"they hold {listed(sorted(values))}, and 255 is ignored; if it is that class, set "
+            f"--data.ids '{{{ids}}}', otherwise {remedy}"
+        )
+    return f"no training mask holds a pixel of {listed(names)}: {remedy}."
 
 
 def _stem(name: str) -> str:

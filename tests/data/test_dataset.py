@@ -87,7 +87,6 @@ def test_files_that_do_not_fit(sample):
         ({"ids": {0: -1}}, r"ids leads to \[-1\]"),
         ({"ids": {-1: 0}}, "ids has the keys -1 to -1"),
         ({"ids": {2**25: 0}}, "but masks hold values from 0 to 16777216"),
-        ({"ids": {255: 1}}, "ids maps 255 to 1 but 255 always means ignore"),
         ({"class_names": []}, "num_classes is 0 but must be 1 to 255"),
         ({"class_names": ["x"] * 256}, "num_classes is 256 but must be 1 to 255"),
         ({"samples": []}, "no samples"),

@@ -4,16 +4,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data.class_index import class_index
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import MissingFiles, Sample, SegmentationDataset
 from lightning_genseg.data.images import find_images, without_suffix
 from lightning_genseg.data.labels import IGNORE, Color, label_table
+from lightning_genseg.data.layout import absent_classes
 from lightning_genseg.data.sparse.files import SparseMasks
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
@@ -166,6 +168,8 @@ class FolderDataModule(SegmentationDataModule):
         val_list: likewise.
         test_list: likewise.
         val_fraction: share of the images drawn for validation without lists, in (0, 1).
+        absent_classes: what to do about a class that no training mask holds: `refuse`, or `warn`.
+            Masks are read for it before training until every class has been seen.
         split_seed: of that draw; apart from `seed`, so that runs with other seeds are scored on the
             same images.
 
@@ -187,11 +191,15 @@ class FolderDataModule(SegmentationDataModule):
         val_list: Path | None = None,
         test_list: Path | None = None,
         val_fraction: float = 0.2,
+        absent_classes: Literal["refuse", "warn"] = "refuse",
         split_seed: int = 0,
         **kwargs: Any,
     ) -> None:
         check_arguments(
-            FolderDataModule.__init__, locals(), val_fraction="(0, 1)", split_seed="[0, inf)"
+            FolderDataModule.__init__,
+            locals(),
+            val_fraction="(0, 1)",
+            split_seed="[0, inf)",
         )
         class_names = named_classes(num_classes, class_names)
         if (train_list is None) != (val_list is None):
@@ -217,6 +225,7 @@ class FolderDataModule(SegmentationDataModule):
             "test": test_list,
         }
         self.val_fraction = val_fraction
+        self.absent_classes = absent_classes
         self.split_seed = split_seed
         self._names: dict[Split, list[str]] | None = None
 
@@ -242,6 +251,26 @@ class FolderDataModule(SegmentationDataModule):
             transform,
             need_masks=sparse is None or sparse.needs_masks,
         )
+
+    def check_classes(self) -> None:
+        """Refuse or warn of classes that no training mask holds; they cannot be learned."""
+        super().check_classes()
+        dataset: Any = self.train_dataset
+        if self.sparse is not None and self.sparse.from_files and self.sparse.has_marks:
+            return  # these are no masks
+        if self.sparse is not None and not self.sparse.from_files:
+            dataset = dataset.dataset
+        problem = self.absent(dataset)
+        if problem and self.absent_classes == "refuse":
+            raise GenSegError(problem)
+        if problem and not self.class_balanced:  # which warns itself
+            rank_zero_warn(problem)
+
+    def absent(self, dataset: Any) -> str | None:
+        """Sentence on the classes that no mask of a data set holds, if there are any."""
+        counts = class_index(dataset, self.cache_dir, self.num_workers, until_all_seen=True)
+        absent = np.flatnonzero(~counts.any(0)).tolist()
+        return absent_classes(dataset, [self.class_names[c] for c in absent]) if absent else None
 
     def sparse_labels(self, split: Split) -> SparseLabels | None:
         """Those of the training images, and of others where there are no masks."""
@@ -310,6 +339,7 @@ def named_classes(num_classes: int | None, class_names: Sequence[str] | None) ->
     Raises:
         GenSegError: neither is given, or they differ.
     """
+    check_arguments(named_classes, locals(), num_classes="[1, 255]")
     if class_names is None:
         if num_classes is None:
             raise GenSegError(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.dataset import Sample, check_sizes
 from lightning_genseg.data.images import read_mask, without_suffix
-from lightning_genseg.data.labels import IGNORE, label_table, map_labels
+from lightning_genseg.data.labels import IGNORE, UNLISTED, label_table, map_labels
 from lightning_genseg.data.sparse.labels import Marks, Raster, Shape, SparseLabels
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
 
@@ -254,7 +254,11 @@ class SparseMasks(SparseLabels):
         table = dataset.table
         if self.ids is not None:
             table = label_table(self.ids, len(dataset.file_class_names))
-        labels = map_labels(np.where(blank, IGNORE, raw), table, path)
+        table = np.pad(
+            table, (0, max(0, self.unlabelled + 1 - len(table))), constant_values=UNLISTED
+        )
+        table[self.unlabelled] = IGNORE
+        labels = map_labels(raw, table, path)
         if self.ids is not None:
             labels = dataset.class_of[labels].astype(np.uint8)
         labelled, ignored = float((labels != IGNORE).mean()), float((raw == IGNORE).mean())

@@ -1,7 +1,7 @@
 """From a list of transforms to tensors."""
 
+import copy
 import random
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.transforms.crops import RandomObjectCrop, RandomScaledCrop, Transform
 from lightning_genseg.data.transforms.points import exact_movers, leaves
 from lightning_genseg.errors import GenSegError
@@ -75,22 +76,26 @@ def shorter_side(pixels: int) -> list[Transform]:
     return [A.SmallestMaxSize(pixels)]
 
 
+def as_chain(transforms: Sequence[Transform] | Transform | None) -> list[Transform]:
+    """A list of transforms; one of them alone, such as a `OneOf`, which is no list of its parts."""
+    if isinstance(transforms, Transform):
+        return [transforms]
+    return list(transforms or ())
+
+
 def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.Compose:
     """Chain transforms, of points as well if asked to.
 
-    Warns about one that would pad masks with class 0 instead of 255 (ignore).
+    Pixels of masks that a transform uncovers are 255 (ignore), however it is nested and whatever
+    its own `fill_mask` says: albumentations fills them with class 0.
 
     Raises:
         GenSegError: a transform cannot move points.
     """
-    chain = list(transforms or ())
+    chain = copy.deepcopy(as_chain(transforms))  # the user's own stay as they are
     for transform in leaves(chain):
-        if _pads_with_a_class(transform):
-            warnings.warn(
-                f"{type(transform).__name__} pads masks with {transform.fill_mask}, which is a "
-                "class: give it fill_mask=255 if the border is to be ignored.",
-                stacklevel=3,
-            )
+        if getattr(transform, "fill_mask", None) is not None:
+            transform.fill_mask = IGNORE
     moving = points and any(isinstance(leaf, A.DualTransform) for leaf in leaves(chain))
     return A.Compose(
         exact_movers(chain) if points else chain,
@@ -99,14 +104,6 @@ def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.C
         keypoint_params=A.KeypointParams("xy", remove_invisible=False, check_each_transform=False)
         if moving
         else None,
-    )
-
-
-def _pads_with_a_class(transform: A.BasicTransform) -> bool:
-    return (
-        getattr(transform, "fill_mask", None) not in (None, 255)
-        and getattr(transform, "border_mode", cv2.BORDER_CONSTANT) == cv2.BORDER_CONSTANT
-        and getattr(transform, "pad_if_needed", True)
     )
 
 
@@ -153,7 +150,7 @@ def apply(
         raise GenSegError(
             f"a crop of the transforms is larger than image '{name}' "
             f"({image.shape[0]}x{image.shape[1]} as read; {error}): make the crop smaller or put "
-            "PadIfNeeded(fill=0, fill_mask=255) of the crop's size before it."
+            "PadIfNeeded of the crop's size before it."
         ) from error
     array = result["image"]
     if not isinstance(array, np.ndarray):

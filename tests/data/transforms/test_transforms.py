@@ -2,7 +2,6 @@
 
 import pickle
 import random
-import warnings
 
 import albumentations as A
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from lightning_genseg.data import SyntheticScenesDataModule
 from lightning_genseg.data.transforms import (
     Letterbox,
     PhotometricDistortion,
@@ -250,15 +250,44 @@ def test_tensor_transform_is_refused():
         apply_both(compose([A.ToTensorV2()]), *scene(), 0, "a")
 
 
-def test_padding_with_a_class_is_warned_about():
-    pad = A.PadIfNeeded(64, 64, border_mode=0)
-    for transforms in ([pad], [A.OneOf([A.Sequential([A.HorizontalFlip(), pad])])]):
-        with pytest.warns(UserWarning, match="PadIfNeeded pads masks with 0"):
-            compose(transforms)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        compose([A.PadIfNeeded(64, 64, border_mode=0, fill_mask=255), A.RandomCrop(8, 8)])
-        compose([A.PadIfNeeded(64, 64, border_mode=4), A.CoarseDropout()])
+UNCOVERING = [
+    A.PadIfNeeded(64, 64, border_mode=0, p=1),
+    A.Rotate((30, 60), p=1),
+    A.SafeRotate((30, 60), p=1),
+    A.Affine(rotate=(30, 60), fill_mask=0, p=1),
+    A.CropAndPad(px=5, fill_mask=2, p=1),
+    A.RandomCrop(64, 64, pad_if_needed=True, p=1),
+]
+
+
+@pytest.mark.parametrize("transform", UNCOVERING, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda one: [one],
+        lambda one: one,
+        lambda one: [A.OneOf([one], p=1)],
+        lambda one: A.OneOf([A.HorizontalFlip(p=0), one], p=1),
+        lambda one: [A.Compose([A.Sequential([A.SomeOf([one], n=1, p=1)], p=1)])],
+    ],
+    ids=["list", "alone", "OneOf", "OneOf alone", "Compose"],
+)
+def test_uncovered_pixels_are_ignored_however_the_transform_is_nested(transform, nest):
+    mask = np.ones((40, 40), np.uint8)
+    own, seen = transform.fill_mask, set()
+    for seed in range(4):
+        masks = {"mask": mask, "anomaly": mask, "unlabelled": mask}
+        image = np.zeros((40, 40, 3), np.uint8)
+        result = apply(compose(nest(transform)), image, masks, seed)
+        assert all(torch.equal(result[key], result["mask"]) for key in masks)
+        seen |= set(result["mask"].unique().tolist())
+    assert seen == {1, 255}
+    assert transform.fill_mask == own  # the user's own is left alone
+
+
+def test_one_of_alone_is_one_of_them():
+    data = SyntheticScenesDataModule(train_transform=A.OneOf([A.VerticalFlip(p=1), A.NoOp(p=1)]))
+    assert len(data.train_transform) == 1
 
 
 YAML = """

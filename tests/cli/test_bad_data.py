@@ -1,0 +1,100 @@
+"""Data that are wrong in a way that no single file shows, and single files that are bad."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.cli.conftest import CONFIG
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+def write_folder(root, count=6, values=(0, 255), suffix="png", size=(32, 32)):
+    """`images` and `masks` whose left half has the first value and right half the second."""
+    mask = np.full(size, values[0], np.uint8)
+    mask[:, size[1] // 2 :] = values[1]
+    for index in range(count):
+        image = np.full((*size, 3), 10 * index, np.uint8)
+        for folder, array, end in (("images", image, "png"), ("masks", mask, suffix)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / folder / f"{index:02}.{end}")
+    return root
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Configuration of a short training on `photos`; further words go into `data`."""
+
+    def write(**words):
+        init = {"root": "photos", "num_classes": 2, "batch_size": 2, "num_workers": 0}
+        init |= {"crop_size": [32, 32], "cache_dir": "cache", **words}
+        data = {"class_path": "FolderDataModule", "init_args": init}
+        path = tmp_path / "own.yaml"
+        path.write_text(yaml.safe_dump({**CONFIG, "data": data}))
+        return "own.yaml"
+
+    return write
+
+
+IDS = ["{0: 0, 255: 1}", "{0:0,255:1}", "{0:0, 255:1}", '{"0": 0, "255": 1}']
+
+
+def test_black_and_white_masks_are_refused_and_the_table_is_offered(own, fails, genseg, tmp_path):
+    write_folder(tmp_path / "photos")
+    message = fails(f"fit --config {own()}")
+    assert "no training mask holds a pixel of class_1: they hold 0, 255" in message
+    assert "--data.ids '{0: 0, 255: 1}'" in message
+    assert not (tmp_path / "runs").exists() or not list(tmp_path.rglob("last.ckpt"))
+    assert "1 problems" in fails(f"check --config {own()}")
+    (problem,) = json.loads((tmp_path / "data_check" / "data_check.json").read_text())["problems"]
+    assert "--data.ids '{0: 0, 255: 1}'" in problem["problem"]
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_the_table_of_black_and_white_masks_works_with_and_without_spaces(
+    own, genseg, tmp_path, ids
+):
+    write_folder(tmp_path / "photos")
+    genseg(f"check --config {own()} --data.ids '{ids}'")
+    report = json.loads((tmp_path / "data_check" / "data_check.json").read_text())
+    for split in ("train", "val"):
+        classes = report["splits"][split]["classes"]
+        assert classes["class_1"]["share"] == 0.5
+        assert report["splits"][split]["ignored"] == 0
+
+
+def test_a_training_on_black_and_white_masks(own, genseg, tmp_path):
+    write_folder(tmp_path / "photos")
+    genseg(f"fit --config {own()} --data.ids {{0:0,255:1}}")
+    (report,) = tmp_path.rglob("val_metrics.json")
+    assert json.loads(report.read_text())["IoU"].keys() == {"class_0", "class_1"}
+
+
+def test_absent_classes_are_warned_of_if_asked_for(own, genseg, tmp_path, capsys):
+    write_folder(tmp_path / "photos", values=(0, 1))
+    config = own(num_classes=4, absent_classes="warn")
+    with pytest.warns(UserWarning, match="no training mask holds a pixel of class_2, class_3"):
+        genseg(f"fit --config {config}")
+    genseg(f"check --config {config}")
+    assert "problems" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jp2", "tif"])
+def test_masks_compressed_with_loss_are_refused(own, fails, tmp_path, suffix):
+    write_folder(tmp_path / "photos", values=(0, 1), suffix="png")
+    for path in (tmp_path / "photos" / "masks").iterdir():
+        options = {"compression": "jpeg"} if suffix == "tif" else {}
+        with Image.open(path) as mask:
+            mask.save(path.with_suffix(f".{suffix}"), **options)
+        path.unlink()
+    for command in ("fit", "check"):
+        message = fails(f"{command} --config {own()}")
+        if command == "check":
+            report = json.loads((tmp_path / "data_check" / "data_check.json").read_text())
+            message = report["problems"][0]["problem"]
+            assert len(report["problems"]) >= 6
+        assert "is compressed with loss" in message
+        assert "num_classes" not in message
