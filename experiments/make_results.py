@@ -1,0 +1,139 @@
+"""Keep what runs have measured, and write the tables of the documentation from it.
+
+    python experiments/make_results.py add NAME RUN [SET=TEST_RUN ...]
+    python experiments/make_results.py
+
+`add` reads a run's ``val_metrics.json``, and ``metrics.json`` and ``anomaly_scores.json`` of its
+tests, and writes ``results/NAME/seedN.json`` with commit and hardware. Without arguments the tables
+between the markers in the documentation are written anew: mean and spread (standard deviation) over
+the seeds.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGES = (HERE / "README.md", HERE.parent / "docs" / "results.md")
+ANOMALY_SETS = {
+    "FS_Static_val": "Static",
+    "FS_LostAndFound_val": "Lost & Found",
+    "RoadAnomaly": "RoadAnomaly",
+}
+
+
+def add(name, run, tests):
+    """Keep one run as a small file."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    seed = config["seed_everything"]
+    result = {
+        "name": name,
+        "seed": seed,
+        "steps": config["trainer"]["max_steps"],
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        "hardware": f"{platform.machine()} CPU, {config['trainer']['accelerator']}",
+        "val": _read(run / "val_metrics.json"),
+        "test": {},
+    }
+    for test in tests:
+        key, _, folder = test.partition("=")
+        result["test"][key] = _read(Path(folder) / "metrics.json")
+        scores = Path(folder) / "anomaly_scores.json"
+        if scores.exists():
+            result["test"][key]["scores"] = json.loads(scores.read_text())
+    path = RESULTS / name / f"seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"kept as {path}")
+
+
+def _read(path):
+    report = json.loads(path.read_text())
+    return {key: value for key, value in report.items() if key not in ("checkpoint", "epoch")}
+
+
+def _output(*command):
+    return subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def runs(name):
+    """All kept runs of a name, by seed."""
+    results = [json.loads(path.read_text()) for path in (RESULTS / name).glob("seed*.json")]
+    return sorted(results, key=lambda result: result["seed"])
+
+
+def spread(values, digits=1, factor=100):
+    """Mean and standard deviation over runs, as percent."""
+    values = [factor * value for value in values]
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def closed_set(folder, rows):
+    """Validation mIoU, IoU of each class and ECE."""
+    found = {name: runs(f"{folder}/{name}") for name in rows}
+    classes = next(list(results[0]["val"]["IoU"]) for results in found.values() if results)
+    yield ["", "runs", "mIoU", *classes]
+    for name, title in rows.items():
+        results = found[name]
+        if results:
+            yield [
+                title,
+                str(len(results)),
+                spread([r["val"]["mIoU"] for r in results]),
+                *(spread([r["val"]["IoU"][c] for r in results]) for c in classes),
+            ]
+
+
+def anomalies(folder, rows):
+    """AUROC / AP / FPR95 of every score on every set."""
+    yield ["", "score", *ANOMALY_SETS.values()]
+    for name, title in rows.items():
+        results = [r for r in runs(f"{folder}/{name}") if set(ANOMALY_SETS) <= set(r["test"])]
+        for score in results[0]["test"]["RoadAnomaly"]["scores"] if results else ():
+            cells = []
+            for key in ANOMALY_SETS:
+                kept = [r["test"][key]["scores"][score] for r in results]
+                cells.append(
+                    " / ".join(spread([k[m] for k in kept]) for m in ("AUROC", "AP", "FPR95"))
+                )
+            yield [title, f"`{score}`", *cells]
+
+
+IDD_LITE = {"softmax_fpn": "softmax", "gmmseg_fpn": "GMMSeg"}
+TABLES = {
+    "idd_lite closed set": lambda: closed_set("idd_lite", IDD_LITE),
+    "idd_lite anomalies": lambda: anomalies("idd_lite", IDD_LITE),
+}
+
+
+def table(name):
+    """A table of the pages, in Markdown."""
+    head, *rows = TABLES[name]()
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_tables(text):
+    """A page with its tables renewed: `<!-- table: NAME -->` to `<!-- end of the table -->`."""
+    parts = text.split("<!-- table: ")
+    for index, part in enumerate(parts[1:], start=1):
+        name, _, rest = part.partition(" -->\n")
+        _, end, after = rest.partition("<!-- end of the table -->")
+        parts[index] = f"{name} -->\n\n{table(name)}\n\n{end}{after}"
+    return "<!-- table: ".join(parts)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["add"]:
+        add(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
+    else:
+        for page in PAGES:
+            page.write_text(with_tables(page.read_text()))
