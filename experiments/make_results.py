@@ -60,7 +60,9 @@ def _read(path):
 
 
 def _output(*command):
-    return subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=HERE, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def runs(name):

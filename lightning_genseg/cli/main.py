@@ -18,7 +18,7 @@ from lightning_genseg import __version__, data, methods
 from lightning_genseg.callbacks.last_checkpoint import LastCheckpoint
 from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report
-from lightning_genseg.cli import check, convert_dalle, reconstruct
+from lightning_genseg.cli import add_class, check, convert_dalle, reconstruct
 from lightning_genseg.cli.calibrate import GenSegTrainer
 from lightning_genseg.cli.messages import fail, say, user_message
 from lightning_genseg.cli.parser import TRAINER_EPILOG, Parser
@@ -50,6 +50,7 @@ _FREE = {
 _COMMANDS: dict[str, Any] = {
     "check": check.COMMAND,
     "reconstruct": reconstruct.COMMAND,
+    "add-class": add_class.COMMAND,
     "convert-dalle": convert_dalle.COMMAND,
 }
 

@@ -178,6 +178,14 @@ class GaussianMixture(nn.Module):
                 self.register_buffer(name, tensor)
         self.register_buffer("log_weights", torch.full(shape[:2], -math.log(components)))
 
+    @torch.no_grad()
+    def append(self, other: "GaussianMixture") -> None:
+        """Take over the classes of another mixture of the same form, behind the own ones."""
+        for name, own in list(self.state_dict(keep_vars=True).items()):
+            both = torch.cat([own, other.get_buffer(name).to(own)])
+            setattr(self, name, nn.Parameter(both) if isinstance(own, nn.Parameter) else both)
+        self.num_classes += other.num_classes
+
     @property
     def centres(self) -> Tensor:
         """The means as used: C x M x D, unit norm when `unit_means`."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_genseg.arguments import as_options, check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.options import EMOptions, LogitNorm, MixtureOptions
-from lightning_genseg.mixtures.em import e_step, m_step
+from lightning_genseg.mixtures.em import e_step, fit, m_step
 from lightning_genseg.mixtures.gaussian import GaussianMixture, own_class
 from lightning_genseg.mixtures.memory import (
     DecayedMoments,
@@ -120,18 +120,23 @@ class GMMHead(nn.Module):
             trainable=em.train == "gradient",
             variance_floor=mixture.variance_floor,
         )
-        groups = num_classes * mixture.components
-        self.memory: FeatureRing | DecayedMoments | None = None
-        if em.train != "gradient":
-            self.memory = (
-                FeatureRing(groups, dim, em.memory_size, full, getattr(torch, em.memory_dtype))
-                if em.memory == "ring"
-                else DecayedMoments(groups, dim, em.memory_size, full)
-            )
-            if em.memory_start == "random":
-                for group in range(groups):  # one at a time: the whole of it may be gigabytes
-                    vectors = F.normalize(torch.randn(em.memory_size, dim), dim=1)
-                    self.memory.push(vectors, torch.full((em.memory_size,), group))
+        self.memory = self._empty_memory()
+
+    def _empty_memory(self) -> FeatureRing | DecayedMoments | None:
+        em, dim, full = self.em, self.mixture.dim, self.options.covariance == "full"
+        groups = self._no_group
+        if em.train == "gradient":
+            return None
+        if em.memory == "decay":
+            memory: FeatureRing | DecayedMoments = DecayedMoments(groups, dim, em.memory_size, full)
+        else:
+            dtype = getattr(torch, em.memory_dtype)
+            memory = FeatureRing(groups, dim, em.memory_size, full, dtype)
+        if em.memory_start == "random":
+            for group in range(groups):  # one at a time: the whole of it may be gigabytes
+                vectors = F.normalize(torch.randn(em.memory_size, dim), dim=1)
+                memory.push(vectors, torch.full((em.memory_size,), group))
+        return memory
 
     # --- from features to scores -------------------------------------------------------------
 
@@ -167,6 +172,35 @@ class GMMHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """B x F x h x w features to class logits B x C x h x w."""
         return self.class_maps(self.embed(features))[0]
+
+    @torch.no_grad()
+    def add_class(self, features: Tensor, seed: int = 0) -> None:
+        """Fit a mixture to N x D features of one more class, and append it as class C.
+
+        The other mixtures stay. The new class has the scale and offset of the mean class in the
+        LayerNorm of the logits; EM's memory is empty again. `seed` is that of the start of EM.
+
+        Raises:
+            GenSegError: no features, or not finite ones.
+        """
+        options = self.options
+        new = fit(
+            features,
+            components=options.components,
+            covariance=options.covariance,
+            assignment=self.em.assignment,
+            variance_floor=options.variance_floor,
+            unit_means=options.normalize_features,
+            seed=seed,
+        )
+        self.mixture.append(new)
+        if isinstance(self.logit_norm, nn.LayerNorm):
+            norm = nn.LayerNorm(self.num_classes + 1).to(self.logit_norm.weight)
+            for name, values in self.logit_norm.named_parameters():
+                getattr(norm, name).copy_(torch.cat([values, values.mean()[None]]))
+            self.logit_norm = norm
+        self.num_classes += 1
+        self.memory = self._empty_memory()
 
     # --- training ----------------------------------------------------------------------------
 

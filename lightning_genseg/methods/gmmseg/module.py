@@ -1,10 +1,11 @@
 """GMMSeg: generative segmentation with Gaussian mixtures of dense features."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -13,9 +14,12 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.head import GMMHead
 from lightning_genseg.methods.gmmseg.options import EMOptions, LogitNorm, MixtureOptions
 from lightning_genseg.methods.pixel import PixelModule
+from lightning_genseg.metrics import segmentation_metrics
 from lightning_genseg.mixtures import Processes
 from lightning_genseg.networks.features import feature_channels
 from lightning_genseg.networks.weights import load_weights
+from lightning_genseg.ops.views import evaluation_mode
+from lightning_genseg.uncertainty.scores import AnomalyScores
 
 
 class GMMSeg(PixelModule):
@@ -126,6 +130,62 @@ class GMMSeg(PixelModule):
         """EM on a batch; a Trainer has it called, your own loop calls it: see `GMMHead`."""
         mask = self.cover(mask, embedding)
         self.head.update_mixture(embedding, mask, assignment, processes, remember_only)
+
+    @torch.no_grad()
+    def add_class(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor], name: str, seed: int = 0
+    ) -> None:
+        """Learn one more class from a few images: its mixture is fitted, nothing else changes.
+
+        Not in the paper. The features were trained without the class, so that it is told apart
+        from the others only as far as these differ. Thresholds of `genseg calibrate` are dropped.
+
+        Args:
+            images: 3 x H x W each, in [0, 1], of any sizes.
+            masks: H x W each: 1 where the new class is; anything else does not count.
+            name: of the new class, which gets the number C.
+            seed: of the start of EM.
+
+        Raises:
+            GenSegError: no mask for each image, no pixel of the class, or a name that is taken.
+        """
+        names = self.class_names or [str(number) for number in range(self.num_classes)]
+        if name in names:
+            raise GenSegError(f"name is '{name}', which is a class already: give another one.")
+        if self.num_classes == self.ignore_index:
+            raise GenSegError(
+                f"the new class would have the number {self.ignore_index}, which is ignore_index."
+            )
+        if not images or len(images) != len(masks):
+            raise GenSegError(
+                f"add_class got {len(images)} images and {len(masks)} masks: give one mask for "
+                "each image, and at least one."
+            )
+        found = []
+        with evaluation_mode(self):
+            for image, mask in zip(images, masks, strict=True):
+                if image.ndim != 3 or len(image) != 3 or image.shape[1:] != mask.shape:
+                    raise GenSegError(
+                        f"an image is {tuple(image.shape)} and its mask {tuple(mask.shape)}: give "
+                        "3 x H x W and H x W."
+                    )
+                features = self.outputs(image[None].to(self.device))["features"]
+                labels = self.cover(torch.where(mask == 1, 0, self.ignore_index)[None], features)
+                own = self.head.labels(labels.to(self.device), features) == 0
+                found.append(rearrange(features, "b d h w -> (b h w) d")[own])
+        pixels = torch.cat(found)
+        if not len(pixels):
+            raise GenSegError(
+                f"no mask marks '{name}' with 1 in an area that is left at the features' size: "
+                "mark the class with 1, or give larger images."
+            )
+        self.head.add_class(pixels, seed)
+        self.anomaly = AnomalyScores()
+        self.num_classes += 1
+        self.class_names = [*names, name]
+        self.hparams.update(num_classes=self.num_classes, class_names=self.class_names)
+        self.val_metrics = segmentation_metrics(self.num_classes, self.ignore_index).to(self.device)
+        self.test_metrics = self.val_metrics.clone()
 
     # --- Lightning ---------------------------------------------------------------------------
 

@@ -1,0 +1,82 @@
+"""`genseg add-class`: a trained GMMSeg learns one more class from a few images."""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_genseg.cli.messages import say
+from lightning_genseg.cli.parser import Parser
+from lightning_genseg.data.dataset import check_sizes
+from lightning_genseg.data.images import read_image, read_mask
+from lightning_genseg.data.sets.folder import pair_files
+from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods import GMMSeg
+from lightning_genseg.methods.checkpoints import read_checkpoint
+
+
+def add_class(
+    ckpt_path: Path, root: Path, name: str, output: Path, value: int = 1, seed: int = 0
+) -> GMMSeg:
+    """Write a checkpoint that knows one more class, see `GMMSeg.add_class`.
+
+    Args:
+        ckpt_path: checkpoint of a `GMMSeg`.
+        root: folder that holds `images` and `masks`, files of the same names.
+        name: of the new class.
+        output: checkpoint to write; it must not exist.
+        value: that the new class has in the masks; others do not count.
+        seed: of the start of EM.
+
+    Raises:
+        MissingFileError: a file or folder does not exist.
+        GenSegError: as `GMMSeg.add_class`, or a checkpoint of another method, or `output` exists.
+    """
+    if output.exists():
+        raise GenSegError(f"output '{output}' exists: give the name of a new .ckpt file.")
+    read_checkpoint(
+        ckpt_path,
+        "ckpt_path",
+        "GMMSeg",
+        lambda content: "head.mixture.means" in content["state_dict"],
+    )
+    samples, complaint = pair_files(root / "images", root / "masks")
+    if complaint:
+        raise GenSegError(complaint)
+    images, masks = [], []
+    for sample in samples:
+        image, mask = read_image(sample.image), read_mask(sample.mask)
+        check_sizes(image.shape, mask.shape, sample)
+        images.append(torch.from_numpy(image).permute(2, 0, 1).float() / 255)
+        masks.append(torch.from_numpy((mask == value).astype("int64")))
+    model = GMMSeg.load_from_checkpoint(ckpt_path, map_location="cpu")
+    model.add_class(images, masks, name, seed)
+    trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(output, weights_only=True)
+    return model
+
+
+class _Command:
+    """`genseg add-class`."""
+
+    help = "Teach a trained GMMSeg one more class from a few images, without training."
+
+    def make_parser(self) -> Parser:
+        parser = Parser(prog="genseg add-class", description=self.help, epilog=None)
+        parser.add_argument("-c", "--config", action="config", help="YAML file of the options.")
+        parser.add_function_arguments(add_class)
+        return parser
+
+    def run(self, words: list[str]) -> None:
+        """Write the checkpoint, and tell where it is."""
+        parser = self.make_parser()
+        options = parser.instantiate(parser.parse_args(words))
+        options.pop("config")
+        model = add_class(**vars(options))
+        say(
+            f"class {model.num_classes - 1} is '{options.name}'; the checkpoint is {options.output}"
+        )
+
+
+COMMAND = _Command()

@@ -1,0 +1,163 @@
+"""One more class from a few images: `GMMSeg.add_class` and `genseg add-class`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_genseg import GMMHead, GMMSeg
+from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods.gmmseg.options import EMOptions, MixtureOptions
+from tests.contract import NUM_CLASSES, TINY, PlainFeatures, in_groups, save
+
+OPTIONS = {"embedding_dim": None, "components": 2, "memory_size": 50, "variance_floor": 1e-3}
+SEEN = {"logit_norm": "none", "train": "posthoc", "mean_momentum": 0.0}
+
+
+def model() -> GMMSeg:
+    """A mixture of the colours themselves, of images in which red and green were seen."""
+    made = GMMSeg(**in_groups(num_classes=2, features=PlainFeatures(), **OPTIONS, **SEEN))
+    image, mask = picture([0, 1])
+    features = made.outputs(image[None])["features"]
+    for _ in range(5):
+        made.update_mixture(features, mask[None])
+    return made.eval()
+
+
+def picture(classes: list[int]) -> tuple[Tensor, Tensor]:
+    """Stripes in noisy colours, one for each class: red, green, blue."""
+    stripes = torch.tensor(classes).repeat_interleave(16)
+    mask = stripes.expand(24, -1)
+    colors = torch.eye(3) * 0.8 + 0.1
+    return (colors[mask] + 0.02 * torch.randn(*mask.shape, 3)).permute(2, 0, 1).clamp(0, 1), mask
+
+
+class TestHead:
+    @pytest.mark.parametrize("covariance", ["diagonal", "full"])
+    @pytest.mark.parametrize("logit_norm", ["none", "layernorm"])
+    @pytest.mark.parametrize("memory", ["ring", "decay"])
+    def test_the_old_classes_stay_as_they_are(self, covariance, logit_norm, memory):
+        head = GMMHead(
+            6,
+            3,
+            mixture=MixtureOptions(2, None, covariance=covariance),
+            em=EMOptions(memory_size=10, memory=memory),
+            logit_norm=logit_norm,
+        ).eval()
+        features = torch.randn(1, 6, 8, 8)
+        embedding = head.embed(features)
+        before = head.class_maps(embedding)[1]
+        head.add_class(embedding[0].flatten(1).T)
+        logits, after = head.class_maps(embedding)
+        torch.testing.assert_close(after[:, :3], before)
+        assert logits.shape == after.shape == (1, 4, 8, 8)
+        assert after[:, 3].mean() > before.mean((0, 2, 3)).max()  # fitted to just these
+        head.update_mixture(embedding, torch.full((1, 8, 8), 3))  # and EM goes on
+        assert not torch.equal(head.class_maps(embedding)[1][:, 3], after[:, 3])
+
+    def test_the_fit_is_that_of_scikit_learn(self):
+        mixture = pytest.importorskip("sklearn.mixture")
+        head = GMMHead(
+            3,
+            2,
+            mixture=MixtureOptions(1, None, normalize_features=False, variance_floor=0.01),
+            em=EMOptions(memory_size=10),
+        )
+        x = torch.randn(200, 3) * torch.tensor([1.0, 2.0, 0.5]) + 3
+        head.add_class(x)
+        theirs = mixture.GaussianMixture(1, covariance_type="diag", reg_covar=0.01).fit(x.numpy())
+        np.testing.assert_allclose(
+            head.mixture.log_density(x)[:, 2], theirs.score_samples(x.numpy()), rtol=1e-4, atol=1e-4
+        )
+
+
+class TestModule:
+    def test_a_class_never_seen_is_told_from_the_others(self):
+        made = model()
+        image, mask = picture([2, 2])
+        made.add_class([image], [(mask == 2).long()], "blue")
+        assert made.num_classes == 3
+        assert made.class_names == ["0", "1", "blue"]
+        query, labels = picture([0, 1, 2])
+        assert (made(query[None]).argmax(1)[0] == labels).float().mean() > 0.95
+        made.val_metrics.update(made(query[None]).argmax(1), labels[None])
+        assert len(made.val_metrics.compute()["IoU"]) == 3
+
+    def test_only_what_is_marked_counts(self):
+        made = model()
+        image, mask = picture([0, 2, 1])
+        made.add_class([image], [(mask == 2).long()], "blue")
+        query, labels = picture([0, 1, 2])
+        assert (made(query[None]).argmax(1)[0] == labels).float().mean() > 0.95
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (([], [], "blue"), "0 images and 0 masks"),
+            (([torch.rand(3, 8, 8)], [], "blue"), "1 images and 0 masks"),
+            (([torch.rand(3, 8, 8)], [torch.zeros(8, 8)], "blue"), "no mask marks 'blue' with 1"),
+            (([torch.rand(3, 8, 8)], [torch.ones(8, 8)], "1"), "name is '1'"),
+            (([torch.rand(8, 8, 3)], [torch.ones(8, 8)], "blue"), r"3 x H x W"),
+            (([torch.rand(3, 8, 8)], [torch.ones(9, 8)], "blue"), r"H x W"),
+        ],
+    )
+    def test_wrong_arguments(self, arguments, sentence):
+        made = model()
+        with pytest.raises(GenSegError, match=sentence):
+            made.add_class(*arguments)
+        assert made.num_classes == 2
+
+
+class TestCommand:
+    @pytest.fixture
+    def checkpoint(self, tmp_path: Path) -> Path:
+        made = GMMSeg(**in_groups(**TINY, **{**OPTIONS, "embedding_dim": 8}))
+        return save(made, tmp_path / "old.ckpt")
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        image, mask = picture([0, 2])
+        for name, values in (
+            ("images", (image.permute(1, 2, 0) * 255).byte()),
+            ("masks", torch.where(mask == 2, 255, 0).byte()),
+        ):
+            (tmp_path / "few" / name).mkdir(parents=True)
+            Image.fromarray(values.numpy()).save(tmp_path / "few" / name / "one.png")
+        return tmp_path / "few"
+
+    def test_the_checkpoint_knows_the_class(self, checkpoint, folder, genseg, capsys):
+        genseg(
+            f"add-class --ckpt_path {checkpoint} --root {folder} --name blue --output new.ckpt "
+            "--value 255"
+        )
+        assert f"class {NUM_CLASSES} is 'blue'" in capsys.readouterr().err
+        made = GMMSeg.load_from_checkpoint(checkpoint.with_name("new.ckpt"))
+        assert made.num_classes == NUM_CLASSES + 1
+        assert made.class_names[-1] == "blue"
+        prediction = made.predict_image(np.asarray(Image.open(folder / "images" / "one.png")))
+        assert prediction["scores"].shape[0] == NUM_CLASSES + 1
+        old = GMMSeg.load_from_checkpoint(checkpoint)
+        assert torch.equal(old.head.mixture.means, made.head.mixture.means[:-1])
+
+    @pytest.mark.parametrize(
+        ("changed", "sentence"),
+        [
+            ({"ckpt_path": "none.ckpt"}, "'none.ckpt' does not exist"),
+            ({"root": "nowhere"}, "nowhere"),
+            ({"value": "7"}, "no mask marks 'blue'"),
+            ({"output": "old.ckpt"}, "'old.ckpt' exists"),
+        ],
+    )
+    def test_wrong_arguments(self, checkpoint, folder, genseg, capsys, changed, sentence):
+        options = {"ckpt_path": checkpoint, "root": folder, "name": "blue", "value": "255"}
+        words = " ".join(
+            f"--{key} {value}"
+            for key, value in {**options, "output": "new.ckpt", **changed}.items()
+        )
+        with pytest.raises(SystemExit):
+            genseg(f"add-class {words}")
+        assert sentence in capsys.readouterr().err
+        assert not checkpoint.with_name("new.ckpt").exists()
