@@ -14,6 +14,7 @@ from lightning_genseg.methods import (
     SegmentationModule,
     SoftmaxSegmenter,
 )
+from lightning_genseg.methods.agmm.options import GaussianOptions
 from lightning_genseg.methods.fewshot.options import (
     DecoderOptions,
     EpisodicMixtureOptions,
@@ -41,6 +42,7 @@ __all__ = [
     "GMMHead",
     "GMMSeg",
     "GSSInverse",
+    "GaussianOptions",
     "GenSegError",
     "InferenceOptions",
     "LearnedColors",

@@ -9,6 +9,7 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.networks.features import feature_channels
 from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.ops.resize import resize_aligned
 
 
 class SoftmaxSegmenter(PixelModule):
@@ -19,6 +20,8 @@ class SoftmaxSegmenter(PixelModule):
     Args:
         num_classes: C.
         dropout: of whole channels before the classifier.
+        align_corners: logits are enlarged with aligned corners, as by AGMM's code; mmsegmentation
+            does not.
 
     Example:
         >>> import torch
@@ -27,12 +30,21 @@ class SoftmaxSegmenter(PixelModule):
         torch.Size([1, 3, 50, 70])
     """
 
-    def __init__(self, num_classes: int, dropout: float = 0.1, **kwargs: Any) -> None:
+    def __init__(
+        self, num_classes: int, dropout: float = 0.1, align_corners: bool = False, **kwargs: Any
+    ) -> None:
         check_arguments(SoftmaxSegmenter.__init__, locals(), dropout="[0, 1)")
         super().__init__(num_classes, **kwargs)
+        self.align_corners = align_corners
         self.classifier = nn.Sequential(
             nn.Dropout2d(dropout), nn.Conv2d(feature_channels(self.features), num_classes, 1)
         )
+
+    def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
+        """As in the base, or with corners aligned."""
+        if self.align_corners:
+            return resize_aligned(scores.float(), image.shape[-2:])
+        return super().to_image(scores, image)
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """`logits` and `features`, as `SegmentationModule` asks."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError, did_you_mean
+from lightning_genseg.networks.deeplab import DeepLabDecoder
 from lightning_genseg.networks.fcn import FCNDecoder
 from lightning_genseg.networks.mla import MLADecoder
 from lightning_genseg.networks.ocrnet import OCRDecoder
@@ -29,7 +30,10 @@ _SMP_MODELS = (
     smp.DeepLabV3, smp.DeepLabV3Plus, smp.UPerNet, smp.Segformer,
 )  # fmt: skip
 _SMP_DECODERS: dict[str, Any] = {model.__name__.lower(): model for model in _SMP_MODELS}
-_OWN_DECODERS: dict[str, Any] = {"fcn": FCNDecoder, "ocrnet": OCRDecoder, "mla": MLADecoder}
+_OWN_DECODERS: dict[str, Any] = {
+    "deeplabv3plus_full": DeepLabDecoder, "fcn": FCNDecoder, "ocrnet": OCRDecoder,
+    "mla": MLADecoder,
+}  # fmt: skip
 DECODERS = (*_SMP_DECODERS, *_OWN_DECODERS)
 
 # What this class decides itself, so that `options` may not.
@@ -39,9 +43,10 @@ _FIXED_OPTIONS = {
 }  # fmt: skip
 
 # These pool the image to one pixel and batch-normalise it: one image has no batch statistics.
-_NEEDS_TWO_IMAGES = {"deeplabv3", "deeplabv3plus", "upernet", "pan"}
+_NEEDS_TWO_IMAGES = {"deeplabv3", "deeplabv3plus", "deeplabv3plus_full", "upernet", "pan"}
 
-_DILATES_ENCODER = {"deeplabv3", "deeplabv3plus", "fcn", "pan"}
+_TO_STRIDE_8 = {"deeplabv3plus_full", "fcn"}  # of our own
+_DILATES_ENCODER = {"deeplabv3", "deeplabv3plus", "pan", *_TO_STRIDE_8}
 
 # What networks raise where sizes and options do not go together.
 _MODEL_ERRORS = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
@@ -225,11 +230,12 @@ def _build(
         if "num_classes" in own:
             arguments["num_classes"] = num_classes
         backbone = {key: value for key, value in options.items() if key not in own}
+        to_8 = decoder in _TO_STRIDE_8
         network = get_encoder(
             encoder,
             weights=None,
             depth=backbone.pop("encoder_depth", 5),
-            output_stride=backbone.pop("encoder_output_stride", 8 if decoder == "fcn" else 32),
+            output_stride=backbone.pop("encoder_output_stride", 8 if to_8 else 32),
             **backbone,
         )
         return network, _OWN_DECODERS[decoder](network.out_channels, **arguments)
@@ -241,7 +247,9 @@ def _build(
             raise unknown(named[1]) from error
         reason = first_line(error)
         if decoder in _DILATES_ENCODER and re.search("dilat|output.?stride", reason, re.IGNORECASE):
-            other = ", or set the option encoder_output_stride to 32" if decoder == "fcn" else ""
+            other = (
+                ", or set the option encoder_output_stride to 32" if decoder in _TO_STRIDE_8 else ""
+            )
             raise GenSegError(
                 f"decoder {decoder!r} needs an encoder whose strides can be replaced by dilation, "
                 f"and {encoder!r} cannot ({reason}): choose a ResNet or MobileNet, or another "

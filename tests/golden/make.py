@@ -43,7 +43,40 @@ def gmmseg(whole: Tensors) -> Tensors:
     return kept
 
 
-PARTS: dict[str, Callable[[Tensors], Tensors]] = {"gmmseg": gmmseg}
+def agmm(whole: Tensors) -> Tensors:
+    """All inputs and losses, and corners of gradients and Gaussian maps."""
+    kept: Tensors = {}
+    for name, value in whole.items():
+        if "/grad_features_of_" in name:
+            if name.endswith("total"):
+                kept[name] = corner(value, 1, 8)
+        elif name.endswith("/gaussian_map") and name.startswith("padded"):
+            kept[name] = corner(value, 1, 2)  # with the padding
+        elif name.endswith(("/gaussian_map", "/scores")):
+            kept[name] = corner(value, 3, 5, 4, 8)
+        else:
+            kept[name] = value
+    return kept
+
+
+def gss(whole: Tensors) -> Tensors:
+    """One head with its inputs, losses, tokens and gradients, and the merging of windows."""
+    kept = {"colors": whole["colors"]}
+    for name, value in whole.items():
+        if name.startswith(("mla/", "mla_shared/weights/", "mla_shared/train/")):
+            if not name.endswith("relative_position_index"):
+                kept[name] = value
+        elif name in ("windows/pictures", "windows/merged_class", "windows/is_tie"):
+            kept[name] = value
+    for stage in (4, 8):
+        name = f"mla_shared/train/grad_stage_{stage}"
+        kept[name] = corner(whole[name], 2, 2)
+    name = "windows/merged_class_shares"
+    kept[name] = corner(whole[name], 1, 7, 4)
+    return kept
+
+
+PARTS: dict[str, Callable[[Tensors], Tensors]] = {"gmmseg": gmmseg, "agmm": agmm, "gss": gss}
 
 
 if __name__ == "__main__":

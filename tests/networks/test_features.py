@@ -41,7 +41,7 @@ def test_every_decoder_keeps_its_promise_on_an_odd_size(decoder):
 
 def test_the_names_of_the_decoders():
     names = "unet unetplusplus manet linknet fpn pspnet pan deeplabv3 deeplabv3plus upernet"
-    assert " ".join(DECODERS) == f"{names} segformer fcn ocrnet mla"
+    assert " ".join(DECODERS) == f"{names} segformer deeplabv3plus_full fcn ocrnet mla"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (32, 64), (31, 129)])

@@ -35,8 +35,8 @@ class SparseDataset(Dataset[dict[str, Any]]):
 
     Void of dense masks, from which labels are drawn, is unlabelled: an annotator would not have
     marked it. Points and scribbles go through the transforms as coordinates and are drawn
-    afterwards, so that none is lost to a resize; areas move as masks do. Crops that look at the
-    mask (`RandomCropLimitedClass`) see the sparse labels only.
+    afterwards, so that none is lost to a resize, unless `sparse.zoom` is set; areas move as masks
+    do. Crops that look at the mask (`RandomCropLimitedClass`) see the sparse labels only.
 
     Args:
         dataset: a data set with `read_pixels`, `read_mask_labels` and `sample_name`, such as
@@ -68,7 +68,7 @@ class SparseDataset(Dataset[dict[str, Any]]):
         self.dataset = dataset
         self.sparse = sparse
         self.num_classes: int = dataset.num_classes
-        self.transform = compose(transform, points=sparse.has_marks)
+        self.transform = compose(transform, points=sparse.has_marks and not sparse.zoom)
         self._marks: dict[int, Marks] = {}  # small, and dense masks are large
         complaint = sparse.prepare(dataset, None if root is None else Path(root))
         if complaint:
@@ -83,6 +83,8 @@ class SparseDataset(Dataset[dict[str, Any]]):
         position, seed = index if isinstance(index, tuple) else (index, index)
         name, image = self.dataset.sample_name(position), self.dataset.read_pixels(position)
         marks, raster = self._read(position, image.shape)
+        if self.sparse.zoom:
+            marks = None
         # With marks it only tells image from padding.
         blank = np.ones_like(raster.unlabelled) if marks is not None else raster.unlabelled
         result = apply(

@@ -30,9 +30,9 @@ class DrawnLabels(SparseLabels):
         seed: other seeds give other labels; apart from the seed of the training.
     """
 
-    def __init__(self, size: int = 3, seed: int = 0) -> None:
+    def __init__(self, size: int = 3, seed: int = 0, **kwargs: Any) -> None:
         check_arguments(DrawnLabels.__init__, locals(), seed="[0, inf)")
-        super().__init__(size)
+        super().__init__(size, **kwargs)
         self.seed = seed
 
     def read(self, dataset: Any, index: int, shape: Shape) -> Marks | Raster:

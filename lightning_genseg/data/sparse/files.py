@@ -38,9 +38,13 @@ class PointFiles(SparseLabels):
     from_files = True
 
     def __init__(
-        self, files: list[Path] | Path, ids: dict[int, int] | None = None, size: int = 3
+        self,
+        files: list[Path] | Path,
+        ids: dict[int, int] | None = None,
+        size: int = 3,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(size)
+        super().__init__(size, **kwargs)
         self.files = list(files) if isinstance(files, list) else [files]
         if not self.files:
             raise GenSegError("files is empty: give at least one JSON file of points.")
@@ -139,8 +143,10 @@ class ScribbleFiles(SparseLabels):
         "monitor": "tvmonitor",
     }
 
-    def __init__(self, folder: Path, names: dict[str, str] | None = None, size: int = 3) -> None:
-        super().__init__(size)
+    def __init__(
+        self, folder: Path, names: dict[str, str] | None = None, size: int = 3, **kwargs: Any
+    ) -> None:
+        super().__init__(size, **kwargs)
         self.folder = folder
         self.names = dict(names or {})
         self._found = Path(folder)

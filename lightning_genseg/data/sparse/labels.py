@@ -47,15 +47,18 @@ class SparseLabels(ABC):
     Args:
         size: diameter of a point and width of a line in pixels of the training image, after all
             transforms.
+        zoom: draw them on the image as it is instead, so that they are zoomed with it and may
+            vanish when it shrinks, as in AGMM's code and Tree Energy Loss.
     """
 
     needs_masks = True  # reads the masks of the data set
     has_marks = True  # points and lines, not areas
     from_files = False  # and not drawn from masks
 
-    def __init__(self, size: int = 3) -> None:
+    def __init__(self, size: int = 3, zoom: bool = False) -> None:
         check_arguments(SparseLabels.__init__, locals(), size="[1, inf)")
         self.size = size
+        self.zoom = zoom
 
     @abstractmethod
     def read(self, dataset: Any, index: int, shape: Shape) -> Marks | Raster:

@@ -15,7 +15,8 @@ _MAX_DIFFERENCES = 2**24
 def class_centres(features: Tensor, mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Mean feature of the labelled pixels of each class, image by image (AGMM's mu_i).
 
-    The features are enlarged bilinearly to the mask, but only at labelled pixels.
+    The mean of the features once enlarged bilinearly to the mask. They are not: the labels are
+    brought down by the transposed enlargement, of a shape that no label changes.
 
     Args:
         features: B x D x h x w.
@@ -26,29 +27,29 @@ def class_centres(features: Tensor, mask: Tensor, num_classes: int) -> tuple[Ten
         Centres B x C x D, 0 where the class has no pixel, and whether it has one, B x C bool.
     """
     features = full_precision(features)
-    height, width = mask.shape[-2:]
-    centres, present = [], []
-    for image, labels in zip(features, mask, strict=True):
-        rows, columns = ((labels >= 0) & (labels < num_classes)).nonzero(as_tuple=True)
-        classes = labels[rows, columns]
-        # The middles of the pixels, from -1 to 1 over the image.
-        x, y = (2 * columns.to(image) + 1) / width - 1, (2 * rows.to(image) + 1) / height - 1
-        grid = torch.stack([x, y], -1)[None, None]
-        points = F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[
-            0, :, 0
-        ]
-        counts = torch.bincount(classes, minlength=num_classes)
-        sums = points.new_zeros(num_classes, len(points)).index_add(0, classes, points.T)
-        centres.append(sums / counts.clamp_min(1)[:, None])
-        present.append(counts > 0)
-    return torch.stack(centres), torch.stack(present)
+    classes = torch.arange(num_classes, device=mask.device)[:, None, None]
+    labelled = (mask[:, None] == classes).to(features.dtype)
+    counts = labelled.sum((2, 3))
+    rows, columns = (
+        _enlargement(small, large, features)
+        for small, large in zip(features.shape[-2:], mask.shape[-2:], strict=True)
+    )
+    shares = torch.einsum("yh,bcyx,xw->bchw", rows, labelled, columns)
+    centres = torch.einsum("bchw,bdhw->bcd", shares, features)
+    return centres / counts.clamp_min(1)[..., None], counts > 0
+
+
+def _enlargement(small: int, large: int, like: Tensor) -> Tensor:
+    """Bilinear enlargement of a row of `small` numbers as a matrix, large x small."""
+    unit = torch.eye(small, dtype=like.dtype, device=like.device)[None]
+    return F.interpolate(unit, large, mode="linear")[0].T
 
 
 def centre_distance(features: Tensor, centres: Tensor, present: Tensor) -> Tensor:
     """Mean absolute difference over the D channels between each pixel and each class centre.
 
-    Not a squared Euclidean distance as in `mixtures.gaussian`. One image at a time, only its
-    classes, and some of its pixels: the tensor of all differences would take gigabytes.
+    Not a squared Euclidean distance as in `mixtures.gaussian`. One image at a time, and some of its
+    pixels: the tensor of all differences would take gigabytes.
 
     Args:
         features: B x D x h x w.
@@ -60,27 +61,33 @@ def centre_distance(features: Tensor, centres: Tensor, present: Tensor) -> Tenso
     """
     features = full_precision(features)
     batch, dim, height, width = features.shape
-    distance = features.new_zeros(batch, centres.shape[1], height * width)
+    maps = []
     for b in range(batch):
-        own, pixels = centres[b, present[b]], features[b].flatten(1).T
+        # Absent classes cost time on a CPU; on a GPU it costs more to wait for how many there are.
+        chosen = present[b] if features.device.type == "cpu" else slice(None)
+        own, pixels = centres[b, chosen], features[b].flatten(1).T
         parts = pixels.split(max(1, _MAX_DIFFERENCES // max(1, own.numel())))
-        distance[b, present[b]] = torch.cat([torch.cdist(own, x, p=1) for x in parts], 1) / dim
-    return distance.view(batch, -1, height, width)
+        distance = features.new_zeros(centres.shape[1], height * width)
+        distance[chosen] = torch.cat([torch.cdist(own, x, p=1) for x in parts], 1) / dim
+        maps.append(distance)
+    return torch.stack(maps).view(batch, -1, height, width) * present[:, :, None, None]
 
 
-def gaussian_variance(distance: Tensor, weights: Tensor) -> Tensor:
+def gaussian_variance(distance: Tensor, weights: Tensor, shares: Tensor | None = None) -> Tensor:
     """Weighted mean of the squared distance to each centre, without gradient (AGMM's sigma_i^2).
 
     Args:
         distance: B x C x h x w.
         weights: likewise, or B x 1 x h x w.
+        shares: whose sum divides, where it is not that of the weights; of the same shapes.
 
     Returns:
         B x C x 1 x 1.
     """
     with torch.no_grad():
         total = (weights * distance.square()).sum((2, 3), keepdim=True)
-        return total / (weights.sum((2, 3), keepdim=True) + _EPS)
+        divisor = weights if shares is None else shares
+        return total / (divisor.sum((2, 3), keepdim=True) + _EPS)
 
 
 def gaussian_map(distance: Tensor, present: Tensor, variance: Tensor | None = None) -> Tensor:
@@ -104,8 +111,8 @@ def centre_similarity(centres: Tensor, present: Tensor) -> Tensor:
         centres: C x D.
         present: C bool; absent classes do not count.
     """
-    own = centres[present]
-    # With a gradient that is 0, not NaN, where two centres meet.
-    upper = torch.triu_indices(len(own), len(own), 1, device=own.device)
-    distance = (own[upper[0]] - own[upper[1]]).abs().mean(1)
-    return torch.exp(-distance.square()).sum() / max(len(distance), 1)
+    # All pairs, with a gradient that is 0, not NaN, where two centres meet.
+    upper = torch.triu_indices(len(centres), len(centres), 1, device=centres.device)
+    pairs = present[upper].all(0)
+    distance = (centres[upper[0]] - centres[upper[1]]).abs().mean(1)
+    return (torch.exp(-distance.square()) * pairs).sum() / pairs.sum().clamp_min(1)

@@ -6,27 +6,33 @@ from torch import Tensor
 _EPS = 1e-6  # inside logarithms, as in AGMM's code
 
 
-def class_agreement_loss(prediction: Tensor, target: Tensor, present: Tensor) -> Tensor:
-    """Half the binary cross-entropy of two maps, over the classes of each pixel's image (AGMM).
+def class_agreement_loss(
+    prediction: Tensor, target: Tensor, present: Tensor, pixels: Tensor
+) -> Tensor:
+    """Half the binary cross-entropy of two maps, over the classes of each image (AGMM).
 
     Gradients reach both maps. 0, not NaN, without pixels.
 
     Args:
-        prediction: N x C in [0, 1].
+        prediction: B x C x H x W in [0, 1].
         target: likewise.
-        present: N x C bool, the classes that count; pixels without one add 0 to the mean.
+        present: B x C bool, the classes that count; an image without one adds 0 to the mean.
+        pixels: B x H x W bool, those of which the mean is taken.
     """
     terms = target * torch.log(prediction + _EPS) + (1 - target) * torch.log(1 - prediction + _EPS)
-    loss = -0.5 * (terms * present).sum(1) / present.sum(1).clamp_min(1)
-    return loss.sum() / max(len(loss), 1)
+    shares = present / present.sum(1, keepdim=True).clamp_min(1)
+    loss = -0.5 * torch.einsum("bchw,bc->bhw", terms, shares.to(terms.dtype))
+    return (loss * pixels).sum() / pixels.sum().clamp_min(1)
 
 
-def absent_class_loss(probability: Tensor, present: Tensor) -> Tensor:
+def absent_class_loss(probability: Tensor, present: Tensor, pixels: Tensor) -> Tensor:
     """Sum over the classes that an image does not have of -log(1 - p), mean over pixels (AGMM).
 
     Args:
-        probability: N x C.
-        present: N x C bool, the classes of each pixel's image.
+        probability: B x C x H x W.
+        present: B x C bool, the classes of each image.
+        pixels: B x H x W bool, those of which the mean is taken.
     """
-    loss = -(torch.log(1 - probability + _EPS) * ~present).sum(1)
-    return loss.sum() / max(len(loss), 1)
+    terms = torch.log(1 - probability + _EPS)
+    loss = -torch.einsum("bchw,bc->bhw", terms, (~present).to(terms.dtype))
+    return (loss * pixels).sum() / pixels.sum().clamp_min(1)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genseg.arguments import check_arguments
+from lightning_genseg.arguments import as_options, check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.agmm.gaussian_map import (
     centre_distance,
@@ -17,8 +17,10 @@ from lightning_genseg.methods.agmm.gaussian_map import (
     gaussian_variance,
 )
 from lightning_genseg.methods.agmm.losses import absent_class_loss, class_agreement_loss
+from lightning_genseg.methods.agmm.options import GaussianOptions
 from lightning_genseg.methods.softmax import SoftmaxSegmenter
 from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.ops.resize import resize_maps
 from lightning_genseg.ops.views import evaluation_mode
 
 Preset = Literal["code", "paper"]
@@ -36,21 +38,19 @@ class AGMM(SoftmaxSegmenter):
     prediction learn from each other at all pixels that are not padding. It has no parameters and is
     not needed after training: the checkpoint predicts like a `SoftmaxSegmenter`.
 
-    We know the paper by its poster. Where poster and published code differ, `preset` says whom to
-    follow:
-
-    - `code`: 2 sigma_i^2 = 1 (`variance` fixed); the contrast is taken between the sums of the
-      centres over the images of a batch (`contrast_centre` sum), and weakens as the batch grows.
-    - `paper`: sigma_i^2 is the mean of d_i^2, weighted by the predicted probability of class i
-      (`variance` predicted), over all pixels of the image, as in the lines that the code has
-      commented out (poster: the unlabelled ones); the contrast is between mean centres.
-
-    Both have the terms of the code that are not on the poster: `gaussian_weight`,
-    `image_class_weight`, the form of the contrast. As in neither: an image whose crop shows no
-    label takes no part in the self-supervision, one without any label none in the image-class term
-    (the code would push it towards no class); the border of the padding does not bleed into d; an
-    empty batch has a loss of 0, not NaN. In distributed training every process has its own means,
-    as in the code.
+    - As the authors' code: the defaults, with `gaussians` probability image, padding blurred and
+      empty_images counted, `align_corners`, decoder `deeplabv3plus_full` and encoder
+      `tu-resnet101s` or `tu-resnet50s`, and `data.sparse.zoom`. So do the recipes for its tables.
+      `preset: code` is 2 sigma_i^2 = 1 and a contrast between the sums of the centres over the
+      images of a batch, which weakens as the batch grows.
+    - As the paper, which we know by its poster: `preset: paper`. sigma_i^2 is the mean of d_i^2,
+      weighted by the predicted probability of class i, as in lines that the code has commented out,
+      over all pixels of the image (poster: the unlabelled ones); the contrast is between mean
+      centres. `gaussian_weight`, `image_class_weight` and the contrast's form are the code's alone.
+    - Ours: the defaults of `gaussians`; a batch without labels has a loss of 0, not NaN; no
+      dilation by 4, 8 and 16 in the last stage (code, on Cityscapes); scores are averaged over a
+      sliding window raw (code: after two softmaxes), and counted over all processes. As in the
+      code, every process has its own means.
 
     Args:
         num_classes: C.
@@ -58,6 +58,7 @@ class AGMM(SoftmaxSegmenter):
         variance: 2 sigma_i^2 = 1 (`fixed`), or the image's mean of d_i^2, weighted by the
             `predicted` probabilities or `uniform`ly; without gradient.
         contrast_centre: `mean` or `sum` over the images of a batch that have the class.
+        gaussians: details of the maps.
         self_weight: of the agreement of prediction and G, over labelled and unlabelled pixels.
         gaussian_weight: of the agreement of G with the labels.
         contrast_weight: of the similarity between the centres of different classes.
@@ -81,6 +82,7 @@ class AGMM(SoftmaxSegmenter):
         preset: Preset = "code",
         variance: Variance | None = None,
         contrast_centre: ContrastCentre | None = None,
+        gaussians: GaussianOptions = GaussianOptions(),
         self_weight: float = 1.0,
         gaussian_weight: float = 1.0,
         contrast_weight: float = 1.0,
@@ -97,6 +99,7 @@ class AGMM(SoftmaxSegmenter):
         ranges = {f"{term}_weight": "[0, inf)" for term in weights}
         check_arguments(AGMM.__init__, locals(), **ranges)
         super().__init__(num_classes, **kwargs)
+        self.gaussians = as_options(GaussianOptions, gaussians)
         self.weights = weights
         adaptive = preset == "paper"
         self.variance: Variance = variance or ("predicted" if adaptive else "fixed")
@@ -127,18 +130,18 @@ class AGMM(SoftmaxSegmenter):
             losses = {"loss_ce": pixel_cross_entropy(scores, mask, self.ignore_index)}
             gaussian, centres, present = self._gaussians(features, logits, mask, unlabelled)
             probability = scores.softmax(1)
+            inside = labelled | unlabelled
             if self.weights["self"]:
-                taught = (labelled | unlabelled) & present.any(1)[:, None, None]
                 losses["loss_self"] = class_agreement_loss(
-                    _rows(probability, taught),
-                    _rows(gaussian.detach() if self.detach_gaussian else gaussian, taught),
-                    _of_pixels(present, taught),
+                    probability,
+                    gaussian.detach() if self.detach_gaussian else gaussian,
+                    present,
+                    self._counted(inside, present),
                 )
             if self.weights["gaussian"]:
+                classes = torch.arange(self.num_classes, device=mask.device)[:, None, None]
                 losses["loss_gaussian"] = class_agreement_loss(
-                    _rows(gaussian, labelled),
-                    F.one_hot(mask[labelled], self.num_classes).to(gaussian.dtype),
-                    _of_pixels(present, labelled),
+                    gaussian, (mask[:, None] == classes).to(gaussian.dtype), present, labelled
                 )
             if self.weights["contrast"]:
                 images = present.sum(0)
@@ -147,10 +150,9 @@ class AGMM(SoftmaxSegmenter):
                     total = total / images.clamp_min(1)[:, None]
                 losses["loss_contrast"] = centre_similarity(total, images > 0)
             if self.weights["image_class"]:
-                classes = batch["image_classes"]
-                told = (labelled | unlabelled) & classes.any(1)[:, None, None]
+                held = batch["image_classes"]
                 losses["loss_image_class"] = absent_class_loss(
-                    _rows(probability, told), _of_pixels(classes, told)
+                    probability, held, self._counted(inside, held)
                 )
         loss = losses["loss_ce"]
         for name, weight in self.weights.items():
@@ -170,27 +172,56 @@ class AGMM(SoftmaxSegmenter):
             logits = self.classifier(features)
         return self._gaussians(features, logits, batch["mask"], batch["unlabelled"])[0]
 
+    def _counted(self, inside: Tensor, classes: Tensor) -> Tensor:
+        """Pixels of the image (B x H x W) that count, of images with these classes (B x C)."""
+        if self.gaussians.empty_images == "counted":
+            return inside
+        return inside & classes.any(1)[:, None, None]
+
     def _gaussians(
         self, features: Tensor, logits: Tensor, mask: Tensor, unlabelled: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """G (B x C x H x W), centres (B x C x D), and which classes have one (B x C)."""
         with torch.autocast(features.device.type, enabled=False):
-            covered = self.cover(mask, features)
+            covered = mask if self.align_corners else self.cover(mask, features)
             centres, present = class_centres(features, covered, self.num_classes)
             distance = centre_distance(features, centres, present)
+            valid = self._inside(covered, mask, unlabelled, distance)
+            blurred = self.gaussians.padding == "blurred"
+            if blurred:
+                distance = distance * valid
             variance = None
-            if self.variance != "fixed":
-                # The part of each feature's cell that belongs to the image.
-                _, rows, columns = (a - b for a, b in zip(covered.shape, mask.shape, strict=True))
-                inside = F.pad((mask != self.ignore_index) | unlabelled, (0, columns, 0, rows))
-                weights = F.interpolate(
-                    inside[:, None].to(distance.dtype), distance.shape[-2:], mode="area"
-                )
-                if self.variance == "predicted":
-                    weights = weights * logits.detach().to(distance.dtype).softmax(1)
+            if self.variance == "predicted":
+                weights = valid * self._probability(logits.detach(), mask, distance)
                 variance = gaussian_variance(distance, weights)
+            elif self.variance == "uniform":
+                # Blurred distances are weighted already; the code weights them twice only above.
+                weights = torch.ones_like(valid) if blurred else valid
+                variance = gaussian_variance(distance, weights, valid)
             gaussian = gaussian_map(distance, present, variance)
-            return self.to_image(gaussian, mask), centres, present
+            return self._stretch(gaussian, mask), centres, present
+
+    def _inside(self, covered: Tensor, mask: Tensor, unlabelled: Tensor, maps: Tensor) -> Tensor:
+        """The part of each feature's cell that belongs to the image, B x 1 x h x w."""
+        _, rows, columns = (a - b for a, b in zip(covered.shape, mask.shape, strict=True))
+        inside = F.pad((mask != self.ignore_index) | unlabelled, (0, columns, 0, rows))
+        blurred = self.gaussians.padding == "blurred"
+        return F.interpolate(
+            inside[:, None].to(maps.dtype), maps.shape[-2:], mode="bilinear" if blurred else "area"
+        )
+
+    def _probability(self, logits: Tensor, mask: Tensor, maps: Tensor) -> Tensor:
+        """Class probabilities at the size of `maps`."""
+        if self.gaussians.probability == "features":
+            return logits.to(maps.dtype).softmax(1)
+        probability = self.to_image(logits, mask).softmax(1)
+        return F.interpolate(probability, maps.shape[-2:], mode="bilinear")
+
+    def _stretch(self, maps: Tensor, mask: Tensor) -> Tensor:
+        """Maps at the size of the image; never with aligned corners, also in the code."""
+        return (
+            resize_maps(maps, mask.shape[-2:]) if self.align_corners else self.to_image(maps, mask)
+        )
 
 
 def _check_sparse(batch: Mapping[str, Any], num_classes: int, needs_classes: bool) -> None:
@@ -211,13 +242,3 @@ def _check_sparse(batch: Mapping[str, Any], num_classes: int, needs_classes: boo
                 f"{name} of the batch is {value.dtype} of shape {tuple(value.shape)} but AGMM "
                 f"needs torch.bool of shape {tuple(shape)}: make it as SparseDataset does."
             )
-
-
-def _rows(maps: Tensor, pixels: Tensor) -> Tensor:
-    """Chosen pixels of B x C x H x W maps, N x C."""
-    return maps.movedim(1, -1)[pixels]
-
-
-def _of_pixels(classes: Tensor, pixels: Tensor) -> Tensor:
-    """What holds for each image (B x C) for each of its chosen pixels, N x C."""
-    return classes[:, None, None].expand(*pixels.shape, -1)[pixels]

@@ -191,8 +191,8 @@ class Drawing:
 class Fixed(Points):
     """Given points, each of a class of its own."""
 
-    def __init__(self, *points, size=1):
-        super().__init__(size=size)
+    def __init__(self, *points, size=1, **kwargs):
+        super().__init__(size=size, **kwargs)
         self.points = np.array(points, float)
 
     def read(self, dataset, index, shape):
@@ -219,6 +219,21 @@ def test_exact_zoom_by_two():
     dataset = SparseDataset(drawing, Fixed((10, 6)), [zoom])
     ((y, x),) = (dataset[0]["mask"] == 0).nonzero().tolist()
     assert (x, y) == (21, 13)
+
+
+@pytest.mark.parametrize(("scale", "pixels"), [(2.0, 36), (1.0, 9), (1 / 3, 1)])
+def test_points_that_are_zoomed_with_the_image(scale, pixels):
+    """Three pixels wide there, and not in the crop."""
+    drawing = Drawing(np.zeros((30, 42), np.uint8))
+    crop = RandomScaledCrop(60, 84, (scale, scale))
+    dataset = SparseDataset(drawing, Fixed((10, 7), size=3, zoom=True), [crop])
+    sample = dataset[0]
+    labelled = sample["mask"] == 0
+    assert labelled.sum() == pixels
+    assert sample["image_classes"].nonzero().tolist() == [[0]]
+    inside = round(30 * scale) * round(42 * scale)
+    assert sample["unlabelled"].sum() == inside - pixels
+    assert not (sample["unlabelled"] & labelled).any()
 
 
 def test_padding_is_neither_labelled_nor_unlabelled():

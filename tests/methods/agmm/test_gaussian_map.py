@@ -90,7 +90,7 @@ def test_no_tensor_of_all_differences():
         centres, present = class_centres(features, mask, 21)
         gaussian_map(centre_distance(features, centres, present), present).sum().backward()
     assert features.grad is not None
-    assert seen.largest == features.numel()
+    assert seen.largest == 2 * 21 * 80 * 80  # where each class is labelled
 
 
 def test_the_gradient_of_the_distance_is_taken_in_parts(monkeypatch):
@@ -201,30 +201,36 @@ def test_similarity_of_centres():
 
 
 def test_agreement_is_half_the_binary_cross_entropy_of_the_classes_that_count():
-    prediction, target = (torch.rand(6, CLASSES, dtype=torch.float64) for _ in range(2))
+    prediction, target = (torch.rand(6, CLASSES, 2, 3, dtype=torch.float64) for _ in range(2))
     prediction.clamp_(0.05, 0.95)
-    present = torch.rand(6, CLASSES) < 0.6
+    present, pixels = torch.rand(6, CLASSES) < 0.6, torch.rand(6, 2, 3) < 0.7
     present[0] = False
     single = F.binary_cross_entropy(prediction, target, reduction="none")
-    expected = sum(0.5 * single[i, present[i]].mean().item() for i in range(6) if present[i].any())
-    loss = class_agreement_loss(prediction, target, present)
-    assert loss.item() == pytest.approx(expected / 6, rel=1e-4)
+    terms = [
+        0.5 * single[i, present[i], y, x].mean().item() if present[i].any() else 0.0
+        for i, y, x in pixels.nonzero().tolist()
+    ]
+    loss = class_agreement_loss(prediction, target, present, pixels)
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 
 def test_absent_classes_cost_what_they_are_given():
     probability = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.9, 0.0]], dtype=torch.float64)
     present = torch.tensor([[True, False, False], [True, True, True]])
     expected = -2 * torch.tensor(0.75, dtype=torch.float64).log() / 2
-    torch.testing.assert_close(absent_class_loss(probability, present), expected, rtol=1e-5, atol=0)
+    maps = probability[..., None, None].expand(-1, -1, 1, 2)
+    pixels = torch.tensor([[[True, False]]] * 2)
+    loss = absent_class_loss(maps, present, pixels)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("certain", [0.0, 1.0])
 def test_losses_of_certain_maps_are_finite(certain):
-    prediction = torch.full((3, CLASSES), certain, requires_grad=True)
-    target = torch.full((3, CLASSES), 1 - certain, requires_grad=True)
-    everything = torch.ones(3, CLASSES, dtype=torch.bool)
-    loss = class_agreement_loss(prediction, target, everything)
-    loss = loss + absent_class_loss(prediction, ~everything)
+    prediction = torch.full((3, CLASSES, 2, 2), certain, requires_grad=True)
+    target = torch.full((3, CLASSES, 2, 2), 1 - certain, requires_grad=True)
+    everything, pixels = torch.ones(3, CLASSES) > 0, torch.ones(3, 2, 2) > 0
+    loss = class_agreement_loss(prediction, target, everything, pixels)
+    loss = loss + absent_class_loss(prediction, ~everything, pixels)
     loss.backward()
     for x in (loss, prediction.grad, target.grad):
         assert x.isfinite().all()
@@ -232,9 +238,9 @@ def test_losses_of_certain_maps_are_finite(certain):
 
 
 def test_losses_of_no_pixel_are_zero():
-    nothing = torch.zeros(0, CLASSES, requires_grad=True)
-    loss = class_agreement_loss(nothing, nothing, nothing > 0) + absent_class_loss(
-        nothing, nothing > 0
-    )
+    maps, present = torch.rand(2, CLASSES, 3, 3, requires_grad=True), torch.ones(2, CLASSES) > 0
+    pixels = torch.zeros(2, 3, 3, dtype=torch.bool)
+    loss = class_agreement_loss(maps, maps, present, pixels)
+    loss = loss + absent_class_loss(maps, ~present, pixels)
     loss.backward()
     assert loss == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from lightning_genseg import AGMM, SoftmaxSegmenter
 from lightning_genseg.data import Points, SparseDataset, SyntheticScenes
@@ -397,3 +398,39 @@ def test_a_checkpoint_is_that_of_a_softmax_segmenter(tmp_path):
     plain.load_state_dict(state)
     image = scenes()[0]["image"][None]
     assert torch.equal(plain.eval()(image), model.eval()(image))
+
+
+# --- on a GPU, without one -----------------------------------------------------------------------
+
+AUTHORS = {
+    "align_corners": True,
+    "gaussians": {"probability": "image", "padding": "blurred", "empty_images": "counted"},
+}
+
+
+class Empty(nn.Module):
+    """A network without parameters, which would have to be fake."""
+
+    out_channels = 5
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.empty(2, 5, 12, 16)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"variance": "uniform"}, {"preset": "paper", **AUTHORS}], ids=str
+)
+def test_no_shape_depends_on_a_label(arguments):
+    """A GPU would have to be waited for. Fake tensors know their shapes and nothing else."""
+    model = AGMM(5, features=Empty(), dropout=0.0, **arguments)
+    with FakeTensorMode(), torch.device("cuda"):
+        model.classifier = nn.Conv2d(5, 5, 1)
+        model.mean, model.std = torch.empty(3, 1, 1), torch.empty(3, 1, 1)
+        batch = {
+            "image": torch.empty(2, 3, 48, 64),
+            "mask": torch.empty(2, 48, 64, dtype=torch.int64),
+            "unlabelled": torch.empty(2, 48, 64, dtype=torch.bool),
+            "image_classes": torch.empty(2, 5, dtype=torch.bool),
+        }
+        losses = model.compute_loss(batch)
+        assert {loss.device.type for loss in losses.values()} == {"cuda"}
