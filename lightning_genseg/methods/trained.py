@@ -16,7 +16,7 @@ from lightning_genseg.methods.optimisation import OptimisedModule
 from lightning_genseg.metrics import named_scores, segmentation_metrics
 
 # Where weights came from: a checkpoint holds them, nothing else is read to load it.
-_SOURCES = ("encoder_weights", "extractor")
+_SOURCES = ("encoder_weights", "extractor", "published")
 
 
 class TrainedModule(OptimisedModule, ABC):

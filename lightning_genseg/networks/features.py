@@ -49,7 +49,7 @@ _TO_STRIDE_8 = {"deeplabv3plus_full", "fcn"}  # of our own
 _DILATES_ENCODER = {"deeplabv3", "deeplabv3plus", "pan", *_TO_STRIDE_8}
 
 # What networks raise where sizes and options do not go together.
-_MODEL_ERRORS = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+MODEL_ERRORS = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class PixelFeatures(nn.Module):
@@ -150,7 +150,7 @@ class PixelFeatures(nn.Module):
         try:
             with evaluation_mode(self):
                 output = self.decoder(self.encoder(image))
-        except _MODEL_ERRORS as error:
+        except MODEL_ERRORS as error:
             raise GenSegError(f"{self.name} does not work: {first_line(error)}.") from error
         features = output[0] if isinstance(output, tuple) else output
         return features.shape[1], size[0] // features.shape[2]
@@ -173,7 +173,7 @@ def feature_channels(features: nn.Module) -> int:
     try:
         with torch.no_grad(), evaluation_mode(features):
             output = features(image)
-    except _MODEL_ERRORS as error:
+    except MODEL_ERRORS as error:
         raise GenSegError(
             f"features {name} failed on a 1 x 3 x 64 x 64 image ({first_line(error)}): make it "
             "accept one, or give the module an integer attribute out_channels."
@@ -241,7 +241,7 @@ def _build(
         return network, _OWN_DECODERS[decoder](network.out_channels, **arguments)
     except GenSegError:
         raise
-    except _MODEL_ERRORS as error:
+    except MODEL_ERRORS as error:
         named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if named and named[1] in options:
             raise unknown(named[1]) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def load_weights(
     prefix: str | None = None,
     ignore: Sequence[str] = (),
     name: str | None = None,
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
     """Load a state dict from a file into a module; every tensor must fit.
 
@@ -48,12 +49,15 @@ def load_weights(
             None finds the prefix that fits best, such as ``"features.encoder."`` or none.
         ignore: beginnings of keys that the file may have and the module may lack.
         name: of the module in messages; its class when left out.
+        rename: turns the content of the file into what the module names so, before all else.
 
     Raises:
         MissingFileError: there is no such file.
         GenSegError: the file is not a checkpoint, or something does not fit.
     """
     state, expected = read_state_dict(Path(path)), module.state_dict()
+    if rename is not None:
+        state = rename(state)
     # timm wraps its stages: `stages.0.x` in the file is `model.stages_0.x` in an smp encoder.
     ours = {_plain(key): key for key in expected}
     if prefix is None:

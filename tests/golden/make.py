@@ -17,7 +17,7 @@ Tensors = dict[str, Tensor]
 
 def corner(tensor: Tensor, *sizes: int) -> Tensor:
     """The first entries along each of the first dimensions; `compare.close` takes such a part."""
-    return tensor[tuple(slice(size) for size in sizes)].contiguous()
+    return tensor[tuple(slice(size) for size in sizes[: tensor.ndim])].contiguous()
 
 
 def small(tensor: Tensor) -> Tensor:
@@ -76,7 +76,33 @@ def gss(whole: Tensors) -> Tensors:
     return kept
 
 
-PARTS: dict[str, Callable[[Tensors], Tensors]] = {"gmmseg": gmmseg, "agmm": agmm, "gss": gss}
+def bam(whole: Tensors) -> Tensors:
+    """Weights, one episode with padding, weights of shots, and eight episodes' counts."""
+    kept = {
+        name: value
+        for name, value in whole.items()
+        if name.startswith(("weights", "shot_weights/")) and "num_batches" not in name
+    }
+    for name, value in whole.items():
+        part, _, end = name.partition("/")
+        if part == "letterboxed" and end.endswith(("support_mask", "valid")):
+            kept[name] = corner(value, 1)
+        elif part == "letterboxed" and end != "mask":
+            kept[name] = corner(value, 1, 8, 12, 12)
+        elif part == "counters" and value.ndim and "each_class" not in end:
+            kept[name] = corner(value, 6)
+    # Of the padding, which has one colour, the first row or column.
+    kept["letterboxed/image"] = corner(whole["letterboxed/image"], 1, 3, 41)
+    kept["letterboxed/support_image"] = corner(whole["letterboxed/support_image"], 1, 1, 3, 57, 33)
+    return kept
+
+
+PARTS: dict[str, Callable[[Tensors], Tensors]] = {
+    "gmmseg": gmmseg,
+    "agmm": agmm,
+    "gss": gss,
+    "bam": bam,
+}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import jaccard_score
 
 from lightning_genseg.metrics import FewShotMeanIoU, ForegroundBackgroundIoU, few_shot_metrics
+from lightning_genseg.metrics.few_shot import EpisodeCounts
 
 
 def test_three_episodes_by_hand():
@@ -24,6 +25,27 @@ def test_three_episodes_by_hand():
     assert scores["FB_IoU"] == pytest.approx((4 / 7 + 4 / 7) / 2)
     assert scores["IoU"][[3, 7, 9]].tolist() == pytest.approx([0.5, 1, 0])
     assert scores["IoU"].isnan().sum() == 252
+
+
+def test_the_authors_counts(golden_of):
+    """BAM's own, see tests/golden/make.py; class 4 never comes, one episode has no object."""
+    golden = {n.partition("/")[2]: v for n, v in golden_of("bam").items() if "counters/" in n}
+    episodes = (golden["prediction"], golden["target"].long(), golden["class_of_episode"].long())
+    for number, (prediction, target, category) in enumerate(zip(*episodes, strict=True)):
+        one = EpisodeCounts()
+        one.update(prediction, target, category)
+        for name in ("intersection", "union"):
+            expected = golden[f"{name}_of_each_episode"][number]
+            assert torch.equal(getattr(one, name).sum(0).float(), expected)
+    if "miou" in golden:
+        metrics = few_shot_metrics()
+        metrics.update(*episodes, torch.arange(5))
+        for name in ("intersection", "union"):
+            counts = getattr(metrics["IoU"], name)[:5, 1]
+            assert torch.equal(counts.float(), golden[f"{name}_of_each_class"])
+        scores = metrics.compute()
+        assert scores["mIoU"] == pytest.approx(float(golden["miou"]), abs=1e-7)
+        assert scores["FB_IoU"] == pytest.approx(float(golden["fb_iou"]), abs=1e-7)
 
 
 def test_without_candidates_only_seen_classes_count():

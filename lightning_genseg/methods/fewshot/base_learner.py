@@ -13,6 +13,7 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.checkpoints import read_checkpoint
 from lightning_genseg.methods.fewshot.networks import EncoderStages, OutputStride, PyramidPooling
+from lightning_genseg.methods.fewshot.published import load_published
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.weights import load_weights
 from lightning_genseg.ops.resize import resize_aligned
@@ -31,6 +32,7 @@ class BaseLearner(SegmentationModule):
         encoder_weights: `imagenet` (downloads), the path of a state dict, or `None`.
         output_stride: of the encoder; VGG always has 16.
         dropout: of whole channels before the classifier.
+        published: checkpoint of BAM's authors, with `encoder` tu-resnet50s or vgg16_bn.
 
     Example:
         >>> import torch
@@ -48,6 +50,7 @@ class BaseLearner(SegmentationModule):
         encoder_weights: str | Path | None = None,
         output_stride: OutputStride = 8,
         dropout: float = 0.1,
+        published: Path | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
@@ -57,6 +60,9 @@ class BaseLearner(SegmentationModule):
         self.classifier = nn.Sequential(
             nn.Dropout2d(dropout), nn.Conv2d(self.pyramid.out_channels, num_classes, 1)
         )
+        self.needs_training = published is None
+        if published is not None:
+            load_published(self, published)
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """`logits` and `features`, as `SegmentationModule` asks."""

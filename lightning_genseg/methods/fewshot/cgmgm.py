@@ -36,6 +36,7 @@ from lightning_genseg.methods.fewshot.options import (
     MatchingOptions,
     PosteriorOptions,
 )
+from lightning_genseg.methods.fewshot.published import load_published
 from lightning_genseg.methods.fewshot.support import support_shares
 from lightning_genseg.mixtures import fit_episodes
 from lightning_genseg.networks.losses import pixel_cross_entropy
@@ -87,6 +88,8 @@ class CGMGM(FewShotModule):
         meta_loss_weight: of the cross-entropy of the decoder's own scores.
         num_base_classes: of a base learner without checkpoint, background not counted; what a
             checkpoint of this module sets.
+        published: checkpoint of BAM's authors, to be tested, with `encoder` tu-resnet50s or
+            vgg16_bn, BAM's options, and the `shots` and `num_base_classes` of its training.
 
     Raises:
         GenSegError: arguments that exclude each other, or a base learner of another kind.
@@ -114,6 +117,7 @@ class CGMGM(FewShotModule):
         ensemble: bool = True,
         meta_loss_weight: float = 1.0,
         num_base_classes: int | None = None,
+        published: Path | None = None,
         **kwargs: Any,
     ) -> None:
         least = dict.fromkeys(("shots", "num_base_classes"), "[1, inf)")
@@ -140,7 +144,8 @@ class CGMGM(FewShotModule):
             )
         base = None if base_learner is None else load_base_learner(base_learner)
         super().__init__(base=base, **kwargs)
-        self.guidance, self.answer, self.needs_training = guidance, answer, answer == "decoder"
+        self.guidance, self.answer = guidance, answer
+        self.needs_training = answer == "decoder" and published is None
         self.mixture, self.posterior, self.matching = mixture, posterior, matching
         self.extra_inputs, self.meta_loss_weight = decoder.extra_inputs, meta_loss_weight
 
@@ -166,6 +171,8 @@ class CGMGM(FewShotModule):
                 self.base_head = nn.Sequential(pyramid, nn.Sequential(nn.Dropout2d(), classifier))
             self.base_head.requires_grad_(False)
             self.ensemble = Ensemble()
+        if published is not None:
+            load_published(self, published)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> CGMGM:
@@ -278,7 +285,8 @@ class CGMGM(FewShotModule):
                 keys = self.features.last(support.mid * mask.to(support.mid.dtype))
             keys = (keys * mask).unflatten(0, weights.shape)
             pixels = self._compared(query)
-            maps = [global_similarity(pixels, one, valid) for one in keys.unbind(1)]
+            cells = valid | (self.matching.prior_cells == "all")
+            maps = [global_similarity(pixels, one, cells) for one in keys.unbind(1)]
         return (torch.stack(maps, 1) * weights[..., None, None, None]).sum(1)
 
     @torch.no_grad()
@@ -346,12 +354,22 @@ class CGMGM(FewShotModule):
             total = foreground + background
             probability = foreground / torch.where(total.abs() < 1e-6, 1e-6, total)
         else:
-            tempered = self.posterior.form == "tempered"
-            temperature = (self.posterior.temperature or x.shape[-1]) if tempered else 1.0
-            probability = ((foreground - background) / temperature).sigmoid()
+            ratio = foreground - background
+            probability = (ratio / self._unit(ratio, valid.flatten(1), x.shape[-1])).sigmoid()
         enough = (weights[:, 0].sum(1) >= _FEWEST_PIXELS)[:, None, None, None]
         probability = probability.unflatten(1, query.shape[-2:])[:, None]
         return torch.where(enough, probability, maps["initial"]).masked_fill(~valid, 0)
+
+    def _unit(self, ratio: Tensor, valid: Tensor, dim: int) -> Tensor | float:
+        """By what the log-likelihood ratio B x N is divided; `valid` is B x N bool."""
+        if self.posterior.form == "bayes":
+            return 1.0
+        if self.posterior.form == "tempered":
+            return self.posterior.temperature or dim
+        ratio, share = ratio.detach(), valid / valid.sum(1, keepdim=True).clamp_min(1)
+        spread = ratio - (ratio * share).sum(1, keepdim=True)
+        deviation = (spread.square() * share).sum(1, keepdim=True).sqrt()
+        return deviation.clamp_min(1e-6)
 
 
 def _resized(masks: Tensor, size: Sequence[int]) -> Tensor:

@@ -10,12 +10,13 @@ from segmentation_models_pytorch.encoders import get_encoder
 from segmentation_models_pytorch.encoders.mobilenet import MobileNetV2Encoder
 from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
 from segmentation_models_pytorch.encoders.vgg import VGGEncoder
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.networks.fcn import conv_bn_relu
-from lightning_genseg.networks.features import check_encoder_name
+from lightning_genseg.networks.features import MODEL_ERRORS, check_encoder_name
 from lightning_genseg.networks.weights import first_line, load_encoder
 from lightning_genseg.ops.resize import resize_aligned
 
@@ -45,8 +46,9 @@ class EncoderStages(nn.Module):
     """The last three stages of an image encoder, dilated to one resolution.
 
     BAM's and PFENet's backbone: ResNet's layer3 and layer4 keep the resolution of layer2 (stride
-    8). VGG (whose pooling cannot be dilated) loses its last pooling and rounds sizes up, stride 16.
-    Images are not padded: 473 x 473 pixels give 60 x 60.
+    8), by dilating all their 3 x 3 convolutions. VGG (whose pooling cannot be dilated) loses its
+    last pooling and rounds sizes up, stride 16. Images are not padded: 473 x 473 pixels give
+    60 x 60. BAM's ResNet-50, with a stem of three convolutions, is ``tu-resnet50s``.
 
     Args:
         encoder: name of an smp encoder, or ``tu-`` and the name of a timm model.
@@ -77,7 +79,7 @@ class EncoderStages(nn.Module):
         stride = 32 if encoder.startswith("vgg") else output_stride
         try:
             self.encoder = get_encoder(encoder, weights=None, depth=5, output_stride=stride)
-        except Exception as error:  # smp's and timm's models raise various types
+        except MODEL_ERRORS as error:
             raise GenSegError(
                 f"encoder {encoder!r} cannot be built with output_stride {stride} "
                 f"({first_line(error)}): set output_stride to 32, or choose a ResNet, MobileNet or "
@@ -85,6 +87,8 @@ class EncoderStages(nn.Module):
             ) from error
         if encoder_weights is not None:
             load_encoder(self.encoder, encoder, encoder_weights, {})
+        for stage in _timm_resnet_stages(self.encoder) if stride < 32 else ():
+            _dilate_first_block(stage)
         vgg = isinstance(self.encoder, VGGEncoder)
         low, mid, high = self.encoder.out_channels[2:5] if vgg else self.encoder.out_channels[-3:]
         self.channels: tuple[int, int, int] = (low, mid, high)
@@ -127,12 +131,33 @@ class EncoderStages(nn.Module):
             stage = encoder.features[14:]
         elif isinstance(encoder, VGGEncoder):
             stage = encoder.features[_vgg_cuts(encoder)[3] : -1]
+        elif stages := _timm_resnet_stages(encoder):
+            stage = stages[1]
         else:
             raise GenSegError(
                 f"the last stage of {type(encoder).__name__} cannot be run apart: choose a ResNet, "
                 "MobileNetV2 or VGG encoder, or set mask_before_last_stage to false."
             )
         return resize_aligned(stage(mid), mid.shape[-2:])
+
+
+def _timm_resnet_stages(encoder: nn.Module) -> tuple[nn.Sequential, ...]:
+    """`layer3` and `layer4` of a ResNet of timm; of other encoders none."""
+    named = dict(encoder.named_modules())
+    stages = [named.get(f"model.{name}") for name in ("layer3", "layer4")]
+    return tuple(
+        stage
+        for stage in stages
+        if isinstance(stage, nn.Sequential) and isinstance(stage[0], BasicBlock | Bottleneck)
+    )
+
+
+def _dilate_first_block(stage: nn.Sequential) -> None:
+    """As its other blocks: timm leaves it at the dilation of the stage before."""
+    for name, conv in stage[0].named_modules():
+        if name in ("conv1", "conv2"):
+            other = stage[-1].get_submodule(name)
+            conv.dilation, conv.padding = other.dilation, other.padding
 
 
 def _vgg_cuts(encoder: VGGEncoder) -> list[int]:
@@ -240,6 +265,8 @@ class GuidanceResidual(nn.Module):
 class ShotWeights(nn.Module):
     """How much each support image counts, from how unlike the query its style is: BAM's, Sec. 3.5.
 
+    Two layers with biases between K and 2 numbers, as in BAM's code, and a softmax.
+
     Args:
         shots: K of training. With another number of supports all count alike.
     """
@@ -248,8 +275,7 @@ class ShotWeights(nn.Module):
         super().__init__()
         self.shots = shots
         if shots > 1:
-            first, second = nn.Linear(shots, 2, bias=False), nn.Linear(2, shots, bias=False)
-            self.layers = nn.Sequential(first, nn.ReLU(), second)
+            self.layers = nn.Sequential(nn.Linear(shots, 2), nn.ReLU(), nn.Linear(2, shots))
 
     def forward(self, distances: Tensor) -> Tensor:
         """Distances B x K of `gram_distance` to weights B x K that sum to one."""

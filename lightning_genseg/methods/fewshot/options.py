@@ -60,7 +60,7 @@ class PosteriorOptions:
         gradient: whether the loss reaches the features through the posterior; only if `tempered`.
     """
 
-    form: Literal["bayes", "tempered", "literal"] = "bayes"
+    form: Literal["standardized", "tempered", "bayes", "literal"] = "bayes"
     temperature: float | None = None
     gradient: bool = False
 
@@ -69,10 +69,10 @@ class PosteriorOptions:
         check_arguments(type(self), vars(self), temperature="(0, inf)")
         if self.form != "tempered" and self.temperature is not None:
             raise GenSegError("posterior.temperature needs posterior.form tempered.")
-        if self.form != "tempered" and self.gradient:
+        if self.form in ("bayes", "literal") and self.gradient:
             raise GenSegError(
-                "posterior.gradient needs posterior.form tempered: the gradients of the others are "
-                "too large to train with."
+                "posterior.gradient needs posterior.form standardized or tempered: the gradients "
+                "of the others are too large to train with."
             )
 
 
@@ -93,6 +93,8 @@ class MatchingOptions:
             (`literal`), which drops none; `none` is Table 5 without IMR.
         mask_before_last_stage: whether the similarity of guidance `prior` masks the supports before
             the last stage as well as after (BAM), or only after.
+        prior_cells: over which guidance `prior` is stretched to [0, 1]: `all`, padding too (BAM),
+            or the `valid` ones, with 0 on padding.
         source: `imgr`, or `gt`: the query's own labels, the oracle of Table 1, whose mixtures are
             of the query alone where ours are of the supports as well.
     """
@@ -103,6 +105,7 @@ class MatchingOptions:
     binarization: Binarization = "fixed"
     refinement: Refinement = "cycle"
     mask_before_last_stage: bool = False
+    prior_cells: Literal["all", "valid"] = "all"
     source: Literal["imgr", "gt"] = "imgr"
 
     def __post_init__(self) -> None:

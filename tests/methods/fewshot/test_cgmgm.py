@@ -32,14 +32,11 @@ class TestCGMGM(EpisodeContract):
 
 
 class TestBAM(EpisodeContract):
-    """Without the last stage apart where the base learner's encoder cannot do that."""
-
     of_two: ClassVar = {"shots": 2}
     learned: ClassVar = {"support_reduction.0.weight", "shot_weights.layers.0.weight"}
 
     def make(self, **arguments: Any) -> CGMGM:
-        alone = BAM if arguments.get("base_learner") is None else {**BAM, "matching": {}}
-        return make(**{"encoder": "resnet18", **alone, **arguments})
+        return make(**{"encoder": "resnet18", **BAM, **arguments})
 
     def test_number_of_inputs(self):
         assert self.make().decoder.merge[0].in_channels == 513
@@ -54,6 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mask": {"guidance": "mask"},
     "as printed": {"matching": {"refinement": "literal"}, "posterior": {"form": "literal"}},
     "tempered": {"posterior": PosteriorOptions("tempered", gradient=True)},
+    "standardized": {"posterior": PosteriorOptions("standardized", gradient=True)},
     "residual": {"decoder": {"residual": True}},
     "support check": {"matching": {"refinement": "cycle_support"}},
     "without dropped": {"mixture": {"query_background": "without_dropped"}},
@@ -112,9 +110,15 @@ def test_posteriors():
             model.reduction[0].weight.div_(factor)
         return result
 
-    bayes, tempered = posterior("bayes"), posterior("tempered")
-    assert torch.equal(bayes > 0.5, tempered > 0.5)  # the same order, less extreme
-    assert (tempered - 0.5).abs().mean() < (bayes - 0.5).abs().mean()
+    bayes = posterior("bayes")
+    for form in ("tempered", "standardized"):
+        softer = posterior(form)
+        assert torch.equal(bayes > 0.5, softer > 0.5)  # the same order, less extreme
+        assert (softer - 0.5).abs().mean() < (bayes - 0.5).abs().mean()
+        torch.testing.assert_close(posterior(form, 10), softer, atol=1e-3, rtol=0)
+    inside = (softer > 0) & (softer < 1)  # cells of the image
+    for ratio in (one[cells].logit() for one, cells in zip(softer, inside, strict=True)):
+        assert ratio.std(correction=0) == pytest.approx(1, abs=1e-3)
     torch.testing.assert_close(posterior("bayes", 10), bayes, atol=1e-3, rtol=0)
     assert (posterior("literal", 10) - posterior("literal")).abs().max() > 0.05
 
@@ -168,7 +172,7 @@ def test_what_cannot_be_used():
     with pytest.raises(GenSegError, match=r"matching.source gt takes the query's own labels"):
         model(batch["image"])
     with pytest.raises(GenSegError, match="set mask_before_last_stage to false"):
-        make(**BAM).compute_loss(batch_of())
+        make(encoder="tu-test_efficientnet", output_stride=32, **BAM).compute_loss(batch_of())
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,7 @@ def test_what_cannot_be_used():
         ({"mixture": {"variance_floor": 0.0}}, "variance_floor is 0.0; it must be positive"),
         ({"mixture": {"em_iterations": 3}}, "no argument 'em_iterations'; did you mean iterations"),
         ({"posterior": {"temperature": 2.0}}, "temperature needs posterior.form tempered"),
-        ({"posterior": {"gradient": True}}, "posterior.gradient needs posterior.form tempered"),
+        ({"posterior": {"gradient": True}}, "posterior.gradient needs posterior.form standard"),
         ({"matching": {"threshold": 1.0}}, "threshold is 1.0; .* positive and less than 1"),
         ({"matching": {"level": "middle", **BAM["matching"]}}, "set matching.level to high"),
     ],

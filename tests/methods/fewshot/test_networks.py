@@ -20,6 +20,7 @@ close = torch.testing.assert_close
     ("encoder", "size", "shapes"),
     [
         ("resnet50", 473, [(512, 60), (1024, 60), (2048, 60)]),
+        ("tu-resnet50s", 473, [(512, 60), (1024, 60), (2048, 60)]),
         ("resnet50", 641, [(512, 81), (1024, 81), (2048, 81)]),
         ("vgg16_bn", 473, [(256, 60), (512, 30), (512, 30)]),
         ("vgg16_bn", 641, [(256, 81), (512, 41), (512, 41)]),
@@ -36,15 +37,17 @@ def test_shapes_of_the_papers(encoder, size, shapes):
     assert features.middle().shape == (1, low[0] + mid[0], mid[1], mid[1])
 
 
-def test_resnet_is_dilated_as_in_semseg():
+@pytest.mark.parametrize("name", ["resnet50", "tu-resnet50s"])
+def test_resnet_is_dilated_as_in_semseg(name):
     with torch.device("meta"):
-        encoder = EncoderStages("resnet50").encoder
+        encoder = EncoderStages(name).encoder
+    encoder = getattr(encoder, "model", encoder)
     for layer, dilation in ((encoder.layer3, 2), (encoder.layer4, 4)):
         assert {block.conv2.dilation for block in layer} == {(dilation, dilation)}  # also the first
         assert {block.conv2.stride for block in layer} == {(1, 1)}
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2", "vgg11_bn"])
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2", "vgg11_bn", "tu-test_resnet"])
 def test_the_last_stage_alone(encoder):
     stages = EncoderStages(encoder).eval()
     with torch.no_grad():
@@ -64,7 +67,7 @@ def test_encoders_that_do_not_work(encoder, words):
 def test_encoders_that_work_in_part():
     assert EncoderStages("mit_b0", output_stride=32).channels == (64, 160, 256)
     with pytest.raises(GenSegError, match="TimmUniversalEncoder cannot be run apart"):
-        EncoderStages("tu-test_resnet").last(torch.rand(1, 96, 8, 8))
+        EncoderStages("tu-test_efficientnet").last(torch.rand(1, 96, 8, 8))
 
 
 def test_pyramid():
