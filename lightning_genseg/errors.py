@@ -19,6 +19,16 @@ class DownloadError(GenSegError, ConnectionError):
     """Something that could not be fetched."""
 
 
+class UnwritableError(GenSegError, OSError):
+    """A file that cannot be written: a full disk, a folder that may only be read."""
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error, to be put into a sentence."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """End of a sentence on an unknown word: the known one that is nearest, or all if they are few.
 

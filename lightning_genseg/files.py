@@ -1,11 +1,25 @@
-"""Where a run writes, and files that appear complete or not at all."""
+"""Where a run writes; files that appear complete or not at all; files of tensors, read safely."""
 
+import io
 import os
+import re
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from lightning_genseg.errors import GenSegError
+import fsspec  # type: ignore[import-untyped]
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import load_file
+
+from lightning_genseg.errors import (
+    DownloadError,
+    GenSegError,
+    MissingFileError,
+    UnwritableError,
+    first_line,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -31,7 +45,7 @@ def make_folder(path: Path, argument: str) -> None:
         ) from error
 
 
-def replace_file(path: Path, content: bytes, scratch: Path | None = None) -> None:
+def replace_file(path: Path, content: bytes | memoryview, scratch: Path | None = None) -> None:
     """Write a file so that it appears complete or not at all, also if power fails.
 
     Args:
@@ -40,18 +54,109 @@ def replace_file(path: Path, content: bytes, scratch: Path | None = None) -> Non
         scratch: folder for the half-written file, on the same disk; default: the file's own.
 
     Raises:
-        OSError: it cannot be written.
+        UnwritableError: it cannot be written; what was there before is unchanged.
     """
     scratch = path.parent if scratch is None else scratch
-    scratch.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = scratch / f".{uuid4().hex[:12]}-{path.name}"  # also other hosts may write here
+    name = f".{uuid4().hex[:12]}"  # also other hosts may write here; the name may be at its limit
+    partial = scratch / name
     try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UnwritableError(
+                f"'{path}' cannot be written ({error.strerror}), which takes "
+                f"{len(content) / 1e6:.1f} MB: make room, or choose another folder. What was there "
+                "before is unchanged."
+            ) from error
         raise
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether it is of another machine or archive (`https://`, `s3://`), in fsspec's words."""
+    protocol = re.match(r"(\w[\w+.-]*):(//|:)", str(path))
+    return protocol is not None and protocol[1] not in ("file", "local") and not _is_file(path)
+
+
+def local_copy(path: str | Path) -> Path | io.BytesIO:
+    """A path as it is; of an address, what lies there.
+
+    Raises:
+        DownloadError: nothing could be got from the address.
+    """
+    if not is_address(path):
+        return Path(re.sub(r"^(file|local)://", "", str(path)))
+    try:
+        system, inside = fsspec.core.url_to_fs(str(path))
+        return io.BytesIO(system.cat_file(inside))
+    except Exception as error:  # clients of a dozen protocols, each with errors of its own
+        raise DownloadError(
+            f"'{path}' could not be fetched ({first_line(error)}): check the address, or download "
+            "the file and give its path."
+        ) from error
+
+
+def load_tensors(source: str | Path | io.BytesIO, name: str = "", mmap: bool = True) -> Any:
+    """Content of a file of tensors on the CPU. No code in it is run, wherever it comes from.
+
+    Args:
+        source: a checkpoint or state dict of torch.save or safetensors, its address, or its bytes.
+        name: what messages call it; its path when left out.
+        mmap: read tensors when they are used; the file must not change until then.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DownloadError: nothing could be got from the address.
+        GenSegError: it is cut off, holds objects other than tensors and plain values, or is
+            something else.
+    """
+    name = name or f"'{source}'"
+    file = source if isinstance(source, io.BytesIO) else local_copy(source)
+    if isinstance(file, Path) and not _is_file(file):
+        what = "is a folder" if os.path.isdir(file) else "does not exist"  # noqa: PTH112
+        raise MissingFileError(f"{name} {what}: give the path of a file of weights.")
+    try:
+        if str(source).endswith(".safetensors"):
+            return load_file(file) if isinstance(file, Path) else load_safetensors(file.getvalue())
+        mapped = mmap and isinstance(file, Path) and zipfile.is_zipfile(file)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # of torch, pickle, zipfile and safetensors: a dozen types
+        raise GenSegError(f"{name} {_why_unreadable(file, error)}") from error
+
+
+def _why_unreadable(file: Path | io.BytesIO, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "may not be read: check its permissions."
+    if isinstance(file, Path):
+        with file.open("rb") as content:
+            start, cut = content.read(4), not zipfile.is_zipfile(file)
+    else:
+        start, cut = file.getvalue()[:4], not zipfile.is_zipfile(file)
+    if not start or (start[:2] == b"PK" and cut) or re.search("truncated|incomplete", str(error)):
+        return f"is truncated, as after a full disk or a broken download: {_beside(file)}."
+    if named := re.search(r"GLOBAL ([\w.]+)|[Cc]lass ([\w.]+)", str(error)):
+        return (
+            f"holds objects ({named[1] or named[2]}), not only tensors: reading them would run "
+            "code that the file names, so it is not read."
+        )
+    return "is not a checkpoint that can be read safely: give a file of torch.save or safetensors."
+
+
+def _beside(file: Path | io.BytesIO) -> str:
+    if isinstance(file, Path):
+        others = [p for p in file.parent.glob(f"*{file.suffix}") if zipfile.is_zipfile(p)]
+        if others:
+            newest = max(others, key=lambda path: path.stat().st_mtime)
+            return f"the newest whole one beside it is '{newest}'"
+    return "write or download it again"
+
+
+def _is_file(path: str | Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  # pathlib's raises where no file can have the name

@@ -12,7 +12,7 @@ from lightning_genseg.data.images import read_image, read_mask
 from lightning_genseg.data.sets.folder import pair_files
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods import GMMSeg
-from lightning_genseg.methods.checkpoints import read_checkpoint
+from lightning_genseg.methods.checkpoints import guard_checkpoints, read_checkpoint
 
 
 def add_class(
@@ -52,6 +52,7 @@ def add_class(
     model = GMMSeg.load_from_checkpoint(ckpt_path, map_location="cpu")
     model.add_class(images, masks, name, seed)
     trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
+    guard_checkpoints(trainer)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(output, weights_only=True)
     return model

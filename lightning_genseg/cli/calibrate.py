@@ -19,6 +19,7 @@ from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.base import SegmentationModule
+from lightning_genseg.methods.checkpoints import read_run
 from lightning_genseg.metrics.anomaly import score_histogram
 from lightning_genseg.ops.resize import resize_labels
 from lightning_genseg.ops.views import (
@@ -80,12 +81,7 @@ class GenSegTrainer(Trainer):
         target = output or ckpt_path.with_name(f"{stem}-calibrated{ckpt_path.suffix}")
         if target.is_dir():
             raise GenSegError(f"output '{target}' is a folder: give the path of a new .ckpt file.")
-        checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
-        if "state_dict" not in checkpoint:
-            raise GenSegError(
-                f"{ckpt_path} is not a Lightning checkpoint: give a .ckpt file that `genseg fit` "
-                "has written."
-            )
+        checkpoint = read_run(ckpt_path)
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
         model.to(self.strategy.root_device)
@@ -228,7 +224,7 @@ def _thresholds(
 
 def save_calibrated(model: SegmentationModule, source: Path, target: Path) -> None:
     """Write `source` with what `calibrate` has fitted, as a whole or not at all."""
-    checkpoint = torch.load(source, weights_only=True, map_location="cpu", mmap=True)
+    checkpoint = read_run(source)
     checkpoint["anomaly"] = model.anomaly.fitted_state()
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)

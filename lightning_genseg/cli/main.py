@@ -1,13 +1,11 @@
 """The command ``genseg``: a plain LightningCLI in subclass mode."""
 
 import os
-import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -22,7 +20,14 @@ from lightning_genseg.cli import add_class, check, convert_dalle, reconstruct
 from lightning_genseg.cli.calibrate import GenSegTrainer
 from lightning_genseg.cli.messages import fail, say, user_message
 from lightning_genseg.cli.parser import TRAINER_EPILOG, Parser
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, listed
+from lightning_genseg.methods.checkpoints import (
+    class_named,
+    need_weights_only,
+    read_run,
+    refuse_foreign_arguments,
+)
+from lightning_genseg.methods.trained import SOURCES
 
 # What a run does unless it is told otherwise, in YAML or on the command line. `GenSegCLI` fills in
 # what a fixed value cannot say: where the log goes, and what validation is counted in.
@@ -137,8 +142,7 @@ class GenSegCLI(LightningCLI):
 
     def _require_checkpoint(self) -> None:
         """Random weights would look like a result."""
-        path = self.config[self.subcommand].get("ckpt_path")
-        if self.model.needs_training and path in (None, "", "best", "last"):
+        if self.model.needs_training and not self.config[self.subcommand].get("ckpt_path"):
             raise GenSegError(
                 f"genseg {self.subcommand} needs the trained model: give its checkpoint "
                 "with --ckpt_path."
@@ -156,29 +160,71 @@ class GenSegCLI(LightningCLI):
         Lightning's own version prints nothing, and knows only checkpoints that its CLI has written:
         here one from a notebook or script does as well.
         """
-        config = self.config[self.config.subcommand]
-        path = config.get("ckpt_path")
-        if not path or not Path(path).is_file():
-            return  # "last", "best", a URL: the Trainer resolves it
-        try:
-            checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-            saved = dict(checkpoint.get("hyper_parameters", {}))
-        except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-            raise GenSegError(
-                f"{path} is not a checkpoint that can be loaded safely: give a .ckpt file that "
-                "`genseg fit` or a Trainer has written."
-            ) from error
-        saved.pop("_instantiator", None)
-        class_path = saved.pop("_class_path", config.model.class_path)
-        given = {"class_path": config.model.class_path, **config.model.init_args}
-        saved = {key: value for key, value in saved.items() if key not in _FREE}
-        old = dict(_leaves("model", given))
-        for key, value in _leaves("model", {"class_path": class_path, **saved}):
-            if key in old and old[key] != value:
-                print(f"genseg: {path} sets {key} to {value}, not {old[key]}")
-        model = {"class_path": class_path, "init_args": saved}
         command = self.config.subcommand
+        config = self.config[command]
+        if not config.get("ckpt_path"):
+            return
+        need_weights_only(config.get("weights_only"))
+        path = config.ckpt_path = self._find_checkpoint(config)
+        saved = dict(read_run(path).get("hyper_parameters", {}))
+        saved.pop("_instantiator", None)
+        mine = config.model.class_path
+        named = saved.pop("_class_path", mine)
+        saved = {key: value for key, value in saved.items() if key not in _FREE}
+        old = dict(_leaves("model", {"class_path": mine, **config.model.init_args}))
+        new = {key: dict(_leaves(f"model.{key}", value)) for key, value in saved.items()}
+        same = [key for key, leaves in new.items() if leaves.items() <= old.items()]
+        kind = class_named(named, _imported(mine))
+        refuse_foreign_arguments(kind, saved, same if named == mine else ())
+        for key, leaves in {"class_path": {"model.class_path": named}, **new}.items():
+            if key in SOURCES and saved[key] is None:
+                continue  # the weights are in the checkpoint, wherever they came from
+            for name, value in leaves.items():
+                if name in old and old[name] != value:
+                    print(f"genseg: {path} sets {name} to {value}, not {old[name]}")
+        model = {"class_path": named, "init_args": saved}
         self.config = self.parser.parse_object({command: {"model": model}}, self.config)
+
+    def _find_checkpoint(self, config: Any) -> str | Path:
+        """The path that `--ckpt_path` means; Lightning would pass over a `last` that is not there.
+
+        Raises:
+            GenSegError: a word for which there is no file.
+        """
+        word = config.ckpt_path
+        if str(word) == "best":
+            raise GenSegError(
+                "--ckpt_path best is known only to the process that trained: give the path."
+            )
+        if str(word) not in ("last", "hpc"):
+            path: str | Path = word
+            return path
+        self._name_run(config)
+        root = Path(config.trainer.default_root_dir or "")
+        folders = [root]
+        if word == "last":
+            logger = getattr(config.trainer.logger, "init_args", None) or {}
+            version, name = logger.get("version"), logger.get("name")
+            folders = [root / "checkpoints"]
+            if logger.get("save_dir") is not None and isinstance(name, str):
+                pattern = f"version_{'*' if version is None else version}"
+                runs = Path(logger["save_dir"], name)
+                named = runs.glob(version if isinstance(version, str) else pattern)
+                folders = [run / "checkpoints" for run in named] or [runs]
+            callbacks = config.trainer.callbacks or []
+            callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+            given = [(getattr(one, "init_args", None) or {}).get("dirpath") for one in callbacks]
+            folders = [Path(folder) for folder in given if folder] or folders
+        pattern = "last*.ckpt" if word == "last" else "hpc_ckpt_*.ckpt"
+        found = [path for folder in folders for path in folder.glob(pattern)]
+        if not found:
+            raise GenSegError(
+                f"--ckpt_path {word}: there is no {pattern} in {listed(folders)}; give the path"
+                f"{', or leave it out to start anew' if self.config.subcommand == 'fit' else ''}."
+            )
+        path = max(found, key=lambda path: path.stat().st_mtime)
+        say(f"--ckpt_path {word} is {path}")
+        return path
 
 
 class _WayOn(Callback):
@@ -245,6 +291,13 @@ def main(args: list[str] | None = None) -> None:
         if message is None:
             raise
         fail(message)
+
+
+def _imported(class_path: str) -> type:
+    """The class that a parser has imported already."""
+    module, _, name = class_path.rpartition(".")
+    kind: type = getattr(sys.modules[module], name)
+    return kind
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

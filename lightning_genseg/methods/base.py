@@ -204,6 +204,7 @@ class SegmentationModule(TrainedModule):
 
     def setup(self, stage: str) -> None:
         """Refuse scores that only calibration makes, and supports that nothing would use."""
+        super().setup(stage)
         if stage == "fit" and self.anomaly_score in FITTED_SCORES:
             raise GenSegError(
                 f"anomaly_score is {self.anomaly_score}, which is fitted after training: leave it "

@@ -3,20 +3,30 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any, ClassVar
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, ClassVar, Self
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.files import local_copy
+from lightning_genseg.methods.checkpoints import (
+    check_loading,
+    guard_checkpoints,
+    need_weights_only,
+    read_run,
+)
 from lightning_genseg.methods.optimisation import OptimisedModule
 from lightning_genseg.metrics import named_scores, segmentation_metrics
 
 # Where weights came from: a checkpoint holds them, nothing else is read to load it.
-_SOURCES = ("encoder_weights", "extractor", "published")
+SOURCES = ("encoder_weights", "extractor", "published", "base_learner", "prior", "inverse_weights")
 
 
 class TrainedModule(OptimisedModule, ABC):
@@ -57,6 +67,52 @@ class TrainedModule(OptimisedModule, ABC):
         self.class_names = class_names
         self.val_metrics = segmentation_metrics(num_classes, ignore_index)
         self.test_metrics = self.val_metrics.clone()
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path | IO[bytes], *args: Any, **kwargs: Any
+    ) -> Self:
+        """Build a module from a checkpoint, as Lightning does, without running what it names.
+
+        Args:
+            checkpoint_path: path or address (`https://`, `s3://`) of the file, or the file, open.
+            args: Lightning's further arguments.
+            kwargs: likewise by name, and arguments of the module that are to change.
+
+        Raises:
+            MissingFileError: there is no such file.
+            DownloadError: nothing could be got from the address.
+            GenSegError: it is no whole checkpoint, or names classes of others.
+        """
+        need_weights_only(kwargs.pop("weights_only", None))
+        if isinstance(checkpoint_path, str | Path):
+            source, name = local_copy(checkpoint_path), f"'{checkpoint_path}'"
+        else:
+            source, name = BytesIO(checkpoint_path.read()), "the checkpoint"
+        check_loading(read_run(source, name), cls, kwargs)
+        if isinstance(source, BytesIO):
+            source.seek(0)
+        options = {**kwargs, "weights_only": True}
+        loaded: Self = super().load_from_checkpoint(source, *args, **options)
+        return loaded
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As torch's; what does not fit is told in one sentence."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:  # torch's list of keys, one kind of problem a line
+            lines = [" ".join(line.split()) for line in str(error).splitlines()[1:] if line.strip()]
+            told = "; ".join(line[:120] + (" ..." if len(line) > 120 else "") for line in lines[:2])
+            raise GenSegError(
+                f"the checkpoint does not fit {type(self).__name__} with these arguments ({told}): "
+                "give one of the same architecture."
+            ) from error
+
+    def setup(self, stage: str) -> None:
+        """Let the Trainer read and write checkpoints safely, before it reads one."""
+        guard_checkpoints(self.trainer)
 
     @abstractmethod
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -134,7 +190,7 @@ class TrainedModule(OptimisedModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Forget where weights came from; remember the number of classes."""
-        for name in _SOURCES:
+        for name in SOURCES:
             if name in checkpoint.get("hyper_parameters", {}):
                 checkpoint["hyper_parameters"][name] = None
         # Apart from the hyper-parameters, which arguments of `load_from_checkpoint` overwrite.
@@ -142,6 +198,14 @@ class TrainedModule(OptimisedModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained on another number of classes."""
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            for key in ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step"):
+                if key not in checkpoint:
+                    raise GenSegError(
+                        f"the checkpoint has no '{key}': training cannot go on from it (was it "
+                        "saved with save_weights_only?). Give another; test and predict take it."
+                    )
         theirs = checkpoint.get("num_classes", self.num_classes)
         if theirs != self.num_classes:
             raise GenSegError(

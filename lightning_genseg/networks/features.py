@@ -17,12 +17,12 @@ from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.errors import GenSegError, did_you_mean
+from lightning_genseg.errors import GenSegError, did_you_mean, first_line
 from lightning_genseg.networks.deeplab import DeepLabDecoder
 from lightning_genseg.networks.fcn import FCNDecoder
 from lightning_genseg.networks.mla import MLADecoder
 from lightning_genseg.networks.ocrnet import OCRDecoder
-from lightning_genseg.networks.weights import first_line, load_encoder
+from lightning_genseg.networks.weights import load_encoder
 from lightning_genseg.ops.views import evaluation_mode, pad_to_multiple
 
 _SMP_MODELS = (

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
-from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError
+from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError, first_line
+from lightning_genseg.files import load_tensors
 
 # What published backbones carry beyond the stages a segmentation network uses.
 _CLASSIFIER_KEYS = (
     "fc.", "_fc.", "classifier.", "head.", "last_linear.", "linear.", "norm.", "conv_head.", "bn2.",
     "incre_modules.", "downsamp_modules.", "final_layer.",
-)  # fmt: skip
-
-# torch.load and safetensors, of files that are no checkpoints or are cut off.
-_UNREADABLE = (
-    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError,
 )  # fmt: skip
 
 
@@ -141,22 +133,7 @@ def load_encoder(
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint or ``.safetensors`` file by name; errors as `load_weights`."""
-    return state_dict_of(read_weights(path), path)
-
-
-def read_weights(path: Path) -> Any:
-    """Content of a checkpoint or ``.safetensors`` file; errors as `load_weights`."""
-    if not path.is_file():
-        raise MissingFileError(f"There is no weights file {str(path)!r}.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise GenSegError(
-            f"{str(path)!r} cannot be read as a checkpoint: it is damaged, or no file of plain "
-            "tensors written by torch.save or safetensors."
-        ) from error
+    return state_dict_of(load_tensors(path), path)
 
 
 def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
@@ -216,9 +193,3 @@ def _download(
             f"({first_line(error)}): give encoder_weights a path, or null for random weights."
         ) from error
     module.load_state_dict(source.state_dict())
-
-
-def first_line(error: BaseException) -> str:
-    """Type and first line of an error, to be put into a sentence."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

@@ -364,11 +364,11 @@ def test_missing_arguments(line, fails):
     ("options", "message"),
     [
         ("", "give its checkpoint with --ckpt_path"),
-        ("--ckpt_path best", "give its checkpoint with --ckpt_path"),
-        ("--ckpt_path gone.ckpt", "Checkpoint file not found: gone.ckpt"),
-        ("--ckpt_path empty.ckpt", "empty.ckpt is not a checkpoint that can be loaded safely"),
-        ("--ckpt_path text.ckpt", "text.ckpt is not a checkpoint that can be loaded safely"),
-        ("--ckpt_path torn.ckpt", "torn.ckpt is not a checkpoint that can be loaded safely"),
+        ("--ckpt_path best", "known only to the process that trained"),
+        ("--ckpt_path gone.ckpt", "'gone.ckpt' does not exist"),
+        ("--ckpt_path empty.ckpt", "'empty.ckpt' is truncated"),
+        ("--ckpt_path text.ckpt", "'text.ckpt' is not a checkpoint that can be read safely"),
+        ("--ckpt_path torn.ckpt", "'torn.ckpt' is truncated"),
     ],
 )
 def test_mistaken_checkpoint(options, message, config, fails, tmp_path):

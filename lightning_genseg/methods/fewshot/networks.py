@@ -14,10 +14,10 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, first_line
 from lightning_genseg.networks.fcn import conv_bn_relu
 from lightning_genseg.networks.features import MODEL_ERRORS, check_encoder_name
-from lightning_genseg.networks.weights import first_line, load_encoder
+from lightning_genseg.networks.weights import load_encoder
 from lightning_genseg.ops.resize import resize_aligned
 
 OutputStride = Literal[8, 16, 32]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.files import load_tensors
 from lightning_genseg.methods.gss.options import VQOptions
 from lightning_genseg.methods.gss.tokenizers.dalle import DalleDVAE
 from lightning_genseg.methods.gss.tokenizers.majority import CellMajority
 from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
 from lightning_genseg.methods.gss.tokenizers.vq import MaskigeVQ
-from lightning_genseg.networks.weights import entries_below, read_weights, state_dict_of
+from lightning_genseg.networks.weights import entries_below, state_dict_of
 
 
 def make_tokenizer(source: str | Path | dict[str, Any], colors: Tensor) -> Tokenizer:
@@ -69,7 +70,7 @@ def _read(path: Path, colors: Tensor) -> Tokenizer:
             f"tokenizer '{path}' is no file: give majority-4, the checkpoint of a MaskigeTokenizer "
             "run, or the converted weights of DALL-E's dVAE."
         )
-    content = read_weights(path)
+    content = load_tensors(path)
     state = state_dict_of(content, path)
     config = content.get("tokenizer")
     if not isinstance(config, Mapping):
