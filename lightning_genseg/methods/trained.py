@@ -112,7 +112,8 @@ class TrainedModule(OptimisedModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Let the Trainer read and write checkpoints safely, before it reads one."""
-        guard_checkpoints(self.trainer)
+        if self._trainer is not None:
+            guard_checkpoints(self._trainer)
 
     @abstractmethod
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
