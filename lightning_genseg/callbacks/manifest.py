@@ -57,8 +57,8 @@ class Manifest:
         return [line for path in paths for line in read_manifest(path)]
 
     def is_complete(self, line: Mapping[str, Any]) -> bool:
-        """Whether all files of a line are there."""
-        return all(path.is_file() for path in self._files(line))
+        """Whether a line is of a prediction whose files are all there."""
+        return "error" not in line and all(path.is_file() for path in self._files(line))
 
     def append(self, line: Mapping[str, Any], rank: int) -> None:
         """Add a line to the list of a process; it is on the disk when this returns."""

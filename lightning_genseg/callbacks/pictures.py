@@ -98,5 +98,7 @@ def to_array(tensor: Tensor) -> NDArray[Any]:
 
 
 def to_picture(image: Tensor) -> Picture:
-    """Image 3 x H x W in [0, 1] to H x W x 3 uint8."""
+    """Image 3 x H x W in [0, 1], or uint8, to H x W x 3 uint8."""
+    if not image.is_floating_point():
+        return to_array(image.permute(1, 2, 0))
     return to_array((image.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0))

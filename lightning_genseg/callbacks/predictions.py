@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from lightning_genseg.plots.pictures import (
     score_range,
 )
 
+_SHOWN = 20  # images on the screen that were not predicted
+
 
 class PredictionWriter(Callback):
     """Write what ``predict`` finds, image by image.
@@ -42,6 +44,7 @@ class PredictionWriter(Callback):
       to its 99th percentile, which are ``anomaly_range``.
     - ``anomaly_masks/<name>.png``, of a calibrated module (`genseg calibrate`): 8-bit palette, 1
       anomalous, 0 known; outlined in the overlay.
+    - an image that cannot be read has a line with its name, path and ``error``, and no files.
     - a line of JSON in ``predictions.jsonl``: ``name``, the absolute paths ``image`` and
       ``checkpoint``; the files (below the folder, or null); ``anomaly_score``,
       ``anomaly_threshold``; ``anomalous`` and ``classes``, shares of the pixels; ``support``, a
@@ -59,6 +62,8 @@ class PredictionWriter(Callback):
         resume: leave out the images that `output_dir` already lists.
         overwrite: remove what `output_dir` lists and start anew.
         alpha: opacity of the colours in overlays.
+        on_error: of an image that cannot be read: `skip` it, name it at the end and exit with
+            status 1, or `stop`.
 
     Raises:
         GenSegError: arguments that exclude each other; an output folder that already holds
@@ -74,6 +79,7 @@ class PredictionWriter(Callback):
         resume: bool = False,
         overwrite: bool = False,
         alpha: float = 0.5,
+        on_error: Literal["skip", "stop"] = "skip",
     ) -> None:
         check_arguments(PredictionWriter.__init__, locals(), alpha="[0, 1]")
         if resume and overwrite:
@@ -84,6 +90,8 @@ class PredictionWriter(Callback):
             )
         self.output_dir, self.resume, self.overwrite = output_dir, resume, overwrite
         self.overlays, self.anomaly_scores, self.alpha = overlays, anomaly_scores, alpha
+        self.on_error = on_error
+        self.unreadable: list[dict[str, Any]] = []  # lines of images without a prediction
         self._manifest = Manifest(Path())
         self._written = 0
         self._earlier: list[dict[str, Any]] = []  # lines of the predictions that are there already
@@ -97,7 +105,11 @@ class PredictionWriter(Callback):
         if folder is None:
             folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
         self._manifest, self._written = Manifest(folder), 0
-        self._earlier = []
+        self._earlier, self.unreadable = [], []
+        dataset = _images(trainer)
+        if dataset is not None:
+            dataset.skips_unreadable = self.on_error == "skip"
+            dataset.as_bytes = getattr(pl_module, "takes_bytes", False)
         if self.resume:
             self._earlier = self._manifest.read()
             self._leave_out(trainer)
@@ -164,12 +176,29 @@ class PredictionWriter(Callback):
             }
             self._manifest.append(line, trainer.global_rank)
             self._written += 1
+        self._list_unreadable(trainer, pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the lists of all processes."""
+        """Join the lists of all processes, and name what was not predicted."""
+        self._list_unreadable(trainer, pl_module)
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
+            dataset = _images(trainer)
+            for path in getattr(dataset, "unsupported", ()):
+                name = path.relative_to(dataset.root).as_posix()
+                error = f"image '{path}' is of a type that cannot be read: save it as PNG or JPEG."
+                self._append_error(trainer, pl_module, name, path, error)
             self._manifest.join()
+            self.unreadable = [line for line in self._manifest.read() if "error" in line]
+            if self.unreadable:
+                sys.stderr.write(
+                    f"genseg: {len(self.unreadable)} images were not predicted:\n"
+                    + "".join(f"  {line['error']}\n" for line in self.unreadable[:_SHOWN])
+                    + (
+                        f"  and more, all in {self._manifest.path}\n"
+                        * (len(self.unreadable) > _SHOWN)
+                    )
+                )
             rank_zero_info(f"Predictions are in {self._manifest.folder}")
 
     def on_exception(
@@ -182,9 +211,25 @@ class PredictionWriter(Callback):
                 f"--predictions.output_dir {self._manifest.folder} --predictions.resume true\n"
             )
 
+    def _list_unreadable(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        lost = getattr(_images(trainer), "unreadable", [])
+        while lost:
+            one = lost.pop(0)
+            self._append_error(trainer, pl_module, one["name"], Path(one["path"]), one["error"])
+
+    def _append_error(
+        self, trainer: Trainer, pl_module: LightningModule, name: str, path: Path, error: str
+    ) -> None:
+        score, threshold = _anomaly(pl_module)
+        line: dict[str, Any] = {"name": name, "image": str(path.absolute())}
+        line["checkpoint"] = _checkpoint(trainer)
+        line |= dict.fromkeys(("mask", "overlay", "anomaly", "anomaly_mask"))
+        line |= {"anomaly_score": score, "anomaly_threshold": threshold, "error": error}
+        self._manifest.append({**line, "support": _support(trainer)}, trainer.global_rank)
+
     def _leave_out(self, trainer: Trainer) -> None:
         folder = self._manifest.folder
-        dataset = getattr(trainer.datamodule, "predict_dataset", None)  # type: ignore[attr-defined]
+        dataset = _images(trainer)
         if dataset is None:
             raise GenSegError(
                 "resume needs a datamodule whose predict_dataset can skip images: "
@@ -262,15 +307,21 @@ def _anomaly(pl_module: LightningModule) -> tuple[str | None, float | None]:
     return name, None if threshold is None else threshold.value
 
 
+def _images(trainer: Trainer) -> Any:
+    """The datamodule's images to predict."""
+    return getattr(trainer.datamodule, "predict_dataset", None)  # type: ignore[attr-defined]
+
+
 def _support(trainer: Trainer) -> str | None:
     """Digest of the examples that come with images to predict, if any do."""
-    dataset = getattr(trainer.datamodule, "predict_dataset", None)  # type: ignore[attr-defined]
-    digest: str | None = getattr(dataset, "support_digest", None)
+    digest: str | None = getattr(_images(trainer), "support_digest", None)
     return digest
 
 
 def _shares(mask: NDArray[np.uint8], names: Sequence[str]) -> Mapping[str, float]:
-    counts = np.bincount(mask.ravel(), minlength=len(names))
+    counts = np.zeros(256, np.int64)
+    for row in mask:  # bincount copies what it counts
+        counts += np.bincount(row, minlength=256)
     return {
         names[c]: round(float(counts[c]) / mask.size, 6) for c in np.flatnonzero(counts).tolist()
     }

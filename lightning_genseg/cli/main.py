@@ -153,6 +153,9 @@ class GenSegCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predict without keeping anything: `PredictionWriter` has written it."""
         self.trainer.predict(**kwargs, return_predictions=False)
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(one, PredictionWriter) and one.unreadable for one in callbacks):
+            raise SystemExit(1)
 
     def _parse_ckpt_path(self) -> None:
         """Let the checkpoint's hyper-parameters win over the YAML, and print which ones did.

@@ -48,6 +48,8 @@ def check_batch(batch: Batch, num_classes: int | None = None) -> None:
     """
     names = batch.get("name", [])
     image = batch["image"]
+    if "mask" not in batch and image.dtype == torch.uint8:
+        return  # to predict, as `ImageFolder` reads them
     _check_type("image", image, torch.float32, ("B", 3, "H", "W"), "float32 3xHxW in [0, 1]", names)
     _refuse(~((image >= 0) & (image <= 1)), image, _RANGE, names)  # NaN is neither
     if "mask" not in batch:

@@ -8,7 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from lightning_genseg.data.images import find_images, read_image, read_mask, unique_names
+from lightning_genseg.data.images import (
+    find_images,
+    find_unsupported,
+    read_image,
+    read_mask,
+    unique_names,
+)
 from lightning_genseg.data.labels import (
     IGNORE,
     UNLISTED,
@@ -189,7 +195,8 @@ class ImageFolder(Dataset[dict[str, Any]]):
     """Images to predict, a folder of them or one file: `image`, `name`, `path` (str).
 
     `name` is the path relative to `root` without its suffix; where two files share it (a.jpg,
-    a.png) the suffix stays: `a_jpg`, `a_png`.
+    a.png) the suffix stays: `a_jpg`, `a_png`. `PredictionWriter` sets `as_bytes`, by which `image`
+    is uint8, and `skips_unreadable`: a sample then has an `error` in place of `image`.
 
     Args:
         root: folder, searched recursively, or an image file.
@@ -204,8 +211,11 @@ class ImageFolder(Dataset[dict[str, Any]]):
         root = Path(root)
         paths = [root] if root.is_file() else find_images(root)
         base = root.parent if root.is_file() else root
-        self.transform = compose(transform)
+        self.transform, self.root = compose(transform), base
         self.samples = list(zip(unique_names(paths, base), paths, strict=True))
+        self.as_bytes = self.skips_unreadable = False
+        self.unreadable: list[dict[str, str]] = []  # name, path and error, as loaders meet them
+        self.unsupported = [] if root.is_file() else find_unsupported(root)
 
     def skip(self, names: set[str]) -> None:
         """Leave out the images of these names, for instance those already predicted."""
@@ -218,8 +228,15 @@ class ImageFolder(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read and transform one image."""
         name, path = self.samples[index]
-        image = apply(self.transform, read_image(path), {}, index, name)["image"]
-        return {"image": image, "name": name, "path": str(path)}
+        sample = {"name": name, "path": str(path)}
+        try:
+            pixels = read_image(path)
+            result = apply(self.transform, pixels, {}, index, name, as_bytes=self.as_bytes)
+        except GenSegError as error:
+            if not self.skips_unreadable:
+                raise
+            return {**sample, "error": str(error)}
+        return {"image": result["image"], **sample}
 
 
 def check_sizes(image: Sequence[int], mask: Sequence[int], sample: Sample) -> None:

@@ -1,7 +1,7 @@
 """Image and mask files: finding, naming and reading them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.errors import GenSegError, MissingFileError, listed
 
 # Formats of grey images that change values; TIFF can hold JPEG too, as its `compression` says.
+# Suffixes of pictures, of which some need a plugin of PIL.
+_PICTURES = (
+    "heic heif hif avif jxl raw dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw x3f "
+    "3fr iiq erf mrw svg eps exr hdr xcf djvu fits"
+)
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 
 
@@ -23,22 +28,36 @@ def find_images(root: Path) -> list[Path]:
         MissingFileError: the folder does not exist.
         GenSegError: no image in it.
     """
+    paths = _find(root, readable_suffixes())
+    if not paths:
+        others = listed(path.name for path in find_unsupported(root))
+        found = f" (found: {others}, which cannot be read)" if others else ""
+        raise GenSegError(
+            f"no image in folder '{root}'{found}: put images (png, jpg, tif ...) there or give "
+            "another folder."
+        )
+    return paths
+
+
+def find_unsupported(root: Path) -> list[Path]:
+    """Pictures under a folder of types that PIL cannot read, such as HEIC and cameras' raw files.
+
+    Raises:
+        MissingFileError: the folder does not exist.
+    """
+    return _find(root, {f".{suffix}" for suffix in _PICTURES.split()} - readable_suffixes())
+
+
+def _find(root: Path, suffixes: Collection[str]) -> list[Path]:
     if not root.is_dir():
         raise MissingFileError(f"folder '{root}' does not exist: check the path.")
-    suffixes = readable_suffixes()
-    paths = sorted(
+    return sorted(
         path
         for path in root.rglob("*")
         if path.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
         and path.is_file()
     )
-    if not paths:
-        raise GenSegError(
-            f"no image in folder '{root}': put images (png, jpg, tif ...) there or give another "
-            "folder."
-        )
-    return paths
 
 
 @cache

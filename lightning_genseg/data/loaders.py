@@ -77,7 +77,10 @@ class ClassSampler(EpochSampler):
 
 
 class CheckedLoader(DataLoader[Batch]):
-    """DataLoader that checks its first batch; errors of workers arrive as they were raised."""
+    """DataLoader that checks its first batch; errors of workers arrive as they were raised.
+
+    Unreadable images of an `ImageFolder` that skips them go to its list.
+    """
 
     _checked = False
 
@@ -92,6 +95,11 @@ class CheckedLoader(DataLoader[Batch]):
                 return
             except GenSegError as error:
                 raise from_worker(error) from None
+            unreadable = batch.pop("unreadable", ())
+            if unreadable:
+                self.dataset.unreadable.extend(unreadable)  # type: ignore[attr-defined]
+            if not batch:
+                continue
             if not self._checked:
                 check_batch(batch, getattr(self.dataset, "num_classes", None))
                 self._checked = True
@@ -150,7 +158,14 @@ def from_worker(error: GenSegError) -> GenSegError:
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:
-    """Stack samples into a batch; a GenSegError names two files whose sizes differ."""
+    """Stack samples into a batch; a GenSegError names two files whose sizes differ.
+
+    Samples with an `error` in place of an image are the batch's `unreadable`.
+    """
+    unreadable = [sample for sample in samples if "error" in sample]
+    samples = [sample for sample in samples if "error" not in sample]
+    if not samples:
+        return {"unreadable": unreadable}
     first = samples[0]
     for sample in samples[1:]:
         size, other = (tuple(one["image"].shape[-2:]) for one in (first, sample))
@@ -161,4 +176,4 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
                 "or resize of fixed size, or (evaluation) set eval_batch_size=1."
             )
     batch: Batch = default_collate(samples)
-    return batch
+    return {**batch, "unreadable": unreadable} if unreadable else batch

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
@@ -31,6 +31,8 @@ from lightning_genseg.ops.views import (
     evaluation_mode,
     has_several_views,
     infer,
+    infer_rows,
+    merge_rows,
     plain_options,
     softmax,
 )
@@ -67,6 +69,7 @@ class SegmentationModule(TrainedModule):
     features: nn.Module
     own_anomaly_score: ClassVar[AnomalyName | None] = None
     takes_supports: ClassVar[bool] = False  # whether its data are few-shot episodes
+    takes_bytes: ClassVar[bool] = True  # predicts images of uint8 as well, which are a quarter
 
     def __init__(
         self,
@@ -270,8 +273,23 @@ class SegmentationModule(TrainedModule):
         """`mask` B x H x W int64, `name`, and `anomaly` B x H x W where there is an anomaly score.
 
         After `genseg calibrate` also `anomaly_mask` B x H x W bool: what lies above the threshold.
+        Decided piece by piece, so that memory follows the window of `inference` and not the
+        picture. Where `image` is uint8, so is `mask`.
         """
-        return {**self._prediction(self.predict_maps(batch["image"])), "name": batch["name"]}
+        image = batch["image"]
+        bar: Any = getattr(self.trainer, "progress_bar_callback", None)
+        pieces = infer_rows(
+            self.maps, image, self.inference, {"scores": softmax}, progress=bar is not None
+        )
+
+        def decided() -> Iterator[tuple[slice, dict[str, Tensor]]]:
+            for rows, maps in pieces:
+                found = self._prediction(maps)
+                if not image.is_floating_point():
+                    found["mask"] = found["mask"].to(torch.uint8)
+                yield rows, found
+
+        return {**merge_rows(decided(), image.shape[-2]), "name": batch["name"]}
 
     def on_test_epoch_start(self) -> None:
         """Count anew. What was counted stays after the test, for reports and notebooks to draw."""

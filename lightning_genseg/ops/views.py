@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypedDict, TypeVar, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError, did_you_mean
-from lightning_genseg.ops.resize import resize_maps
+from lightning_genseg.ops.resize import resize_maps, resize_rows
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 Scores = TypeVar("Scores", Tensor, dict[str, Tensor])
@@ -76,26 +78,106 @@ def infer(
         GenSegError: an option is wrong.
         ValueError: `forward` does not return maps of its input's size.
     """
+    size = (image.shape[-2], image.shape[-1])
+    return merge_rows(infer_rows(forward, image, options, activation, size[0]), size[0])
+
+
+def infer_rows(
+    forward: Callable[[Tensor], Scores],
+    image: Tensor,
+    options: InferenceOptions | None = None,
+    activation: Activation | Mapping[str, Activation | None] | None = softmax,
+    most: int = 64,
+    progress: bool = False,
+) -> Iterator[tuple[slice, Scores]]:
+    """`infer` from top to bottom, so that memory follows the window and not the picture.
+
+    Only rows are kept that a later window covers, and the network sees only one window. Views of
+    another size than the image are kept at their own size.
+
+    Args:
+        forward: as in `infer`.
+        image: B x 3 x H x W, in [0, 1], or bytes from 0 to 255.
+        options: as in `infer`.
+        activation: as in `infer`.
+        most: rows of a piece at most.
+        progress: whether to show a bar where there are many windows.
+
+    Yields:
+        rows, and the score maps of these rows.
+    """
     check_options(options)
     options = options or {}
-    scales: list[float] = list(options.get("scales") or [1.0])
-    flips = (False, True) if options.get("flip") else (False,)
-    views = len(scales) * len(flips)
     size = (image.shape[-2], image.shape[-1])
-    total: dict[str, Tensor] = {}
+    views = [
+        (input_size(size, options, scale), flip)
+        for scale in options.get("scales") or [1.0]
+        for flip in ((False, True) if options.get("flip") else (False,))
+    ]
     single = False
-    for scale in scales:
-        scaled = resize_maps(image, input_size(size, options, scale))
-        for flip in flips:
-            output = forward_windows(forward, scaled.flip(-1) if flip else scaled, options)
-            single = isinstance(output, Tensor)
-            for name, scores in _named(output).items():
-                function = _activation(activation, name, single)
-                scores = resize_maps(scores.flip(-1) if flip else scores, size)
-                if views > 1:
-                    scores = (function(scores) if function else scores) / views
-                total[name] = total[name] + scores if name in total else scores
-    return cast(Scores, total[""] if single else total)
+    window, stride = options.get("window"), options.get("stride")
+    count = sum(
+        len(list(window_positions(shape, window, stride))) if window and stride else 1
+        for shape, _ in views
+    )
+    bar = tqdm(
+        total=count, desc="windows", unit="window", leave=False, disable=not progress or count < 50
+    )
+
+    def counted(crop: Tensor) -> dict[str, Tensor]:
+        nonlocal single
+        output = forward(as_float(crop))
+        single = isinstance(output, Tensor)
+        bar.update(1)
+        return _named(output)
+
+    def of_view(shape: tuple[int, int], flip: bool) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        scaled = image if shape == size else resize_maps(as_float(image), shape)
+        pieces = _window_rows(counted, scaled.flip(-1) if flip else scaled, options, most)
+        if shape == size:
+            yield from pieces
+            return
+        maps = merge_rows(pieces, shape[0])
+        for rows in driving or _strips(0, size[0], most):
+            yield rows, {name: resize_rows(x, size, rows) for name, x in maps.items()}
+
+    # Windows of the image's own size decide on the rows of the pieces, the same for each view.
+    driving: list[slice] = []
+    if any(shape == size for shape, _ in views):
+        driving = list(_pieces(size, window, stride, most))
+    with bar:
+        for parts in zip(*(of_view(*view) for view in views), strict=True):
+            total: dict[str, Tensor] = {}
+            for (_, flip), (_, maps) in zip(views, parts, strict=True):
+                for name, scores in maps.items():
+                    function = _activation(activation, name, single)
+                    if flip:
+                        scores = scores.flip(-1)
+                    if len(views) > 1:
+                        scores = (function(scores) if function else scores) / len(views)
+                    total[name] = total[name] + scores if name in total else scores
+            yield parts[0][0], cast(Scores, total[""] if single else total)
+
+
+def merge_rows(pieces: Iterable[tuple[slice, Scores]], height: int) -> Scores:
+    """Maps of `height` rows from pieces of rows; the rows are the last dimension but one."""
+    whole: dict[str, Tensor] = {}
+    single = False
+    for rows, piece in pieces:
+        single = isinstance(piece, Tensor)
+        for name, part in _named(piece).items():
+            if part.shape[-2] == height:
+                whole[name] = part
+                continue
+            if name not in whole:
+                whole[name] = part.new_empty(*part.shape[:-2], height, part.shape[-1])
+            whole[name][..., rows, :] = part
+    return cast(Scores, whole[""] if single else whole)
+
+
+def as_float(image: Tensor) -> Tensor:
+    """An image in [0, 1], from bytes too."""
+    return image if image.is_floating_point() else image.float() / 255
 
 
 def input_size(
@@ -132,41 +214,6 @@ def plain_options(options: InferenceOptions | None) -> dict[str, Any]:
         for key, value in (options or {}).items()
         if value is not None and value is not False
     }
-
-
-def forward_windows(
-    forward: Callable[[Tensor], Scores], image: Tensor, options: InferenceOptions
-) -> Scores:
-    """Raw score maps of an image from a sliding window, averaged where windows overlap.
-
-    Args:
-        forward: as in `infer`.
-        image: B x 3 x H x W.
-        options: only ``window`` and ``stride`` are used; without them `forward` sees the whole.
-    """
-    height, width = image.shape[-2:]
-    window = options.get("window")
-    if window is None or (height <= window[0] and width <= window[1]):
-        whole = forward(image)
-        _check_size(_named(whole), height, width)
-        return whole
-    total: dict[str, Tensor] = {}
-    count = image.new_zeros(height, width)
-    single = False
-    for rows, columns in window_positions((height, width), window, options["stride"]):
-        crop = image[..., rows, columns]
-        output = forward(crop)
-        single = isinstance(output, Tensor)
-        _check_size(_named(output), *crop.shape[-2:])
-        for name, scores in _named(output).items():
-            if name not in total:
-                # Half precision would lose what many windows add.
-                dtype = scores.dtype if scores.dtype.itemsize > 2 else count.dtype
-                total[name] = scores.new_zeros(*scores.shape[:2], height, width, dtype=dtype)
-            total[name][..., rows, columns] += scores
-        count[rows, columns] += 1
-    maps = {name: scores / count.to(scores.dtype) for name, scores in total.items()}
-    return cast(Scores, maps[""] if single else maps)
 
 
 def window_positions(
@@ -246,6 +293,67 @@ def pad_to_multiple(image: Tensor, multiple: int, minimum: int = 0) -> Tensor:
     if (rows, columns) == (height, width):
         return image
     return F.pad(image, (0, columns - width, 0, rows - height))
+
+
+def _window_rows(
+    forward: Callable[[Tensor], dict[str, Tensor]],
+    image: Tensor,
+    options: InferenceOptions,
+    most: int,
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Raw score maps of a sliding window, averaged where windows overlap, from top to bottom.
+
+    Without ``window`` and ``stride`` `forward` sees the whole image.
+    """
+    height, width = image.shape[-2:]
+    window, stride = options.get("window"), options.get("stride")
+    if window is None or stride is None or (height <= window[0] and width <= window[1]):
+        whole = forward(image)
+        _check_size(whole, height, width)
+        for rows in _strips(0, height, most):
+            yield rows, {name: x[..., rows, :] for name, x in whole.items()}
+        return
+    high, wide = min(window[0], height), min(window[1], width)
+    total: dict[str, Tensor] = {}
+    count = torch.zeros(high, width, device=image.device)
+    tops = _starts(height, window[0], stride[0])
+    for top, following in zip(tops, [*tops[1:], height], strict=True):
+        for left in _starts(width, window[1], stride[1]):
+            columns = slice(left, left + wide)
+            output = forward(image[..., top : top + high, columns])
+            _check_size(output, high, wide)
+            for name, scores in output.items():
+                if name not in total:
+                    # Half precision would lose what many windows add.
+                    dtype = scores.dtype if scores.dtype.itemsize > 2 else count.dtype
+                    total[name] = scores.new_zeros(*scores.shape[:2], high, width, dtype=dtype)
+                total[name][..., columns] += scores
+            count[:, columns] += 1
+        done = following - top  # rows that no later window covers
+        for rows in _strips(0, done, most):
+            maps = {name: x[..., rows, :] / count[rows].to(x.dtype) for name, x in total.items()}
+            yield slice(top + rows.start, top + rows.stop), maps
+        for sums in (*total.values(), count):
+            for rows in _strips(0, high - done, done):  # without a copy of all
+                sums[..., rows, :] = sums[..., rows.start + done : rows.stop + done, :]
+            sums[..., high - done :, :] = 0
+
+
+def _pieces(
+    size: tuple[int, int], window: tuple[int, int] | None, stride: tuple[int, int] | None, most: int
+) -> Iterator[slice]:
+    """Rows of the pieces that `_window_rows` yields."""
+    if window is None or stride is None or (size[0] <= window[0] and size[1] <= window[1]):
+        yield from _strips(0, size[0], most)
+        return
+    tops = _starts(size[0], window[0], stride[0])
+    for top, following in zip(tops, [*tops[1:], size[0]], strict=True):
+        yield from _strips(top, following, most)
+
+
+def _strips(start: int, stop: int, most: int) -> Iterator[slice]:
+    for first in range(start, stop, most):
+        yield slice(first, min(first + most, stop))
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

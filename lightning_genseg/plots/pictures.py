@@ -1,7 +1,7 @@
 """Pictures of images, masks and maps."""
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,9 +79,12 @@ def overlay(
         GenSegError: the sizes differ, or a label has no colour.
     """
     _check_sizes(image, mask)
-    weight = np.where(mask == ignore_index, 0.0, alpha).astype(np.float32)[..., None]
-    colors = colorize(mask, palette, ignore_index)
-    return np.rint(image * (1 - weight) + colors * weight).astype(np.uint8)
+    picture = np.empty_like(image)
+    for rows in _strips(len(image)):
+        weight = np.where(mask[rows] == ignore_index, 0.0, alpha).astype(np.float32)[..., None]
+        colors = colorize(mask[rows], palette, ignore_index)
+        picture[rows] = np.rint(image[rows] * (1 - weight) + colors * weight)
+    return picture
 
 
 def void_color(palette: Palette) -> Color:
@@ -149,6 +152,12 @@ def outline(
     return result
 
 
+def _strips(height: int, rows: int = 256) -> Iterator[slice]:
+    """Rows of a picture, some at a time: intermediate results of a large one fill the memory."""
+    for first in range(0, height, rows):
+        yield slice(first, min(first + rows, height))
+
+
 def _check_sizes(image: Picture, mask: NDArray[Any]) -> None:
     if image.shape[:2] != mask.shape:
         raise GenSegError(
@@ -159,10 +168,11 @@ def _check_sizes(image: Picture, mask: NDArray[Any]) -> None:
 
 def score_range(*scores: NDArray[np.floating[Any]]) -> tuple[float, float]:
     """First and 99th percentile of the finite scores, which a few outliers cannot stretch."""
-    values = np.concatenate([score[np.isfinite(score)] for score in scores])
+    finite = [score[np.isfinite(score)] for score in scores]
+    values = finite[0] if len(finite) == 1 else np.concatenate(finite)
     if not values.size:
         return 0.0, 1.0
-    low, high = np.percentile(values, [1, 99])
+    low, high = np.percentile(values, [1, 99], overwrite_input=True)
     return float(low), float(high)
 
 
@@ -179,15 +189,18 @@ def heat_map(
     Returns:
         H x W x 3.
     """
-    score = score.astype(np.float32)
-    default = score_range(score)
-    low = default[0] if low is None else low
-    high = default[1] if high is None else high
-    finite = np.isfinite(score)
+    if low is None or high is None:
+        default = score_range(score.astype(np.float32))
+        low = default[0] if low is None else low
+        high = default[1] if high is None else high
     span = high - low if high > low else 1.0
-    unit = np.clip((np.where(finite, score, low) - low) / span, 0, 1)
-    colors: Picture = matplotlib.colormaps["inferno"](unit, bytes=True)[..., :3].copy()
-    colors[~finite] = 128
+    colors: Picture = np.empty((*score.shape, 3), np.uint8)
+    for rows in _strips(len(score)):
+        part = score[rows].astype(np.float32)
+        finite = np.isfinite(part)
+        unit = np.clip((np.where(finite, part, low) - low) / span, 0, 1)
+        colors[rows] = matplotlib.colormaps["inferno"](unit, bytes=True)[..., :3]
+        colors[rows][~finite] = 128
     return colors
 
 

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -250,3 +251,28 @@ def test_read_manifest_names_a_broken_line(tmp_path):
     path.write_text('{"name": "a"}\n{"name": \n{"name": "c"}\n{"na')
     with pytest.raises(ValueError, match=r"line 2 of .*predictions\.jsonl is not JSON"):
         read_manifest(path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_memory_follows_the_window_and_not_the_picture(predict, tmp_path, out):
+    def used(key):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+    (tmp_path / "large").mkdir()
+    ramp = np.linspace(0, 255, 8000).astype(np.uint8)
+    picture = np.stack([np.tile(ramp, (6000, 1)), np.tile(ramp[:6000, None], (1, 8000))], 2)
+    picture = np.concatenate([picture, picture[..., :1]], 2)
+    Image.fromarray(picture).save(tmp_path / "large" / "photo.png", compress_level=1)
+    del picture
+    module = PixelSegmenter(20, inference={"window": (512, 512), "stride": (384, 384)})
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = used("VmRSS")
+    (line,) = predict(module, root=tmp_path / "large")
+    assert used("VmHWM") - before < 1.5e9
+    part = pixels(tmp_path / "large" / "photo.png")[:600, :700]
+    plain = PixelSegmenter(20)
+    plain.load_state_dict(module.state_dict())
+    expected = plain.predict_image(part)["mask"]
+    np.testing.assert_array_equal(pixels(out / line["mask"])[:600, :700], expected)

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from lightning_genseg.callbacks import read_manifest
 from tests.cli.conftest import CONFIG
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -98,3 +99,80 @@ def test_masks_compressed_with_loss_are_refused(own, fails, tmp_path, suffix):
             assert len(report["problems"]) >= 6
         assert "is compressed with loss" in message
         assert "num_classes" not in message
+
+
+# --- prediction ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Two good pictures, three that cannot be read, and two of types that PIL does not know."""
+    folder = tmp_path / "album"
+    (folder / "raw").mkdir(parents=True)
+    for name in ("a.png", "z.jpg"):
+        Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(folder / name)
+    whole = (folder / "a.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.tif").write_text("no picture")
+    (folder / "phone.heic").write_bytes(b"ftypheic")
+    (folder / "raw" / "camera.CR2").write_bytes(b"II*")
+    return folder
+
+
+def manifest(folder):
+    return {line["name"]: line for line in read_manifest(folder / "predictions.jsonl")}
+
+
+@pytest.mark.parametrize("more", ["", "--data.eval_batch_size 3", "--data.num_workers 1"])
+def test_predict_goes_on_past_unreadable_pictures(
+    genseg, config, checkpoint, album, tmp_path, capsys, more
+):
+    words = f"predict --config {config} --ckpt_path {checkpoint} --data.predict_root {album} {more}"
+    with pytest.raises(SystemExit) as exit:
+        genseg(f"{words} --predictions.output_dir out")
+    assert exit.value.code == 1
+    told = capsys.readouterr().err
+    lines = manifest(tmp_path / "out")
+    bad = {"cut", "empty", "text", "phone.heic", "raw/camera.CR2"}
+    assert {name for name, line in lines.items() if "error" in line} == bad
+    assert {name for name, line in lines.items() if line["mask"]} == {"a", "z"}
+    for name in bad:
+        assert lines[name]["image"] in lines[name]["error"]
+        assert lines[name]["error"] in told
+    assert "5 images were not predicted" in told
+    # Mended, a resumed run predicts it and leaves the good ones alone.
+    Image.new("RGB", (30, 20)).save(album / "cut.png")
+    with pytest.raises(SystemExit) as exit:
+        genseg(f"{words} --predictions.output_dir out --predictions.resume true")
+    assert exit.value.code == 1
+    again = manifest(tmp_path / "out")
+    assert {name for name, line in again.items() if "error" in line} == bad - {"cut"}
+    assert again["a"] == lines["a"]
+
+
+def test_predict_stops_at_an_unreadable_picture_if_asked_to(fails, config, checkpoint, album):
+    words = f"predict --config {config} --ckpt_path {checkpoint} --data.predict_root {album}"
+    message = fails(f"{words} --predictions.on_error stop")
+    assert "cut.png" in message
+    assert "cannot be read" in message
+
+
+def test_a_folder_of_unsupported_pictures_only(fails, config, checkpoint, album):
+    for path in album.glob("*.*"):
+        if path.suffix != ".heic":
+            path.unlink()
+    words = f"predict --config {config} --ckpt_path {checkpoint} --data.predict_root {album}"
+    assert "(found: phone.heic, camera.CR2, which cannot be read)" in fails(words)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (8, 8), (32, 32), (33, 1), (1, 70)])
+def test_tiny_pictures_are_predicted(genseg, config, checkpoint, tmp_path, size):
+    (tmp_path / "album").mkdir()
+    Image.new("RGB", size).save(tmp_path / "album" / "tiny.png")
+    genseg(
+        f"predict --config {config} --ckpt_path {checkpoint} --data.predict_root album "
+        "--predictions.output_dir out"
+    )
+    with Image.open(tmp_path / "out" / "masks" / "tiny.png") as mask:
+        assert mask.size == size

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 from lightning_genseg.ops.views import (
     check_options,
     infer,
+    infer_rows,
     input_size,
+    merge_rows,
     pad_to_multiple,
     softmax,
     window_positions,
@@ -68,6 +70,39 @@ def test_an_image_smaller_than_the_window_is_run_whole(image):
     seen.clear()
     infer(forward, image, {"window": (64, 32), "stride": (32, 32)})
     assert seen == [(37, 32), (37, 32)]
+
+
+@pytest.mark.parametrize(
+    ("options", "exact"),
+    [
+        ({}, True),
+        ({"flip": True}, False),
+        ({"window": (16, 16), "stride": (16, 16)}, True),
+        ({"window": (20, 31), "stride": (7, 10), "flip": True}, False),
+        ({"window": (64, 20), "stride": (64, 11)}, True),
+        ({"window": (20, 31), "stride": (7, 10)}, True),
+        ({"short_side": 20}, False),
+        ({"short_side": 50, "window": (16, 16), "stride": (9, 16)}, False),
+        ({"scales": [0.5, 1.0, 1.5], "window": (20, 20), "stride": (9, 11), "flip": True}, False),
+    ],
+)
+@pytest.mark.parametrize("most", [1, 5, 64])
+def test_pieces_of_rows_are_the_whole(image, options, exact, most):
+    whole = infer(blurred, image, options)
+    pieces = list(infer_rows(blurred, image, options, most=most))
+    assert max(part.shape[-2] for _, part in pieces) <= most
+    assert [row for rows, _ in pieces for row in range(rows.start, rows.stop)] == list(range(37))
+    merged = merge_rows(pieces, 37)
+    if exact:
+        assert torch.equal(merged, whole)
+    torch.testing.assert_close(merged, whole)
+
+
+def test_bytes_are_images_too(image):
+    picture = (image * 255).byte()
+    options = {"window": (20, 31), "stride": (7, 10), "flip": True}
+    expected = infer(blurred, picture.float() / 255, options)
+    assert torch.equal(infer(blurred, picture, options), expected)
 
 
 def test_windows_cover_everything_and_stay_inside():

@@ -139,4 +139,5 @@ class SupportedImages(ImageFolder):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read one image."""
-        return {**super().__getitem__(index), **self.supports}
+        sample = super().__getitem__(index)
+        return sample if "error" in sample else {**sample, **self.supports}

@@ -114,6 +114,7 @@ def apply(
     seed: int,
     name: str = "",
     points: NDArray[np.floating[Any]] | None = None,
+    as_bytes: bool = False,
 ) -> dict[str, Tensor]:
     """Transform one sample; the result depends on the arguments only, not on what was drawn before.
 
@@ -126,6 +127,7 @@ def apply(
         name: of the sample, for error messages.
         points: P x 2 or more, x and y in pixels (0 = middle of the first) and what goes with them;
             P may be 0.
+        as_bytes: leave an image of uint8 as it is.
 
     Returns:
         `image` 3xHxW float32 in [0, 1], each of the masks HxW int64 (255 where the transforms have
@@ -160,7 +162,9 @@ def apply(
         )
     # In numpy: torch would wake its threads for a millisecond's work, and they spin on the cores of
     # the training.
-    if array.dtype == np.uint8:
+    if array.dtype == np.uint8 and as_bytes:
+        chw = np.ascontiguousarray(array.transpose(2, 0, 1))
+    elif array.dtype == np.uint8:
         chw = np.empty((array.shape[2], *array.shape[:2]), np.float32)
         for plane, target in zip(cv2.split(array), chw, strict=True):  # twice as fast as at once
             np.divide(plane, np.float32(255), out=target)
