@@ -1,7 +1,7 @@
 """Cut the authors' numbers down to the files beside this one: `python tests/golden/make.py FOLDER`.
 
 FOLDER has the whole files, whose README says by which code of theirs they were made. Inputs are
-random, so that nobody's images are in them. Every file here stays below about 150 KB.
+random, so that nobody's images are in them. Every file here stays below about 180 KB.
 """
 
 import sys

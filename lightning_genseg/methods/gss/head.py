@@ -12,9 +12,14 @@ from lightning_genseg.networks.fcn import conv_bn_relu
 class TokenHead(nn.Module):
     """Which of V tokens each cell holds.
 
-    GSS' code: a 1x1 convolution, dropout of whole channels, a 1x1 convolution to V. The logits of
-    8 192 tokens at a quarter of 512 x 512 are 512 MB an image. Where there are many they are made
-    in parts, and in the backward pass once more; cells that do not count never get any.
+    GSS' code: a 1x1 convolution, dropout of whole channels, a 1x1 convolution to V, whose weights
+    begin as N(0, 0.01). That is meant for 2 048 channels: at fewer all logits would begin nearly
+    alike, and rare classes were not found in a short training. Here it grows with their number F as
+    (2048 / F)^0.5.
+
+    The logits of 8 192 tokens at a quarter of 512 x 512 are 512 MB an image. Where there are many
+    they are made in parts, and in the backward pass once more; cells that do not count never get
+    any.
 
     Args:
         codebook_size: V.
@@ -27,7 +32,10 @@ class TokenHead(nn.Module):
         self.expand = conv_bn_relu(options.fused_channels, width, 1)
         self.dropout = nn.Dropout2d(options.dropout)
         self.classifier = nn.Conv2d(width, codebook_size, 1)
-        nn.init.normal_(self.classifier.weight, std=0.01)
+        deviation = options.initial_deviation
+        if deviation is None:
+            deviation = 0.01 * (2048 / width) ** 0.5
+        nn.init.normal_(self.classifier.weight, std=deviation)
         assert self.classifier.bias is not None
         nn.init.zeros_(self.classifier.bias)
         self.cells_at_once = max(1, options.logits_at_once // codebook_size)

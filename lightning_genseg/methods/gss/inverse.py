@@ -28,10 +28,13 @@ class GSSInverse(SegmentationModule):
     training, whose pictures are noisier. Give its checkpoint, train, and put the inverse on the
     last one by `inverse_weights`; colours and tokenizer must be the same.
 
-    The published code leaves the prior in training mode, so that its batch norms go on learning;
-    here it is in evaluation mode, but for the dropout before its token classifier, the code's only
-    noise. The prior's `avg_non_ignore` holds for the inverse's cross-entropy as well. A checkpoint
-    of this module holds the prior: its file is no longer needed.
+    - As the authors' code: `inverse: swin`, cross-entropy over labelled pixels (the prior's
+      `avg_non_ignore` holds here as well), and dropout before the token classifier as noise.
+    - As the paper: `inverse: conv`, of which the code has only ancestors, with a width as theirs.
+    - Ours: the prior is in evaluation mode but for that dropout; in the code its batch norms go on
+      learning.
+
+    A checkpoint of this module holds the prior: its file is no longer needed.
 
     Args:
         num_classes: K.

@@ -26,6 +26,7 @@ from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.ops.resize import resize_labels, resize_maps
+from lightning_genseg.ops.views import has_several_views, infer
 
 _LEAST_VOTE = 1e-6  # log 0 is no score
 
@@ -40,14 +41,20 @@ class GSS(PixelModule):
     Per cell of s x s pixels, a classifier over V tokens: no sampling, one pass. The encoder must
     have four stages. The mask is enlarged by f/s, so that a cell of the tokenizer (f x f pixels) is
     a cell of the network. A cell counts as soon as one of its pixels is labelled; its others are
-    drawn as the auxiliary head predicts them. As in the published code, and not as in Eq. 7, cells
-    without any label are not learned.
+    drawn as the auxiliary head predicts them. Each pixel of the picture votes for one class; scores
+    are the logarithm of the share of votes, so that their softmax is that share.
 
-    Classes are read by the nearest colour, as in the code; the paper prints a least-squares inverse
-    (`lstsq`), which finds only colours at the corners of the cube: 14 of 150 on ADE20K. Each pixel
-    of the picture votes for one class; scores are the logarithm of the share of votes, so that
-    their softmax is that share. Where windows overlap or `inference` resizes, the code averages
-    shares and this their logarithms: the same class wins, and more surely.
+    - As the authors' code: the defaults, with DALL-E's dVAE as `tokenizer` and the data set's own
+      `colors`; below 2 048 `head_channels` also `decoder.initial_deviation` 0.01. Cells without any
+      label are not learned, means are over labelled cells and pixels, classes are read by the
+      nearest colour, and windows are merged as shares of votes.
+    - As the paper: `inverse: lstsq`, which finds only colours at the corners of the cube: 14 of 150
+      on ADE20K. Eq. 7, by which the auxiliary head's predictions also supervise cells without
+      label, and its condition on tokens are in no code, nor here.
+    - Ours: tokenizers `majority` and `vq`; colours `lattice` and `repulsion`; `decoding: soft`; an
+      initial deviation that goes by the width. The dVAE runs in float32 on a GPU. Images that are
+      no multiple of s are predicted on whole cells and cropped, not stretched. Swin blocks do not
+      shift where one window covers the map, and their MLPs start by Xavier's rule.
 
     Args:
         num_classes: K.
@@ -59,8 +66,8 @@ class GSS(PixelModule):
             a DALL-E dVAE; or, in a checkpoint of this module, kind and sizes.
         token_loss_weight: of the cross-entropy of tokens.
         auxiliary_loss_weight: of the cross-entropy of the auxiliary head.
-        avg_non_ignore: mean over what is labelled; the code takes it over everything, and images
-            with few labels have a small loss.
+        avg_non_ignore: mean over labelled cells and pixels (code); false: over everything, as by
+            mmsegmentation's default, so that images with few labels have a small loss.
         decoding: the likeliest token of each cell (`hard`), or the mixture of all by their
             probability (`soft`; ours).
         inverse: `nearest` or `lstsq`.
@@ -89,7 +96,7 @@ class GSS(PixelModule):
         tokenizer: str | Path | dict[str, Any] = "majority-4",
         token_loss_weight: float = 0.8,
         auxiliary_loss_weight: float = 0.2,
-        avg_non_ignore: bool = False,
+        avg_non_ignore: bool = True,
         decoding: Decoding = "hard",
         inverse: Literal["nearest", "lstsq"] = "nearest",
         network_options: dict[str, Any] | None = None,
@@ -180,6 +187,33 @@ class GSS(PixelModule):
         """
         votes = resize_maps(class_votes(self.inverse(picture)), size)
         return votes.clamp_min(_LEAST_VOTE).log()
+
+    def predict_maps(self, image: Tensor) -> dict[str, Tensor]:
+        """As in the base, but windows and views are averaged as shares of votes.
+
+        The mean of their logarithms could be won by a class that no window has chosen.
+        """
+        return self._scores(self._shares(image))
+
+    def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """As in the base, of shares of votes."""
+        maps, size = self._shares(batch["image"]), batch["mask"].shape[-2:]
+        return self._scores({name: resize_maps(x, size) for name, x in maps.items()})
+
+    def _shares(self, image: Tensor) -> dict[str, Tensor]:
+        """`maps` by windows and views, with shares of votes for scores."""
+
+        def forward(part: Tensor) -> dict[str, Tensor]:
+            maps = self.maps(part)
+            return {**maps, "scores": maps["scores"].exp()}
+
+        return infer(forward, image, self.inference, {})
+
+    def _scores(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Logarithms of shares again; those of several views stay, as in other methods."""
+        if has_several_views(self.inference):
+            return maps
+        return {**maps, "scores": maps["scores"].log()}
 
     def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
         """Bring maps that cover all cells to the size of `image`, bilinearly and in float32."""

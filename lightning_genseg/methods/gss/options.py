@@ -25,6 +25,8 @@ class TokenDecoderOptions:
             own (`separate`: Cityscapes, ADE20K), from the fused map (`shared`: MSeg), or `none`
             (Table 3): unlabelled pixels are then drawn in their own colour, and cells without any
             label are learned as well.
+        initial_deviation: of the weights of the classifier of tokens; None: 0.01 (the code's) at
+            2 048 channels, and more at fewer, so that logits begin equally far apart.
         dropout: of whole channels before the classifier.
         logits_at_once: most logits of tokens that exist at a time; fewer need less memory.
     """
@@ -35,6 +37,7 @@ class TokenDecoderOptions:
     fused_channels: int = 512
     head_channels: int = 2048
     auxiliary: Auxiliary = "separate"
+    initial_deviation: float | None = None
     dropout: float = 0.1
     logits_at_once: int = 2**26
 
@@ -47,6 +50,7 @@ class TokenDecoderOptions:
             level_channels="[1, inf)",
             fused_channels="[1, inf)",
             head_channels="[1, inf)",
+            initial_deviation="[0, inf)",
             dropout="[0, 1)",
             logits_at_once="[1, inf)",
         )

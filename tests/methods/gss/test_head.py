@@ -66,3 +66,13 @@ def test_likeliest_tokens(at_once):
     features = cells()[0]
     head = make(at_once).eval()
     assert torch.equal(head.predict(features), head(features).argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("width", "given", "expected"), [(2048, None, 0.01), (128, None, 0.04), (128, 0.01, 0.01)]
+)
+def test_initial_deviation_goes_by_the_width(width, given, expected):
+    options = {"fused_channels": 8, "head_channels": width, "initial_deviation": given}
+    classifier = TokenHead(500, TokenDecoderOptions(**options)).classifier
+    assert classifier.weight.std().item() == pytest.approx(expected, rel=0.03)
+    assert not classifier.bias.any()

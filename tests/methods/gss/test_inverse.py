@@ -116,9 +116,9 @@ def test_loss_by_hand(prior):
     terms = torch.nn.functional.cross_entropy(
         scores, batch["mask"], ignore_index=255, reduction="none"
     )
-    torch.testing.assert_close(model.compute_loss(batch)["loss"], terms.mean())
-    model.prior.avg_non_ignore = True
     torch.testing.assert_close(model.compute_loss(batch)["loss"], terms[labelled].mean())
+    model.prior.avg_non_ignore = False
+    torch.testing.assert_close(model.compute_loss(batch)["loss"], terms.mean())
 
 
 @pytest.mark.parametrize("inverse", ["conv", "swin"])

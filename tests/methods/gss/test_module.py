@@ -77,7 +77,7 @@ def majority(cell):
 @pytest.mark.parametrize("auxiliary", ["separate", "none"])
 def test_tokens_by_hand(tokenizer, auxiliary):
     """Loss of the tokens, from masks that are drawn and divided into cells by hand."""
-    model = make({"auxiliary": auxiliary}, tokenizer=tokenizer, avg_non_ignore=True).eval()
+    model = make({"auxiliary": auxiliary}, tokenizer=tokenizer).eval()
     f = model.tokenizer.downsample
     batch = {"image": torch.rand(2, 3, 12, 16), "mask": random_mask()}
     features, scores = model.extract(batch["image"])
@@ -112,15 +112,14 @@ def test_one_labelled_pixel_makes_its_cell_count():
     token = majority(seen[0, 4:8, 8:12])
     expected = -model.head(features).log_softmax(1)[0, token, 1, 2]
     batch = {"image": image, "mask": mask}
-    losses = model.compute_loss(batch)
-    # The code's mean is over all cells and all pixels, labelled or not.
-    torch.testing.assert_close(losses["loss_token"], expected / 12)
     pixel = F.interpolate(scores, (12, 16), mode="bilinear").log_softmax(1)[0, 1, 6, 9]
-    torch.testing.assert_close(losses["loss_auxiliary"], -pixel / (12 * 16))
-    total = 0.8 * losses["loss_token"] + 0.2 * losses["loss_auxiliary"]
-    torch.testing.assert_close(losses["loss"], total)
-    model.avg_non_ignore = True
-    torch.testing.assert_close(model.compute_loss(batch)["loss_token"], expected)
+    # Without `avg_non_ignore` the mean is over all cells and all pixels, labelled or not.
+    for model.avg_non_ignore, cells, pixels in ((True, 1, 1), (False, 12, 12 * 16)):
+        losses = model.compute_loss(batch)
+        torch.testing.assert_close(losses["loss_token"], expected / cells)
+        torch.testing.assert_close(losses["loss_auxiliary"], -pixel / pixels)
+        total = 0.8 * losses["loss_token"] + 0.2 * losses["loss_auxiliary"]
+        torch.testing.assert_close(losses["loss"], total)
 
 
 def test_without_a_label_there_is_nothing_to_learn():
@@ -176,6 +175,46 @@ def test_scores_are_shares_of_votes():
     share = F.avg_pool2d(F.one_hot(mask, NUM_CLASSES).movedim(-1, 1).float(), 2)
     scores = model.class_scores(model.maskige(mask), (12, 16))
     torch.testing.assert_close(scores.softmax(1), share, rtol=0, atol=1e-5)
+
+
+SIDES = torch.tensor([[0.75, 0, 0.25], [0, 0.75, 0.25]])  # of classes a, b and c
+
+
+@pytest.mark.parametrize(
+    "inference",
+    [{"window": (8, 8), "stride": (4, 4)}, {"scales": [0.5, 1.0]}, {"flip": True}],
+    ids=str,
+)
+def test_shares_of_windows_and_views_are_averaged(inference):
+    """3/4 a + 1/4 c and 3/4 b + 1/4 c give 3/8, 3/8 and 1/4; as logarithms they would give c."""
+    model = GSS(**{**SMALL, "num_classes": 3}, inference=inference)
+    sides = iter(SIDES)
+
+    def maps(image):
+        shares = next(sides)[:, None, None].expand(3, *image.shape[-2:])[None]
+        return {"scores": shares.clamp_min(1e-6).log()}
+
+    model.maps = maps
+    image, mask = torch.zeros(1, 3, 8, 12), torch.zeros(1, 8, 12, dtype=torch.int64)
+    if "window" not in inference:
+        image, mask = image[..., :8], mask[..., :8]
+    scores = model.maps_at_labels({"image": image, "mask": mask})["scores"]
+    both = scores[0, :, 4, 6]  # of several views they are probabilities
+    shares = both.exp() if "window" in inference else both
+    torch.testing.assert_close(shares, torch.tensor([0.375, 0.375, 0.25]), rtol=0, atol=1e-5)
+    assert not (scores.argmax(1) == 2).any()
+
+
+@pytest.mark.parametrize("inference", [None, {"scales": [0.5]}], ids=str)
+def test_shares_are_enlarged(inference):
+    """Not their logarithms, by which c would win between a and b."""
+    model = GSS(**{**SMALL, "num_classes": 3}, inference=inference)
+    model.maps = lambda image: {"scores": SIDES.T[None, :, None].clamp_min(1e-6).log()}
+    image = torch.zeros(1, 3, 1, 2) if inference is None else torch.zeros(1, 3, 2, 4)
+    batch = {"image": image, "mask": torch.zeros(1, 4, 8, dtype=torch.int64)}
+    scores = model.maps_at_labels(batch)["scores"]
+    assert not (scores.argmax(1) == 2).any()
+    torch.testing.assert_close(scores.exp().sum(1), torch.ones(1, 4, 8), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,15 @@ from lightning_genseg.networks.weights import entries_below
 class DalleDVAE(Tokenizer):
     """The discrete VAE of DALL-E, which GSS uses frozen: 97.6 million weights, 8192 tokens, f = 8.
 
-    Zero-Shot Text-to-Image Generation, Ramesh et al., ICML 2021; layers and names of parameters as
-    in the published code, so that its weights fit: `encoder.blocks...` and `decoder.blocks...`.
-    `genseg convert-dalle` makes a file of plain tensors of its pickles. The published convolutions
-    run in half precision on a GPU, so that near-ties can become other tokens there.
+    Zero-Shot Text-to-Image Generation, Ramesh et al., ICML 2021. `genseg convert-dalle` makes a
+    file of plain tensors of its pickles.
+
+    - As the authors' code: layers, names of parameters (`encoder.blocks...`, `decoder.blocks...`),
+      values from 0.1 to 0.9, the likeliest token; of the decoder's six channels the three means.
+    - As the paper: Gumbel noise passes gradients to learned colours (`straight_through`), at a
+      temperature that it does not give.
+    - Ours: float32 everywhere. The published convolutions run in half precision on a GPU, where
+      near-ties can become other tokens; the decoder's first layer is looked up, not multiplied.
 
     Args:
         vocabulary: V.

@@ -14,6 +14,11 @@ from lightning_genseg.errors import GenSegError
 class Tokenizer(nn.Module, ABC):
     """Base of the tokenizers: a subclass writes `_encode`, `_decode`, `decode_soft` and `config`.
 
+    - As the authors' code: `DalleDVAE`, frozen, with the likeliest token of each cell.
+    - As the paper: the same. VQGAN and UViM, with which its Table 2 compares, are not here.
+    - Ours: `MaskigeVQ` and `CellMajority`, which need no download; mixtures of tokens
+      (`decode_soft`); pictures whose sides are no multiples of a cell, which are continued.
+
     Pictures are in [0, 1]; what a network makes of that range is its own affair. Computed in
     float32 under autocast too, since near-ties would otherwise become other tokens; on GPUs with
     TF32 they still may, unless PyTorch is told not to use it (`torch.backends.cudnn.allow_tf32`).

@@ -15,11 +15,14 @@ from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
 class MaskigeVQ(Tokenizer):
     """A small network with finite scalar quantisation, which `MaskigeTokenizer` trains.
 
-    Finite Scalar Quantization, Mentzer et al., ICLR 2024, Sec. 3: each of d numbers is squashed and
-    rounded to one of its levels, and the token is their combination; no codebook is learned, so
-    none of it can die. The network is ours. A cell's pixels become channels at once; residual
-    blocks look at the neighbouring cells only, so that tokens stay local and can be predicted from
-    an image. The way back is the mirror image with a 3x3 convolution at the end.
+    - As the authors' code, as the paper of GSS: nothing; neither has it.
+    - As the paper of its quantiser, Finite Scalar Quantization, Mentzer et al., ICLR 2024, Sec. 3:
+      each of d numbers is squashed and rounded to one of its levels, and the token is their
+      combination. No codebook is learned, so none of it can die.
+    - Ours: the network, and a squashing that reaches the ends of any number of levels. A cell's
+      pixels become channels at once; residual blocks look at the neighbouring cells only, so that
+      tokens stay local and can be predicted from an image. The way back is the mirror image with a
+      3x3 convolution at the end.
 
     Args:
         sizes: of the network.
