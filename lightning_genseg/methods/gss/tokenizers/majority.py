@@ -13,7 +13,8 @@ from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
 class CellMajority(Tokenizer):
     """The commonest class of a cell as its token: what any learned tokenizer must beat.
 
-    Ours, in neither paper nor code. Nothing is learned, and GSS becomes coarse classification. On a tie the lower class wins.
+    Ours, in neither paper nor code. Nothing is learned, and GSS becomes coarse classification. On a
+    tie the lower class wins.
 
     Args:
         colors: K x 3 in [0, 1].
