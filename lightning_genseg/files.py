@@ -1,6 +1,7 @@
 """Where a run writes; files that appear complete or not at all; files of tensors, read safely."""
 
 import io
+import json
 import os
 import re
 import zipfile
@@ -42,6 +43,29 @@ def make_folder(path: Path, argument: str) -> None:
     except OSError as error:
         raise GenSegError(
             f"{argument} '{path}' cannot be made ({error.strerror}): choose another folder."
+        ) from error
+
+
+def read_text(path: Path | str, what: str) -> str:
+    """Text of a file that a user wrote, in UTF-8; a GenSegError if it is in another encoding."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GenSegError(
+            f"{what} '{path}' is not in UTF-8 (byte {error.start}): save it in that encoding."
+        ) from error
+
+
+def read_json(path: Path | str, what: str, **options: Any) -> Any:
+    """Content of a JSON file that a user wrote; a GenSegError if it is none."""
+    try:
+        return json.loads(read_text(path, what), **options)
+    except GenSegError:
+        raise
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
+        raise GenSegError(
+            f"{what} '{path}' is no JSON that can be read ({first_line(error)}): correct or "
+            "restore it."
         ) from error
 
 

@@ -24,7 +24,7 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(complete, start=1):
         try:
             lines.append(json.loads(line))
-        except ValueError as error:  # JSON or encoding
+        except (ValueError, RecursionError) as error:  # JSON or encoding
             raise GenSegError(
                 f"line {number} of {path} is not JSON: remove the line, and its image is predicted "
                 "again."

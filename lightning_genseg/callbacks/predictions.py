@@ -88,7 +88,8 @@ class PredictionWriter(Callback):
             raise GenSegError(
                 "resume needs output_dir: name the folder with the earlier predictions."
             )
-        self.output_dir, self.resume, self.overwrite = output_dir, resume, overwrite
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.resume, self.overwrite = resume, overwrite
         self.overlays, self.anomaly_scores, self.alpha = overlays, anomaly_scores, alpha
         self.on_error = on_error
         self.unreadable: list[dict[str, Any]] = []  # lines of images without a prediction

@@ -77,8 +77,11 @@ class GenSegTrainer(Trainer):
             )
         assert datamodule is not None
         assert ckpt_path is not None
+        ckpt_path = Path(ckpt_path)
         stem = ckpt_path.stem.removesuffix("-calibrated")
-        target = output or ckpt_path.with_name(f"{stem}-calibrated{ckpt_path.suffix}")
+        target = (
+            Path(output) if output else ckpt_path.with_name(f"{stem}-calibrated{ckpt_path.suffix}")
+        )
         if target.is_dir():
             raise GenSegError(f"output '{target}' is a folder: give the path of a new .ckpt file.")
         checkpoint = read_run(ckpt_path)

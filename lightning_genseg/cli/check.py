@@ -65,6 +65,7 @@ def check_data(
         GenSegError: `num_pictures` is negative, or the folder cannot be written.
     """
     check_arguments(check_data, locals(), num_pictures="[0, inf)")
+    output_dir = Path(output_dir)
     make_folder(output_dir, "output_dir")
     data = data.source
     data.prepare_data()

@@ -19,6 +19,7 @@ _BASES = {
     "data": data.SegmentationDataModule,
     "sparse": data.SparseLabels,
 }
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def say(message: str) -> None:
@@ -54,6 +55,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _condense(message: str) -> str:
     """Return the sentence inside jsonargparse's report of everything it has tried."""
+    path = re.findall(r"Parser key \"([\w.]+)\"", message)
+    last = message.rpartition("Parser key")[2]
+    number = re.search(r"Expected a <class '(int|float|bool)'>", last)
+    value = re.search(r"(?:Given value|Got value|import path string): ([^\n]*)", last)
+    if path and number and value and not value[1].startswith("NestedArg"):
+        given = value[1].partition(". Got value: ")[0]
+        return f"--{'.'.join(path)} is {given}; it must be {_KINDS[number[1]]}."
     name = re.search(r"Expected a dot import path string: (\w+)", message)
     keys = re.findall(r"Parser key \"(\w+)\"", message[: name.start()]) if name else []
     if name and keys:

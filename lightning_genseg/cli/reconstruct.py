@@ -97,6 +97,7 @@ def reconstruct_data(
     chosen = list(dict.fromkeys(scales or [1.0, model.downsample / _STRIDE]))
     back = (NearestColor if inverse == "nearest" else LeastSquares)(maskige.colors[:-1])
     measured = [_Scale(scale, model, maskige, data.num_classes) for scale in chosen]
+    output_dir = Path(output_dir)
     make_folder(output_dir, "output_dir")  # before the long part
     data.prepare_data()
     loader = data.plain_loader(split)

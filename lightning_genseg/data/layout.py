@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
+from lightning_genseg.files import read_text
 
 
 def check_root(root: Path, needs: Sequence[str], name: str, downloads: bool = False) -> None:
@@ -83,7 +84,7 @@ def read_list(path: Path, name: str) -> list[str]:
             f"the list '{path}' of {name} does not exist (found beside it: {_found(path.parent)}): "
             "put it there."
         )
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(path, "the list").splitlines()
     names = [_stem(line.split()[0]) for line in lines if line.strip()]
     if not names:
         raise GenSegError(f"the list '{path}' of {name} is empty: write one image name per line.")

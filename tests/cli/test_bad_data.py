@@ -176,3 +176,87 @@ def test_tiny_pictures_are_predicted(genseg, config, checkpoint, tmp_path, size)
     )
     with Image.open(tmp_path / "out" / "masks" / "tiny.png") as mask:
         assert mask.size == size
+
+
+# --- files that a user writes ----------------------------------------------------------------
+
+LATIN = "h\u00e4user\n".encode("latin-1")
+DEEP = b"[" * 100_000
+HUGE = b'{"00": [{"x": ' + b"9" * 5000 + b', "y": 1, "cls": 1}]}'
+
+
+@pytest.mark.parametrize("content", [LATIN, b"\xff\xfe0\x000\x00"])
+def test_lists_in_other_encodings_are_named(own, fails, tmp_path, content):
+    write_folder(tmp_path / "photos", values=(0, 1))
+    (tmp_path / "list.txt").write_bytes(content)
+    config = own(train_list="list.txt", val_list="list.txt")
+    for command in ("fit", "test"):
+        assert "'list.txt' is not in UTF-8" in fails(
+            f"{command} --config {config} --model.encoder x"
+        )
+    fails(f"check --config {config}")
+    report = json.loads((tmp_path / "data_check" / "data_check.json").read_text())
+    assert "'list.txt' is not in UTF-8" in report["problems"][0]["problem"]
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (LATIN, "not in UTF-8"),
+        (DEEP, "recursion"),
+        (HUGE, "digits"),
+        (b'{"00": [{"x": 1e400, "y": 1, "cls": 1}]}', "lies outside"),
+        (b'{"00": [{"x": 1' + b"0" * 400 + b', "y": 1, "cls": 1}]}', "is no point"),
+        (b'{"00": [{"x": NaN, "y": 1, "cls": 1}]}', "lies outside"),
+        (b"[1, 2]", "must hold a list of points"),
+    ],
+    ids=["latin", "deep", "huge", "infinite", "large", "nan", "list"],
+)
+def test_bad_json_is_named(own, fails, tmp_path, content, word):
+    write_folder(tmp_path / "photos", values=(0, 1))
+    names = {f"{index:02}": [] for index in range(1, 6)}
+    if content.startswith(b'{"00"') and word != "digits":
+        content = content[:-1] + b", " + json.dumps(names).encode()[1:]
+    (tmp_path / "points.json").write_bytes(content)
+    config = own(sparse={"class_path": "PointFiles", "init_args": {"files": "points.json"}})
+    message = fails(f"fit --config {config}")
+    assert word in message
+    assert "points.json" in message
+
+
+def test_long_names_of_pictures_are_predicted(genseg, config, checkpoint, tmp_path):
+    names = ["x" * 240, "\u00e4" * 120, "y" * 251]
+    (tmp_path / "album").mkdir()
+    for name in names:
+        Image.new("RGB", (20, 20)).save(tmp_path / "album" / f"{name}.png")
+    words = f"predict --config {config} --ckpt_path {checkpoint} --data.predict_root album"
+    genseg(f"{words} --predictions.output_dir out")
+    assert {path.stem for path in (tmp_path / "out" / "masks").iterdir()} == set(names)
+
+
+@pytest.mark.parametrize("folder", ["/proc/predictions", "photo.png/out"])
+def test_folders_that_cannot_be_written_are_named(fails, config, checkpoint, tmp_path, folder):
+    Image.new("RGB", (20, 20)).save(tmp_path / "photo.png")
+    words = f"predict --config {config} --ckpt_path {checkpoint} --data.predict_root photo.png"
+    assert folder in fails(f"{words} --predictions.output_dir {folder}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--model.optimizer AdamW --model.optimizer.lr fast",
+            "model.optimizer.lr is fast; it must",
+        ),
+        ("--model.lr_scheduler StepLR --model.lr_scheduler.step_size often", "be a whole number"),
+        ("--data.batch_size many", "--data.batch_size is many; it must be a whole number"),
+        ("--data.class_balanced maybe", "--data.class_balanced is maybe; it must be true or false"),
+        ("--model.optimizer AdmW", "there is no class AdmW"),
+    ],
+)
+def test_wrong_values_are_told_from_wrong_classes(fails, config, words, message):
+    assert message in fails(f"fit --config {config} {words}")
+
+
+def test_num_classes_is_told_as_it_was_given(own, fails):
+    assert "num_classes is -3;" in fails(f"fit --config {own(num_classes=-3)}")

@@ -169,7 +169,7 @@ class EpisodesDataModule(FoldDataModule):
         self.mode: EpisodeMode = mode
         self.episodes = {"val": (val_episodes, val_seed), "test": (episodes, test_seed)}
         self.val_classes, self.support_split = val_classes, support_split
-        self.manifest = manifest
+        self.manifest = None if manifest is None else Path(manifest)
         self.support_root, self.support_ids = support_root, support_ids
         self._counts: dict[Split, NDArray[np.int64]] = {}
 

@@ -1,6 +1,5 @@
 """Which classes of a data set are novel, which are base classes."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -8,6 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from lightning_genseg.data.sets.coco import COCO
 from lightning_genseg.data.sets.voc import VOC
 from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean
+from lightning_genseg.files import read_json
 
 Folds: TypeAlias = Literal["pascal5i", "coco20i"] | Path
 """Classes by folds: those of the papers, or a JSON file `{"folds": [[name, ...], ...]}`."""
@@ -79,8 +79,8 @@ def read_folds(folds: Folds) -> list[list[str]]:
             f"folds '{path}' does not exist: give pascal5i, coco20i or a JSON file of class names."
         )
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))["folds"]
-    except (ValueError, KeyError, TypeError):  # JSON, encoding, or another form
+        groups = read_json(path, "folds")["folds"]
+    except (KeyError, TypeError):  # of another form
         groups = None
     if not isinstance(groups, list) or not all(
         isinstance(group, list) and all(isinstance(name, str) for name in group) for group in groups

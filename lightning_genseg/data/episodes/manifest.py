@@ -9,7 +9,7 @@ from typing import Any
 from lightning_genseg.data.episodes.dataset import Episode
 from lightning_genseg.data.relabelled import LabelledImages
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.files import replace_file
+from lightning_genseg.files import read_json, replace_file
 
 
 def write_episodes(
@@ -50,9 +50,9 @@ def read_episodes(
             images or classes that the data do not have.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "manifest")
         theirs, rows, checksum = content["drawn_by"], content["episodes"], content["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise GenSegError(
             f"manifest '{path}' is no list of episodes ({error}): delete it, and it is drawn anew."
         ) from error

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import IGNORE, Color
 from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean, listed
+from lightning_genseg.files import read_text
 
 Decision = Literal["soft", "hard"]
 WithoutUniversal = Literal["refuse", "wrong"]
@@ -97,13 +98,13 @@ class Taxonomy:
 
     def _read(self) -> list[tuple[str, str, str]]:
         """Universal class, data set and class of each row; the last two may be empty."""
-        with self.path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter="," if self.path.suffix == ".csv" else "\t")
-            rows = [
-                (reader.line_num, [cell.strip() for cell in row])
-                for row in reader
-                if any(cell.strip() for cell in row) and not row[0].startswith("#")
-            ]
+        lines = read_text(self.path, "taxonomy").splitlines(keepends=True)
+        reader = csv.reader(lines, delimiter="," if self.path.suffix == ".csv" else "\t")
+        rows = [
+            (reader.line_num, [cell.strip() for cell in row])
+            for row in reader
+            if any(cell.strip() for cell in row) and not row[0].startswith("#")
+        ]
         header = rows[0][1] if rows else []
         if "universal" not in header or len(header) < 2:
             raise GenSegError(

@@ -1,6 +1,5 @@
 """COCO 2014 with its 80 kinds of objects as classes: what COCO-20i is made of."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning_genseg.data.layout import check_files, check_root, list_files, re
 from lightning_genseg.data.sets.coco_stuff import COCOStuff164k
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import MissingFileError
+from lightning_genseg.files import read_json
 
 _FINE = 5  # polygons are drawn this much larger, as in pycocotools
 # Numbers that COCO reserved between 1 and 90 but has no objects of.
@@ -72,7 +72,7 @@ class COCO(SegmentationDataset):
                 f"'{masks}' does not exist: unpack the masks (0 to 80) there, or make them from "
                 f"instances_{folder}.json with convert (--data.convert true)."
             )
-        stems = list_files(masks, ".png") if names is None else read_list(names, "COCO 2014")
+        stems = list_files(masks, ".png") if names is None else read_list(Path(names), "COCO 2014")
         samples = [
             Sample(stem, root / folder / f"{stem}.jpg", masks / f"{stem}.png") for stem in stems
         ]
@@ -98,7 +98,7 @@ def convert_instances(root: Path | str, split: Literal["train", "val"]) -> int:
         raise MissingFileError(
             f"'{path}' does not exist: unpack annotations_trainval2014.zip into '{root}'."
         )
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, "annotations")
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
         annotations[annotation["image_id"]].append(annotation)

@@ -20,6 +20,7 @@ from lightning_genseg.data.sparse.files import SparseMasks
 from lightning_genseg.data.sparse.labels import SparseLabels
 from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
+from lightning_genseg.files import read_text
 
 
 class Folder(SegmentationDataset):
@@ -113,9 +114,9 @@ def files_by_name(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def find_list(path: Path, root: Path) -> Path:
+def find_list(path: Path | str, root: Path) -> Path:
     """A list in the working folder, or else below `root`."""
-    return path if Path(path).is_file() else root / path
+    return Path(path) if Path(path).is_file() else root / path
 
 
 def read_names(path: Path) -> list[str]:
@@ -127,7 +128,7 @@ def read_names(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise MissingFileError(f"list '{path}' does not exist: check the path.")
-    lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
+    lines = map(str.strip, read_text(path, "list").splitlines())
     names = [without_suffix(line) for line in lines if line]
     if not names:
         raise GenSegError(f"list '{path}' is empty: write one image name per line.")

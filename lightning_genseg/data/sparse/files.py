@@ -1,6 +1,5 @@
 """Sparse labels read from files: points, scribbles, masks with an unlabelled value."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from lightning_genseg.data.images import read_mask, without_suffix
 from lightning_genseg.data.labels import IGNORE, UNLISTED, label_table, map_labels
 from lightning_genseg.data.sparse.labels import Marks, Raster, Shape, SparseLabels
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
+from lightning_genseg.files import read_json
 
 
 class PointFiles(SparseLabels):
@@ -328,10 +328,7 @@ def _read_points(path: Path) -> dict[str, list[dict[str, Any]]]:
             raise GenSegError(f"'{path}' holds '{twice}' twice: put what it says into one.")
         return content
 
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise GenSegError(f"'{path}' is no JSON file ({error}): correct or restore it.") from error
+    content = read_json(path, "the file of points", object_pairs_hook=unique)
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise GenSegError(
             f"'{path}' must hold a list of points for each image name, "
@@ -344,7 +341,7 @@ def _parse_point(point: Any, where: str) -> tuple[NDArray[np.float64], int | str
     """Place (x, y) as 1 x 2, and what it says about the class."""
     try:
         place, value = np.array([[point["x"], point["y"]]], np.float64), point["cls"]
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         place, value = np.empty(0), None
     if place.shape != (1, 2) or isinstance(value, bool) or not isinstance(value, int | str):
         raise GenSegError(f'{where}: {point} is no point, write {{"x": 10, "y": 20, "cls": 3}}.')

@@ -13,6 +13,7 @@ import torch
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.sets.cityscapes import Cityscapes
 from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.files import read_json
 from lightning_genseg.methods.gss.maskige import Color
 
 ColorTable = Literal[
@@ -124,13 +125,8 @@ def _read(path: Path) -> object:
             f"colors '{path}' is no file: give a .json file of colours, or one of "
             f"{', '.join(get_args(ColorTable))}."
         )
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise GenSegError(
-            f"colors '{path}' is no JSON: give a list of [red, green, blue], as LearnedColors "
-            "writes it."
-        ) from error
+    content: object = read_json(path, "colors")
+    return content
 
 
 def _check(table: object, num_classes: int, name: str) -> list[Color]:
