@@ -12,6 +12,7 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.gaussian import (
     Covariance,
     GaussianMixture,
+    double_precision,
     full_precision,
     with_squares,
 )
@@ -202,7 +203,7 @@ def fit(
     labels = x.new_zeros(len(x), dtype=torch.long) if labels is None else labels.long()
     if labels.shape != x.shape[:1]:
         raise GenSegError(f"fit takes a label per feature; got {len(x)} and {tuple(labels.shape)}.")
-    x = x.double() if x.device.type != "mps" else full_precision(x)
+    x = double_precision(x)
     if not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).any(1).sum())
         raise GenSegError(

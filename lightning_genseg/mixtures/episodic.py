@@ -12,6 +12,7 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.em import estimate
 from lightning_genseg.mixtures.gaussian import (
     Covariance,
+    double_precision,
     full_log_density,
     full_precision,
     pairs_log_density,
@@ -67,9 +68,10 @@ class EpisodicMixture(NamedTuple):
         Constant channels add the same to every class.
         """
         with torch.autocast(x.device.type, enabled=False):
-            pairs = with_squares(self.standardize(x))
-            density = self.component_log_density(pairs) + self.log_weights[:, None]
-            return density.logsumexp(-1) - x.shape[-1] * self.scale.log()
+            z = self.standardize(x)
+            density = self.component_log_density(with_squares(double_precision(z)))
+            density = (density + self.log_weights[:, None]).logsumexp(-1)
+            return (density - x.shape[-1] * self.scale.log()).to(z.dtype)
 
 
 @torch.no_grad()
@@ -99,7 +101,7 @@ def fit_episodes(
     Runs in float32 under autocast, or in float64 if `x` is.
 
     Args:
-        x: features, B x N x D.
+        x: features, B x N x D; those of padding may be anything, NaN too.
         weights: of each pixel in each class, B x C x N in [0, 1]; 0 everywhere for padding.
         components: M.
         iterations: of EM.
@@ -130,7 +132,8 @@ def fit_episodes(
             f"got {tuple(x.shape)} and {tuple(weights.shape)}."
         )
     with torch.autocast(x.device.type, enabled=False):
-        x = full_precision(x)
+        # Padding may hold anything, and NaN times a weight of 0 is NaN.
+        x = full_precision(x).masked_fill((weights.amax(1) <= 0)[..., None], 0)
         weights = weights.to(x.dtype)
         centre, scale, alive = _units(x, weights)
         pairs = with_squares((x - centre) * (alive / scale))

@@ -212,6 +212,17 @@ def test_fit_finds_separate_groups(assignment):
     assert (mixture.log_density(x).argmax(1) == labels).all()
 
 
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_fit_is_of_float64_and_takes_float32(covariance):
+    x = torch.randn(60, 3) + 50
+    labels = torch.arange(60) % 2
+    mixture = fit(x, labels, num_classes=2, components=2, covariance=covariance)
+    densities = mixture.log_density(x), mixture.own_log_density(x, labels)
+    exact = mixture.log_density(x.double()), mixture.own_log_density(x.double(), labels)
+    for single, double in zip(densities, exact, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)
+
+
 def test_fit_is_deterministic_in_its_seed():
     x = torch.randn(100, 2)
     first, same, other = (fit(x, components=4, seed=s, iterations=2) for s in (1, 1, 2))

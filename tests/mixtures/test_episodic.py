@@ -1,5 +1,7 @@
 """EM of one episode: acceptance tests of CGMGM's specification; scikit-learn as the outsider."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,30 @@ def test_neither_order_nor_pixels_without_weight_matter():
     check_same(whole, fit_episodes(padded, F.pad(weights, (0, 50))), 1e-4)
     zeros = fit_episodes(torch.cat([x, torch.zeros(1, 50, DIM)], 1), F.pad(weights, (0, 50)))
     check_same(zeros, fit_episodes(padded, F.pad(weights, (0, 50))), 1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_padding_may_hold_anything(value, covariance):
+    x, weights = torch.randn(2, 60, 4), torch.rand(2, 2, 60)
+    weights[:, :, 50:] = 0
+    expected = fit_episodes(x, weights, covariance=covariance)
+    x[:, 50:] = value
+    found = fit_episodes(x, weights, covariance=covariance)
+    for name, one, other in zip(expected._fields, found, expected, strict=True):
+        assert torch.equal(one, other), name
+    density = found.log_density(x)
+    assert density[:, :50].isfinite().all()
+    assert not density[:, 50:].isfinite().any()
+
+
+@pytest.mark.parametrize("floor", [0.1, 1e-6])
+def test_float32_of_features_far_from_the_origin(floor):
+    x = 100 + 0.1 * torch.randn(2, 200, 16)
+    weights = torch.rand(2, 2, 200)
+    state = fit_episodes(x, weights, variance_floor=floor)
+    double = EpisodicMixture(*(part.double() for part in state))
+    close(state.log_density(x).double(), double.log_density(x.double()), rtol=1e-6, atol=2e-3)
 
 
 def test_the_objective_grows():

@@ -39,13 +39,14 @@ def test_full_equals_scipy_and_torch_distributions(monkeypatch):
     close(full_log_density(x, mixture.means, mixture.covariances), density)  # in parts
 
 
+@pytest.mark.parametrize("least", [1e-2, 1e-3])
 @pytest.mark.parametrize("dim", [1, 64, 512])
-def test_float32_is_close_to_float64_for_unit_features(dim):
+def test_float32_is_close_to_float64_for_unit_features(dim, least):
     # The head's case: unit norm (for D=1: any sign), variances down to the floor.
     x = F.normalize(torch.randn(200, dim), dim=1)
     means = F.normalize(torch.randn(10, dim), dim=1)
-    variances = torch.rand(10, dim) * 0.05 + 1e-2
-    single = diagonal_log_density(x, means, variances)
+    variances = torch.rand(10, dim) * 0.05 + least
+    single = diagonal_log_density(x, means, variances, bounded=True)
     double = diagonal_log_density(x.double(), means.double(), variances.double())
     assert single.dtype == torch.float32
     assert double.dtype == torch.float64
@@ -59,6 +60,47 @@ def test_float32_far_from_the_origin():
     x, means, variances = torch.randn(100, 8) + 1e3, torch.randn(6, 8) + 1e3, torch.rand(6, 8) + 0.1
     expected = normal(means.double(), variances.double()).log_prob(x.double()[:, None])
     close(diagonal_log_density(x, means, variances).double(), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("scale", "variance"),
+    [(1, 1e-2), (1, 1e-8), (100, 1e-2), (100, 1e-6), (1e4, 1e-2), (1e4, 1e-4)],
+)
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_float32_of_any_features(covariance, scale, variance):
+    """Under every component; those of the own one are within 0.01 nats of float64."""
+    mixture = GaussianMixture(3, 2, 8, covariance)
+    mixture.means.copy_(scale * torch.randn(3, 2, 8))
+    shape = torch.rand(3, 2, 8) + 0.5
+    if covariance == "full":
+        root = torch.randn(3, 2, 8, 8)
+        mixture.covariances.copy_(variance * (root @ root.mT / 8 + shape.diag_embed()))
+    else:
+        mixture.log_variances.copy_((variance * shape).log())
+    x = mixture.means[:, :, None] + variance**0.5 * torch.randn(3, 2, 50, 8)
+    x, labels = x.flatten(0, 2), torch.arange(3).repeat_interleave(100)
+    single, own = mixture.component_log_density(x), mixture.own_log_density(x, labels)
+    if covariance == "full":
+        exact = full_log_density(x.double(), mixture.means, mixture.covariances)
+        there = MultivariateNormal(mixture.means.double(), mixture.covariances.double())
+        close(exact, there.log_prob(x.double()[:, None, None]), rtol=1e-6, atol=1e-6)
+    else:
+        there = normal(mixture.means.double(), mixture.variances.double())
+        exact = there.log_prob(x.double()[:, None, None])
+    assert single.dtype == own.dtype == torch.float32
+    close(single.double(), exact, rtol=1e-6, atol=8e-3)
+    near = exact[torch.arange(300), labels].amax(1)
+    assert (own.amax(1) - near).abs().max() < 1e-2
+
+
+def test_where_there_is_no_float64(monkeypatch):
+    """On MPS nothing is expanded; here as if this device were one."""
+    x, means, variances = torch.randn(9, 8) + 100, torch.randn(3, 2, 8) + 100, torch.rand(3, 2, 8)
+    expected = normal(means.double(), variances.double()).log_prob(x.double()[:, None, None])
+    monkeypatch.setattr("lightning_genseg.mixtures.gaussian.has_float64", lambda x: False)
+    for elements in (2**24, 100):
+        monkeypatch.setattr("lightning_genseg.mixtures.gaussian._MAX_WHITENED_ELEMENTS", elements)
+        close(diagonal_log_density(x, means, variances).double(), expected, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

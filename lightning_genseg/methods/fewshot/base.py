@@ -154,9 +154,14 @@ class FewShotModule(SegmentationModule):
         logits = self.to_image(self.episode_outputs(batch)["logits"], square)
         return {"logits": self._to_query(logits, image.shape[-2:], "exact")}
 
-    def extract_stages(self, images: Tensor) -> StageFeatures:
-        """Features of the frozen encoder for images in [0, 1]."""
+    def extract_stages(self, images: Tensor, valid: Tensor | None = None) -> StageFeatures:
+        """Features of the frozen encoder for images in [0, 1].
+
+        Where `valid` (B x H x W bool) says that there is padding, NaN and infinity count as black.
+        """
         with torch.no_grad():
+            if valid is not None:
+                images = torch.where(valid[:, None], images, images.nan_to_num(0, 0, 0))
             stages: StageFeatures = self.features(self.normalize(images))
         return stages
 

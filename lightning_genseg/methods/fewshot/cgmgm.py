@@ -209,8 +209,10 @@ class CGMGM(FewShotModule):
     def episode_outputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """See the base; also `meta` B x 2 x h x w, the decoder's own scores."""
         shape = batch["support_image"].shape[:2]  # B x K
-        query = self.extract_stages(batch["image"])
-        support = self.extract_stages(batch["support_image"].flatten(0, 1))
+        query = self.extract_stages(batch["image"], batch["valid"])
+        support = self.extract_stages(
+            batch["support_image"].flatten(0, 1), batch["support_valid"].flatten(0, 1)
+        )
         size = query.mid.shape[-2:]
         with torch.no_grad():
             lows = resize_aligned(query.low, size).repeat_interleave(shape[1], 0)
@@ -366,7 +368,8 @@ class CGMGM(FewShotModule):
             return 1.0
         if self.posterior.form == "tempered":
             return self.posterior.temperature or dim
-        ratio, share = ratio.detach(), valid / valid.sum(1, keepdim=True).clamp_min(1)
+        ratio = ratio.detach().masked_fill(~valid, 0)
+        share = valid / valid.sum(1, keepdim=True).clamp_min(1)
         spread = ratio - (ratio * share).sum(1, keepdim=True)
         deviation = (spread.square() * share).sum(1, keepdim=True).sqrt()
         return deviation.clamp_min(1e-6)

@@ -57,8 +57,10 @@ class CosinePrototypes(FewShotModule):
         query, supports = (
             stages.high if self.level == "high" else stages.middle()
             for stages in (
-                self.extract_stages(batch["image"]),
-                self.extract_stages(batch["support_image"].flatten(0, 1)),
+                self.extract_stages(batch["image"], batch["valid"]),
+                self.extract_stages(
+                    batch["support_image"].flatten(0, 1), batch["support_valid"].flatten(0, 1)
+                ),
             )
         )
         episodes, shots = batch["support_image"].shape[:2]

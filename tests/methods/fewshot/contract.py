@@ -1,5 +1,6 @@
 """What every few-shot method must pass: subclass `EpisodeContract` and write `make`."""
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,6 +135,16 @@ class EpisodeContract:
         turned = {k: v[:, [1, 0]] if k.startswith("support") else v for k, v in batch.items()}
         for name, value in model.episode_outputs(turned).items():
             torch.testing.assert_close(value, outputs[name], atol=1e-3, rtol=1e-3)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_what_padding_holds_does_not_matter(self, value):
+        batch, model = batch_of(), self.make().eval()
+        other = dict(batch)
+        for image, valid in (("image", "valid"), ("support_image", "support_valid")):
+            padding = ~batch[valid].unsqueeze(-3)
+            other[image] = batch[image].masked_fill(padding, value)
+        for name, expected in model.episode_outputs(batch).items():
+            assert torch.equal(model.episode_outputs(other)[name], expected), name
 
     @pytest.mark.parametrize("bfloat16", [False, True])
     def test_gradients(self, bfloat16):
