@@ -95,12 +95,30 @@ def replace_file(path: Path, content: bytes | memoryview, scratch: Path | None =
         if partial.parent.is_dir():
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise UnwritableError(
-                f"'{path}' cannot be written ({error.strerror}), which takes "
-                f"{len(content) / 1e6:.1f} MB: make room, or choose another folder. What was there "
-                "before is unchanged."
-            ) from error
+            raise _unwritable(path, error, len(content)) from error
         raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; it is on the disk when this returns.
+
+    Raises:
+        UnwritableError: it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, error, len(line)) from error
+
+
+def _unwritable(path: Path, error: OSError, size: int) -> UnwritableError:
+    return UnwritableError(
+        f"'{path}' cannot be written ({error.strerror}), which takes {size / 1e6:.1f} MB: make "
+        "room, or choose another folder. What was there before is unchanged."
+    )
 
 
 def is_address(path: str | Path) -> bool:

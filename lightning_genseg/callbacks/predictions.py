@@ -3,7 +3,7 @@
 import io
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.callbacks.manifest import Manifest
+from lightning_genseg.callbacks.manifest import Manifest, place
 from lightning_genseg.callbacks.pictures import classes_of, threshold_of, to_array, to_picture
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.files import replace_file
+from lightning_genseg.files import is_address, make_folder, replace_file
 from lightning_genseg.plots.pictures import (
     ANOMALY_PALETTE,
     Palette,
@@ -60,13 +60,16 @@ class PredictionWriter(Callback):
         anomaly_scores: whether to write the anomaly scores as well, ``anomaly/<name>.npy``,
             float32.
         resume: leave out the images that `output_dir` already lists.
-        overwrite: remove what `output_dir` lists and start anew.
+        overwrite: start anew. What `output_dir` lists stays until new files have taken its place,
+            and the rest of it is removed at the end; other files are never touched.
         alpha: opacity of the colours in overlays.
         on_error: of an image that cannot be read: `skip` it, name it at the end and exit with
             status 1, or `stop`.
 
     Raises:
-        GenSegError: arguments that exclude each other; an output folder that already holds
+        UnwritableError: a full disk, or a folder that may only be read.
+        GenSegError: arguments that exclude each other; a file in its way that no earlier run of
+            `genseg predict` has written; an output folder that already holds
             predictions, unless `resume` or `overwrite` is set; resuming with another checkpoint,
             another anomaly threshold, another support or other images of the same name.
     """
@@ -96,6 +99,7 @@ class PredictionWriter(Callback):
         self._manifest = Manifest(Path())
         self._written = 0
         self._earlier: list[dict[str, Any]] = []  # lines of the predictions that are there already
+        self._foreign: set[str] = set()  # files that are there and that no run of ours has written
         self._began = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -111,20 +115,22 @@ class PredictionWriter(Callback):
         if dataset is not None:
             dataset.skips_unreadable = self.on_error == "skip"
             dataset.as_bytes = getattr(pl_module, "takes_bytes", False)
+        if self.resume or self.overwrite:
+            self._leave_out_own(trainer)
         if self.resume:
-            self._earlier = self._manifest.read()
+            self._earlier = [line for line in self._manifest.read() if not line.get("stale")]
             self._leave_out(trainer)
         elif self._manifest.exists() and not self.overwrite:
             raise GenSegError(
                 f"{folder} already holds predictions: set --predictions.resume true to go on, "
                 "--predictions.overwrite true to start anew, or another --predictions.output_dir."
             )
+        self._foreign = self._manifest.foreign()
+        self._refuse_foreign(trainer, pl_module)
         # Every process reads the lists before one of them changes something.
         trainer.strategy.barrier("predictions read")
         if trainer.is_global_zero:
-            if self.overwrite:
-                self._manifest.remove()
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder, "predictions.output_dir")
             self._manifest.join()
         trainer.strategy.barrier("predictions ready")
 
@@ -145,6 +151,10 @@ class PredictionWriter(Callback):
                     f"threshold {threshold}, and this model has {mine[1]} and {mine[2]}: use "
                     "these, or another output_dir."
                 )
+        if self.overwrite:
+            if trainer.is_global_zero:
+                self._manifest.overwrite()
+            trainer.strategy.barrier("predictions stale")
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -168,7 +178,15 @@ class PredictionWriter(Callback):
                 "name": name,
                 "image": None if path is None else str(Path(path).absolute()),
                 "checkpoint": _checkpoint(trainer),
-                **self._write(name, batch["image"][index], mask, anomaly, flagged, palette),
+                **self._write(
+                    name,
+                    batch["image"][index],
+                    mask,
+                    anomaly,
+                    flagged,
+                    palette,
+                    trainer.global_rank,
+                ),
                 "anomaly_score": score,
                 "anomaly_threshold": threshold,
                 "classes": _shares(mask, names),
@@ -180,7 +198,10 @@ class PredictionWriter(Callback):
         self._list_unreadable(trainer, pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the lists of all processes, and name what was not predicted."""
+        """Join the lists of all processes, and name what was not predicted.
+
+        What `overwrite` has replaced is removed.
+        """
         self._list_unreadable(trainer, pl_module)
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
@@ -189,7 +210,7 @@ class PredictionWriter(Callback):
                 name = path.relative_to(dataset.root).as_posix()
                 error = f"image '{path}' is of a type that cannot be read: save it as PNG or JPEG."
                 self._append_error(trainer, pl_module, name, path, error)
-            self._manifest.join()
+            self._manifest.join(last=True)
             self.unreadable = [line for line in self._manifest.read() if "error" in line]
             if self.unreadable:
                 sys.stderr.write(
@@ -228,6 +249,31 @@ class PredictionWriter(Callback):
         line |= {"anomaly_score": score, "anomaly_threshold": threshold, "error": error}
         self._manifest.append({**line, "support": _support(trainer)}, trainer.global_rank)
 
+    def _leave_out_own(self, trainer: Trainer) -> None:
+        """An output folder inside the input: what an earlier run wrote is not to be predicted."""
+        dataset = _images(trainer)
+        if dataset is not None:
+            own = {(self._manifest.folder / file).absolute() for file in self._manifest.own()}
+            dataset.skip({name for name, path in dataset.samples if Path(path).absolute() in own})
+
+    def _refuse_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse at once what `_refuse` would refuse when it is written."""
+        dataset = _images(trainer)
+        if dataset is not None:
+            kinds = ["mask", *(["overlay"] if self.overlays else [])]
+            if _anomaly(pl_module)[0] is not None:
+                kinds += ["anomaly", *(["anomaly_scores"] if self.anomaly_scores else [])]
+            self._refuse({place(kind, name) for name, _ in dataset.samples for kind in kinds})
+
+    def _refuse(self, files: Collection[str]) -> None:
+        """Refuse to write over files that are not ours."""
+        if found := sorted(self._foreign.intersection(files)):
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise GenSegError(
+                f"'{self._manifest.folder / found[0]}'{more} would be written over, and genseg "
+                "predict did not write it: move it away, or give another --predictions.output_dir."
+            )
+
     def _leave_out(self, trainer: Trainer) -> None:
         folder = self._manifest.folder
         dataset = _images(trainer)
@@ -260,45 +306,47 @@ class PredictionWriter(Callback):
         anomaly: NDArray[np.float32] | None,
         flagged: NDArray[np.bool_] | None,
         palette: Palette,
+        rank: int,
     ) -> dict[str, Any]:
         """Write the files of an image; what its line tells of them."""
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise GenSegError(
-                f"the image name '{name}' leads out of the output folder: let the data set give "
-                "names relative to its own folder."
-            )
-        files: dict[str, bytes] = {f"masks/{name}.png": encode(Image.fromarray(mask), "png")}
-        entry: dict[str, Any] = {"mask": f"masks/{name}.png"}
+        files: dict[str, bytes] = {}
+        entry: dict[str, Any] = {"mask": place("mask", name)}
+        files[entry["mask"]] = encode(Image.fromarray(mask), "png")
         entry |= dict.fromkeys(("overlay", "anomaly", "anomaly_mask"))
         if self.overlays:
-            entry["overlay"] = f"overlays/{name}.jpg"
+            entry["overlay"] = place("overlay", name)
             picture = overlay(to_picture(image), mask, palette, self.alpha)
             if flagged is not None:
                 picture = outline(picture, flagged)
             files[entry["overlay"]] = encode(Image.fromarray(picture), "jpeg")
         if anomaly is not None:
             low, high = score_range(anomaly)
-            entry["anomaly"], entry["anomaly_range"] = f"anomaly/{name}.png", [low, high]
+            entry["anomaly"], entry["anomaly_range"] = place("anomaly", name), [low, high]
             heat = Image.fromarray(heat_map(anomaly, low, high))
             files[entry["anomaly"]] = encode(heat, "png")
             if self.anomaly_scores:
-                entry["anomaly_scores"] = f"anomaly/{name}.npy"
+                entry["anomaly_scores"] = place("anomaly_scores", name)
                 buffer = io.BytesIO()
                 np.save(buffer, anomaly)
                 files[entry["anomaly_scores"]] = buffer.getvalue()
         if flagged is not None:
-            entry["anomaly_mask"] = f"anomaly_masks/{name}.png"
+            entry["anomaly_mask"] = place("anomaly_mask", name)
             entry["anomalous"] = round(float(flagged.mean()), 6)
             indexed = Image.fromarray(flagged.astype(np.uint8))
             indexed.putpalette(bytes(value for color in ANOMALY_PALETTE for value in color))
             files[entry["anomaly_mask"]] = encode(indexed, "png")
+        self._refuse(files)
+        self._manifest.claim(name, rank)
         for file, content in files.items():
             replace_file(self._manifest.folder / file, content, self._manifest.scratch)
         return entry
 
 
 def _checkpoint(trainer: Trainer) -> str | None:
-    return None if trainer.ckpt_path is None else str(Path(trainer.ckpt_path).absolute())
+    path = trainer.ckpt_path
+    if path is None or is_address(path):
+        return None if path is None else str(path)
+    return str(Path(path).absolute())
 
 
 def _anomaly(pl_module: LightningModule) -> tuple[str | None, float | None]:

@@ -1,4 +1,7 @@
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -9,6 +12,7 @@ from PIL import Image
 
 from lightning_genseg.callbacks import PredictionWriter, read_manifest
 from lightning_genseg.data import SyntheticScenes
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.plots.pictures import ANOMALY_PALETTE, colorize
 from tests.callbacks.runs import PixelSegmenter, calibrated, pixels, scenes, trainer
 
@@ -45,9 +49,13 @@ def predict(tmp_path, photos, out):
 
 
 def shorten(out, count):
-    """Leave some of the lines, as an interruption does."""
+    """Leave some of the lines and what they list, as an interruption does."""
     manifest = out / "predictions.jsonl"
     manifest.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:count]))
+    names = {line["name"] for line in read_manifest(manifest)}
+    for path in [*out.rglob("*.jpg"), *out.rglob("*.png")]:
+        if path.relative_to(out).with_suffix("").as_posix().partition("/")[2] not in names:
+            path.unlink()
 
 
 def written(folder, pattern="*"):
@@ -172,11 +180,148 @@ def test_overwrite_starts_anew(predict, photos, out):
     assert (out / "notes.txt").exists()
 
 
+def test_hand_made_files_are_never_written_over(predict, photos, tmp_path):
+    """Also where the output folder is that of the images, and behind links that lead nowhere."""
+    mine = tmp_path / "masks" / "more" / "photo.4.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"hours of work")
+    link = tmp_path / "overlays" / "photo.2.jpg"
+    link.parent.mkdir()
+    link.symlink_to("nowhere")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(GenSegError, match=r"more/photo\.4\.png' and 1 more would be written"):
+            predict(folder=tmp_path, **options)
+    assert mine.read_bytes() == b"hours of work"
+    assert written(tmp_path, "*.png") == {f"photos/{n}" for n in written(photos)} | {
+        "masks/more/photo.4.png"
+    }
+    mine.unlink()
+    with pytest.raises(GenSegError, match=r"overlays/photo\.2\.jpg' would be written over"):
+        predict(folder=tmp_path)
+    assert link.is_symlink()
+    assert len(predict(folder=tmp_path, overlays=False)) == 6
+    mine.write_bytes(b"hours of work")  # listed by now: another run may write it
+    predict(folder=tmp_path, overlays=False, overwrite=True)
+    assert pixels(mine).shape == (36, 48)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"name": "a", "mask": "../victim.txt"},
+        {"name": "../victim", "mask": "masks/../victim.png"},
+        {"name": "a", "mask": "/etc/hostname"},
+        {"name": "..\\\\victim", "mask": "masks/..\\\\victim.png"},
+        {"name": "notes", "mask": "notes.txt"},
+        {"mask": "masks/a.png"},
+        ["masks/a.png"],
+    ],
+)
+@pytest.mark.parametrize("option", ["overwrite", "resume"])
+def test_foreign_lists_delete_nothing(line, option, predict, out, tmp_path):
+    out.mkdir()
+    for path in (tmp_path / "victim.txt", tmp_path / "victim.png", out / "notes.txt"):
+        path.write_text("mine")
+    manifest = out / "predictions.jsonl"
+    manifest.write_text(json.dumps(line) + "\n")
+    with pytest.raises(GenSegError, match=r"not written by genseg predict|leads out of the output"):
+        predict(**{option: True})
+    assert manifest.exists()
+    for path in (tmp_path / "victim.txt", tmp_path / "victim.png", out / "notes.txt"):
+        assert path.read_text() == "mine"
+
+
+def test_overwrite_removes_only_what_is_inside(predict, photos, out, tmp_path):
+    """Neither lists of another name, nor what lies behind a link, nor a folder of scratch files."""
+    predict()
+    (out / "predictions_2020.jsonl").write_text('{"name": "a"}')
+    (out / ".partial").mkdir()
+    (out / ".partial" / "notes.txt").touch()
+    (out / "masks").rename(tmp_path / "elsewhere")
+    (out / "masks").symlink_to(tmp_path / "elsewhere")
+    predict(root=photos / "more", overwrite=True)
+    assert (out / "predictions_2020.jsonl").exists()
+    assert (out / ".partial" / "notes.txt").exists()
+    assert (tmp_path / "elsewhere" / "photo.0.png").exists()
+    assert written(out / "overlays") == {"photo.4.jpg", "photo.5.jpg"}
+
+
+def test_overwrite_deletes_nothing_before_new_files_are_there(predict, photos, out):
+    class Fails(PixelSegmenter):
+        def predict_step(self, batch, batch_idx):
+            if batch_idx == 1:
+                raise RuntimeError("power cut")
+            return super().predict_step(batch, batch_idx)
+
+    predict()
+    before = written(out)
+    with pytest.raises(RuntimeError, match="power cut"):
+        predict(Fails(), overwrite=True)
+    assert written(out) - before == {".partial/image-rank0"}
+    lines = predict(overlays=False, resume=True)  # goes on with the overwriting
+    assert len(lines) == 6
+    assert sum(line["overlay"] is not None for line in lines) == 2
+    assert len(written(out, "*.jpg")) == 2
+    (photos / "photo.0.png").write_bytes(b"broken")
+    with pytest.raises(GenSegError, match=r"photo\.0\.png' cannot be read"):
+        predict(overwrite=True, on_error="stop")
+    assert len(written(out / "masks")) == 6
+
+
+@pytest.mark.filterwarnings("ignore:Total length of")
+def test_output_inside_the_input(predict, photos):
+    """The second run neither predicts the first one's pictures nor trips over them."""
+    inside = photos / "out"
+    predict(folder=inside)
+    for option in ("overwrite", "resume"):
+        lines = predict(folder=inside, **{option: True})
+        assert sorted(line["name"] for line in lines)[:2] == ["more/photo.4", "more/photo.5"]
+        assert len(lines) == 6
+
+
+def test_what_a_killed_run_had_not_listed_is_its_own(predict, out):
+    predict()
+    overlays = {path: path.read_bytes() for path in (out / "overlays").rglob("*.jpg")}
+    shorten(out, 2)
+    path, content = next((path, c) for path, c in overlays.items() if not path.exists())
+    path.write_bytes(content)
+    with pytest.raises(GenSegError, match=f"{path.name}' would be written over"):
+        predict(resume=True)
+    (out / ".partial").mkdir()
+    (out / ".partial" / "image-rank0").write_text(
+        path.relative_to(out / "overlays").with_suffix("").as_posix()
+    )  # as the killed run leaves it
+    assert len(predict(resume=True)) == 6
+
+
+def test_a_full_disk_is_told(photos, out):
+    """The limit is the kernel's: files of at most 1 kB."""
+    code = f"""
+import resource, signal, sys
+from pathlib import Path
+from lightning_genseg.callbacks import PredictionWriter
+from tests.callbacks.runs import PixelSegmenter, scenes, trainer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+folder = Path({str(out)!r})
+run = trainer(folder, PredictionWriter(folder))
+data = scenes(predict_root=folder.parent / "photos")
+run.predict(PixelSegmenter(), data, return_predictions=False)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert re.search(r"photo\.\d\.jpg' cannot be written \(File too large\)", done.stderr)
+    assert not list(out.rglob("*.jpg"))
+
+
 def test_resume_predicts_only_what_is_missing(predict, out):
     predict()
     manifest = out / "predictions.jsonl"
     kept, broken, torn, *_ = manifest.read_bytes().splitlines(keepends=True)
+    shorten(out, 3)
     manifest.write_bytes(kept + broken + torn[:40])
+    (out / ".partial").mkdir()
+    (out / ".partial" / "image-rank0").write_text(json.loads(torn)["name"])
     (out / json.loads(broken)["overlay"]).unlink()  # listed, but no longer complete
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     predicted = []
