@@ -8,12 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import segmentation_models_pytorch as smp
-import timm
 import torch
 import torch.nn.functional as F
-from segmentation_models_pytorch.encoders import encoders as smp_encoders
-from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from lightning_genseg.arguments import check_arguments
@@ -25,11 +21,14 @@ from lightning_genseg.networks.ocrnet import OCRDecoder
 from lightning_genseg.networks.weights import load_encoder
 from lightning_genseg.ops.views import evaluation_mode, pad_to_multiple
 
-_SMP_MODELS = (
-    smp.Unet, smp.UnetPlusPlus, smp.MAnet, smp.Linknet, smp.FPN, smp.PSPNet, smp.PAN,
-    smp.DeepLabV3, smp.DeepLabV3Plus, smp.UPerNet, smp.Segformer,
-)  # fmt: skip
-_SMP_DECODERS: dict[str, Any] = {model.__name__.lower(): model for model in _SMP_MODELS}
+# smp and timm are imported when a network is built: they take a third of this package's start.
+_SMP_DECODERS = {
+    name.lower(): name
+    for name in (
+        *("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN"),
+        *("DeepLabV3", "DeepLabV3Plus", "UPerNet", "Segformer"),
+    )
+}
 _OWN_DECODERS: dict[str, Any] = {
     "deeplabv3plus_full": DeepLabDecoder, "fcn": FCNDecoder, "ocrnet": OCRDecoder,
     "mla": MLADecoder,
@@ -189,6 +188,9 @@ def feature_channels(features: nn.Module) -> int:
 
 def check_encoder_name(encoder: str) -> None:
     """Refuse an encoder that neither smp nor timm has."""
+    import timm
+    from segmentation_models_pytorch.encoders import encoders as smp_encoders
+
     name = encoder.removeprefix("tu-")
     if encoder in smp_encoders or (encoder != name and timm.is_model(name)):
         return
@@ -201,8 +203,17 @@ def check_encoder_name(encoder: str) -> None:
     )
 
 
+def _decoder_class(decoder: str) -> Any:
+    """Of smp a whole network, of ours the decoder alone."""
+    if decoder in _OWN_DECODERS:
+        return _OWN_DECODERS[decoder]
+    import segmentation_models_pytorch
+
+    return getattr(segmentation_models_pytorch, _SMP_DECODERS[decoder])
+
+
 def _accepted_options(decoder: str) -> list[str]:
-    names = set(inspect.signature((_SMP_DECODERS | _OWN_DECODERS)[decoder]).parameters)
+    names = set(inspect.signature(_decoder_class(decoder)).parameters)
     if decoder in _OWN_DECODERS:
         names |= {"encoder_depth", "encoder_output_stride"}
     return sorted(names - _FIXED_OPTIONS)
@@ -223,8 +234,10 @@ def _build(
             raise unknown(key)
     try:
         if decoder in _SMP_DECODERS:
-            model = _SMP_DECODERS[decoder](encoder, encoder_weights=None, **options)
+            model = _decoder_class(decoder)(encoder, encoder_weights=None, **options)
             return model.encoder, model.decoder
+        from segmentation_models_pytorch.encoders import get_encoder
+
         own = inspect.signature(_OWN_DECODERS[decoder]).parameters
         arguments = {key: value for key, value in options.items() if key in own}
         if "num_classes" in own:

@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
-from segmentation_models_pytorch.encoders import encoders as smp_encoders
-from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError, first_line
@@ -110,6 +107,9 @@ def load_encoder(
         GenSegError: the encoder has no such weights, or the file does not fit it.
         DownloadError: they cannot be downloaded.
     """
+    import timm
+    from segmentation_models_pytorch.encoders import encoders as smp_encoders
+
     name = encoder.removeprefix("tu-")
     if encoder != name:
         published = ["imagenet"] if timm.is_model_pretrained(name) else []
@@ -179,6 +179,8 @@ def _best_prefix(state: Mapping[str, Tensor], ours: Mapping[str, str]) -> str:
 def _download(
     module: nn.Module, encoder: str, weights: str, timm_options: Mapping[str, Any]
 ) -> None:
+    from segmentation_models_pytorch.encoders import get_encoder
+
     try:
         source = get_encoder(
             encoder,

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from segmentation_models_pytorch.encoders import get_encoder
-from segmentation_models_pytorch.encoders.mobilenet import MobileNetV2Encoder
-from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
-from segmentation_models_pytorch.encoders.vgg import VGGEncoder
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from lightning_genseg.arguments import check_arguments
@@ -75,6 +70,8 @@ class EncoderStages(nn.Module):
         super().__init__()
         check_arguments(EncoderStages.__init__, locals())
         check_encoder_name(encoder)
+        from segmentation_models_pytorch.encoders import get_encoder
+
         self.name, self.output_stride = encoder, output_stride
         stride = 32 if encoder.startswith("vgg") else output_stride
         try:
@@ -89,7 +86,7 @@ class EncoderStages(nn.Module):
             load_encoder(self.encoder, encoder, encoder_weights, {})
         for stage in _timm_resnet_stages(self.encoder) if stride < 32 else ():
             _dilate_first_block(stage)
-        vgg = isinstance(self.encoder, VGGEncoder)
+        vgg = _is_a(self.encoder, "VGGEncoder")
         low, mid, high = self.encoder.out_channels[2:5] if vgg else self.encoder.out_channels[-3:]
         self.channels: tuple[int, int, int] = (low, mid, high)
         if vgg:
@@ -109,7 +106,7 @@ class EncoderStages(nn.Module):
     def forward(self, image: Tensor) -> StageFeatures:
         """Features of normalised images B x 3 x H x W."""
         encoder = self.encoder
-        if isinstance(encoder, VGGEncoder):  # behind the third and fourth pooling, before the fifth
+        if _is_a(encoder, "VGGEncoder"):  # behind the third and fourth pooling, before the fifth
             third, fourth, fifth = _vgg_cuts(encoder)[2:]
             low = encoder.features[:third](image)
             mid = encoder.features[third:fourth](low)
@@ -125,11 +122,11 @@ class EncoderStages(nn.Module):
             GenSegError: the encoder's last stage cannot be called on its own.
         """
         encoder = self.encoder
-        if isinstance(encoder, ResNetEncoder):
+        if _is_a(encoder, "ResNetEncoder"):
             stage: nn.Module = encoder.layer4
-        elif isinstance(encoder, MobileNetV2Encoder):
+        elif _is_a(encoder, "MobileNetV2Encoder"):
             stage = encoder.features[14:]
-        elif isinstance(encoder, VGGEncoder):
+        elif _is_a(encoder, "VGGEncoder"):
             stage = encoder.features[_vgg_cuts(encoder)[3] : -1]
         elif stages := _timm_resnet_stages(encoder):
             stage = stages[1]
@@ -141,6 +138,11 @@ class EncoderStages(nn.Module):
         return resize_aligned(stage(mid), mid.shape[-2:])
 
 
+def _is_a(module: nn.Module, *names: str) -> bool:
+    """Whether it is of a class of smp or timm, which are imported when a network is built."""
+    return any(base.__name__ in names for base in type(module).__mro__)
+
+
 def _timm_resnet_stages(encoder: nn.Module) -> tuple[nn.Sequential, ...]:
     """`layer3` and `layer4` of a ResNet of timm; of other encoders none."""
     named = dict(encoder.named_modules())
@@ -148,7 +150,7 @@ def _timm_resnet_stages(encoder: nn.Module) -> tuple[nn.Sequential, ...]:
     return tuple(
         stage
         for stage in stages
-        if isinstance(stage, nn.Sequential) and isinstance(stage[0], BasicBlock | Bottleneck)
+        if isinstance(stage, nn.Sequential) and _is_a(stage[0], "BasicBlock", "Bottleneck")
     )
 
 
@@ -160,7 +162,7 @@ def _dilate_first_block(stage: nn.Sequential) -> None:
             conv.dilation, conv.padding = other.dilation, other.padding
 
 
-def _vgg_cuts(encoder: VGGEncoder) -> list[int]:
+def _vgg_cuts(encoder: Any) -> list[int]:
     """Index behind each pooling."""
     pools = (isinstance(module, nn.MaxPool2d) for module in encoder.features)
     return [index + 1 for index, pool in enumerate(pools) if pool]
