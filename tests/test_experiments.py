@@ -452,7 +452,7 @@ def test_few_shot_recipe_agrees_with_published_code(path):
     trainer, model, data = resolved(path)
     folder, text, encoder = path.parent.name, path.read_text(), path.stem.rpartition("_")[2]
     if path.stem.startswith("base_learner"):
-        assert model["encoder"] == {"vgg16": "vgg16_bn"}.get(encoder, encoder)
+        assert model["encoder"] == {"vgg16": "vgg16_bn", "resnet50": "tu-resnet50s"}[encoder]
         assert data["folds"] == folder
         return
     coco = folder == "coco20i"

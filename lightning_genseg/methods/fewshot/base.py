@@ -34,7 +34,8 @@ class FewShotModule(SegmentationModule):
     with batches that carry supports. Its encoder is frozen, and in evaluation mode also in
     training. Two classes: background and foreground. Logged are `mIoU` over the classes of the
     episodes, `FB_IoU`, `IoU_<class>` and, where a method has it, `GmIoU`, the mIoU of its guidance
-    alone (CGMGM, Table 1).
+    alone (CGMGM, Table 1). That table's guidance of BAM is the cosine with the prototypes; ours is
+    the prior mask, so that these two do not compare.
 
     Args:
         base: trained `BaseLearner`, whose encoder and normalisation are used.

@@ -22,9 +22,16 @@ from lightning_genseg.ops.resize import resize_aligned
 class BaseLearner(SegmentationModule):
     """PSPNet on the base classes of a fold: stage one of CGMGM and BAM, which freeze it.
 
-    Learning What Not to Segment (BAM), Lang et al., CVPR 2022, in the sizes of its code;
-    cross-entropy without auxiliary head. Class 0 is the background, to which the novel classes
-    belong here. It also logs `val_mIoU_base`, the mean without background by which BAM chooses.
+    Learning What Not to Segment (BAM), Lang et al., CVPR 2022. Class 0 is the background, to which
+    the novel classes belong here. It also logs `val_mIoU_base`, the mean without background by
+    which BAM chooses.
+
+    - As the authors: the sizes of the pyramid, cross-entropy over labelled pixels without auxiliary
+      head, logits enlarged with aligned corners; by option their encoder (`tu-resnet50s`,
+      `vgg16_bn`) and their checkpoints (`published`).
+    - As the paper: it has PSPNet, and nothing else that could differ.
+    - Ours: by default a ResNet-50 with a stem of one convolution; `imagenet` weights are those of
+      smp or timm.
 
     Args:
         num_classes: C, the base classes and the background.

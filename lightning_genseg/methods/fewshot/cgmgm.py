@@ -67,10 +67,21 @@ class CGMGM(FewShotModule):
     scores are merged with those of a base learner, as in Learning What Not to Segment (BAM), Lang
     et al., CVPR 2022. Encoder and base learner are frozen.
 
-    No code was published, and two printed equations cannot be what was run: those of
-    `matching.refinement` and `posterior.form` literal. BAM is this with `guidance="prior"`,
-    `matching.mask_before_last_stage`, `decoder.extra_inputs=["prototype"]` and without
-    `decoder.shared_reduction`.
+    BAM is this with `guidance="prior"`, `matching.mask_before_last_stage`,
+    `decoder.extra_inputs=["prototype"]` and without `decoder.shared_reduction`.
+
+    - As BAM's authors, to 5e-6 of their numbers: decoder, prior, prototype, weights of the shots,
+      ensemble, losses and their gradients. Not as they: the base learner's dropout is off in
+      training too, its loss (a constant) is left out, and two layers weight the shots whatever
+      their `kshot_trans_dim`.
+    - As the paper of CGMGM, of which no code was published: similarities (Eqs. 2-4), diagonal
+      mixtures of supports and query together (Eqs. 8-11), guidance and features to BAM's decoder.
+      By option: `posterior.form` bayes, and as printed `literal` (Eqs. 12-13) and
+      `matching.refinement` literal (Eqs. 5-7), which cannot be what was run.
+    - Ours, where it is silent: the best support pixel counts, a threshold of 0.5, start and prior
+      of EM (`mixtures.fit_episodes`), features before dropout, no gradient through the posterior,
+      the pixels of all supports in one mixture, the similarity as guidance where an object has
+      less than five cells. Ours, measured: the default `posterior.form`.
 
     Args:
         base_learner: checkpoint of a `BaseLearner` of the same fold. Without one, give `encoder`

@@ -34,7 +34,7 @@ class GMMHead(nn.Module):
         2022.
     The extractor and the projection learn by cross-entropy on the class log-densities; the mixture
     learns by (Sinkhorn) EM, in `update_mixture`, never by gradient. Where paper and authors' code
-    differ both can be chosen; the defaults follow the code unless said otherwise.
+    differ both can be chosen; what is as the authors, as the paper and ours: see `GMMSeg`.
 
     Args:
         in_channels: F, channels of the feature map.
