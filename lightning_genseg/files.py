@@ -54,6 +54,10 @@ def read_text(path: Path | str, what: str) -> str:
         raise GenSegError(
             f"{what} '{path}' is not in UTF-8 (byte {error.start}): save it in that encoding."
         ) from error
+    except OSError as error:
+        raise GenSegError(
+            f"{what} '{path}' cannot be read ({error.strerror}): give another file."
+        ) from error
 
 
 def read_json(path: Path | str, what: str, **options: Any) -> Any:

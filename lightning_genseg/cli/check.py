@@ -1,26 +1,24 @@
 """`genseg check`: what a copy of a data set holds, and which of its files cannot be read."""
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.cli.parser import DataCommand
-from lightning_genseg.data.class_index import Cache, count_labels
+from lightning_genseg.data.class_index import Cache
 from lightning_genseg.data.datamodule import SegmentationDataModule
-from lightning_genseg.data.dataset import MissingFiles, Sample, check_sizes
+from lightning_genseg.data.dataset import MissingFiles
+from lightning_genseg.data.examination import Found, examine, read_labels
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.layout import absent_classes
 from lightning_genseg.data.sparse.dataset import SparseDataset
-from lightning_genseg.data.sparse.labels import Raster
-from lightning_genseg.data.transforms.pipeline import single_thread
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import make_folder, replace_file
 from lightning_genseg.plots.pictures import Sheet, colorize, enlarge, overlay
@@ -67,7 +65,8 @@ def check_data(
     check_arguments(check_data, locals(), num_pictures="[0, inf)")
     output_dir = Path(output_dir)
     make_folder(output_dir, "output_dir")
-    data = data.source
+    data = copy.copy(data.source)
+    data.on_error = "stop"  # what is wrong is to be found, not left out
     data.prepare_data()
     splits: dict[str, dict[str, Any]] = {}
     single: list[dict[str, Any]] = []  # problems of one image
@@ -90,7 +89,7 @@ def check_data(
             if same is not None:
                 splits[split] = {"images": len(dataset), "same_as": same}
                 continue
-        found = _examine(dataset, split, data.num_workers)
+        found = examine(dataset, split, data.num_workers)
         splits[split] = _statistics(found, data.class_names)
         classes = splits[split]["classes"]
         absent = [name for name, count in classes.items() if not count["images"]]
@@ -217,111 +216,7 @@ class _Sheet(Sheet):
         self.add(caption, [image, colors, overlay(image, labels, self.palette, opacity)], drawn)
 
 
-class _Problem(NamedTuple):
-    name: str
-    file: str | None
-    text: str
-
-
-class _Found(NamedTuple):
-    """What one sample consists of; None where it could not be read."""
-
-    name: str
-    size: tuple[int, int] | None
-    counts: NDArray[np.int64] | None
-    pixels: int
-    anomaly: NDArray[np.int64] | None  # pixels that are known, anomalous, not evaluated
-    unlabelled: int | None  # pixels, where labels are sparse
-    marks: int | None  # points or scribbles
-    problems: list[_Problem]
-
-
-class _Samples(Dataset[_Found]):
-    def __init__(self, dataset: Any, split: str) -> None:
-        self.dataset = dataset
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> _Found:
-        sample: Sample | None = None
-        if hasattr(self.dataset, "samples"):
-            sample = self.dataset.samples[index]
-        name = sample.name if sample else f"{self.split} {index}"
-        problems: list[_Problem] = []
-
-        def complain(error: Exception, *files: Path | None) -> None:
-            known = isinstance(error, GenSegError)
-            named = [file for file in files if file is not None and f"'{file}'" in str(error)]
-            file = next(iter([*named, *files]))
-            text = str(error) if known else f"'{file}': {type(error).__name__}: {error}"
-            problems.append(_Problem(name, str(file) if file else None, text))
-
-        image = labels = anomaly = unlabelled = marks = None
-        try:
-            image = self.dataset.read_pixels(index)
-        except Exception as error:  # the other files are still to be read
-            complain(error, sample.image if sample else None)
-        try:
-            labels, anomaly, raster = read_labels(self.dataset, index)
-            if raster is not None:
-                unlabelled = int(raster.unlabelled.sum())
-                found = self.dataset.read_marks(index)
-                marks = None if found is None else len(found.classes)
-        except Exception as error:
-            complain(error, *((sample.mask, sample.anomaly) if sample else (None,)))
-        if image is not None and labels is not None and sample is not None:
-            try:
-                check_sizes(image.shape, labels.shape, sample)
-            except GenSegError as error:
-                problems.append(_Problem(name, str(sample.mask), str(error)))
-        return _Found(
-            name,
-            None if image is None else (image.shape[0], image.shape[1]),
-            None if labels is None else count_labels(labels, self.dataset.num_classes),
-            0 if labels is None else labels.size,
-            None if anomaly is None else np.bincount(anomaly.flat, minlength=256)[[0, 1, IGNORE]],
-            unlabelled,
-            marks,
-            problems,
-        )
-
-
-def read_labels(
-    dataset: Any, index: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, Raster | None]:
-    """Labels of a sample, its anomalies and its sparse labels, without transforms."""
-    if isinstance(dataset, SparseDataset):
-        raster = dataset.read_raster(index)
-        return raster.labels, None, raster
-    if hasattr(dataset, "read_labels"):
-        return *dataset.read_labels(index), None
-    return dataset.read_mask_labels(index), None, None
-
-
-def _examine(dataset: Any, split: str, num_workers: int) -> list[_Found]:
-    if not hasattr(dataset, "read_pixels"):
-        raise GenSegError(
-            f"{type(dataset).__name__} has no read_pixels(index) and read_mask_labels(index), by "
-            "which data are checked: derive it from SegmentationDataset, or add these methods."
-        )
-    loader: DataLoader[_Found] = DataLoader(
-        _Samples(dataset, split),
-        batch_size=4,
-        num_workers=num_workers,
-        collate_fn=list,
-        worker_init_fn=single_thread,
-    )
-    found: list[_Found] = []
-    with tqdm(total=len(dataset), desc=f"reading {split}", unit="image", disable=None) as bar:
-        for part in loader:
-            found += part
-            bar.update(len(part))
-    return found
-
-
-def _statistics(found: Sequence[_Found], class_names: Sequence[str]) -> dict[str, Any]:
+def _statistics(found: Sequence[Found], class_names: Sequence[str]) -> dict[str, Any]:
     counts = np.array([f.counts for f in found if f.counts is not None], np.int64)
     counts = counts.reshape(-1, len(class_names))
     pixels, images = counts.sum(0), (counts > 0).sum(0)

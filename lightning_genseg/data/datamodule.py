@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.class_index import class_index
 from lightning_genseg.data.dataset import Batch, ImageFolder, MissingFiles, SegmentationDataset
+from lightning_genseg.data.examination import Problem, examine
+from lightning_genseg.data.images import image_size
 from lightning_genseg.data.labels import IGNORE, Color, check_palette, known_classes
 from lightning_genseg.data.loaders import (
     CheckedLoader,
@@ -73,6 +75,10 @@ class SegmentationDataModule(LightningDataModule, ABC):
             own size.
         seed: of order and augmentation, which depend on it, the epoch and the sample, not on
             `num_workers`.
+        on_error: what to do about a sample that is broken (an unreadable image or mask, sizes that
+            differ, a wrong label, no mask): `stop` when it is read, or `skip`: read everything
+            once before, and leave such samples out, and single points and scribbles that are
+            wrong, counted and named. `genseg check` lists them as well.
         predict_root: folder of images (searched recursively), or one image, for prediction.
         cache_dir: folder that keeps counts of pixels; default: `lightning_genseg` in
             $XDG_CACHE_HOME or ~/.cache.
@@ -98,6 +104,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         train_transform: Sequence[Transform] | None = None,
         eval_transform: Sequence[Transform] | None = None,
         seed: int = 0,
+        on_error: Literal["stop", "skip"] = "stop",
         predict_root: Path | None = None,
         cache_dir: Path | None = None,
     ) -> None:
@@ -130,6 +137,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
         )
         self.eval_transform = as_chain(eval_transform)
         self.seed = seed
+        self.on_error = on_error
+        self._examined: dict[Any, list[Problem]] = {}  # by sample
         self.predict_root = predict_root
         self.cache_dir = cache_dir
         self.train_dataset: Dataset[Batch] | None = None
@@ -175,6 +184,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
             )
         self.get_files()  # a loop without a Trainer needs it
         sparse = self.sparse_labels(split)
+        if sparse is not None and self.on_error == "skip":
+            sparse.leave_out = True
         missing: MissingFiles | None = None
         try:
             dataset = self.make_dataset(split, transform if sparse is None else ())
@@ -191,8 +202,31 @@ class SegmentationDataModule(LightningDataModule, ABC):
             dataset = SparseDataset(dataset, sparse, transform, getattr(self, "root", None))
         if missing is not None:
             missing.dataset = dataset
-            raise missing
+            if self.on_error == "stop":
+                raise missing
+            rank_zero_warn(str(missing))
+        if self.on_error == "skip" and hasattr(dataset, "keep"):
+            self._leave_out(dataset, split)
         return dataset
+
+    def _leave_out(self, dataset: Any, split: Split) -> None:
+        """Keep those samples of a data set that can be read."""
+        if not all(sample in self._examined for sample in dataset.samples):
+            found = examine(dataset, split, self.num_workers)
+            self._examined |= dict(zip(dataset.samples, (f.problems for f in found), strict=True))
+        good = [i for i, one in enumerate(dataset.samples) if not self._examined[one]]
+        bad = [one for one in dataset.samples if self._examined[one]]
+        if not good:
+            raise GenSegError(
+                f"no {split} sample can be read; the first: {self._examined[bad[0]][0].text}"
+            )
+        if bad:
+            first = listed((self._examined[one][0].text for one in bad), 3)
+            rank_zero_warn(
+                f"{len(bad)} of {len(dataset)} {split} samples are left out "
+                f"({listed((one.name for one in bad), 50)}): {first}"
+            )
+            dataset.keep(good)
 
     def sparse_labels(self, split: Split) -> SparseLabels | None:
         """Which sparse labels a split has in place of its masks."""
@@ -203,6 +237,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         if stage == "fit" or (stage is None and "train" in self.splits):
             self.train_dataset = self.split_dataset("train", self.train_transform)
             self._images_of = None
+            self._check_marks()
             self.check_classes()
         if stage in ("fit", "validate") or (stage is None and "val" in self.splits):
             self.val_dataset = self.split_dataset("val", self.eval_transform)
@@ -293,6 +328,27 @@ class SegmentationDataModule(LightningDataModule, ABC):
                 )
             self._images_of = images
         return self._images_of
+
+    def _check_marks(self) -> None:
+        """Refuse or name points and scribbles of files that are wrong, before the first step."""
+        dataset = self.train_dataset
+        if not isinstance(dataset, SparseDataset) or not dataset.sparse.from_files:
+            return
+        problems = []
+        for index, sample in enumerate(dataset.samples):
+            try:
+                problems += dataset.mark_problems(index, image_size(sample.image))
+            except GenSegError as error:
+                problems.append(error)
+        if not problems:
+            return
+        if self.on_error == "stop":
+            more = f"; it is one of {len(problems)}" if len(problems) > 1 else ""
+            raise GenSegError(
+                f"{problems[0]}{more} (genseg check lists all, --data.on_error skip leaves them "
+                "out)"
+            )
+        rank_zero_warn(f"{len(problems)} points or scribbles are left out: {listed(problems, 50)}")
 
     def check_classes(self) -> None:
         """Warn of classes without a label in `train_dataset`, as far as files of labels tell."""

@@ -138,6 +138,10 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         masks = {"mask": labels} if anomaly is None else {"mask": labels, "anomaly": anomaly}
         return {**apply(self.transform, image, masks, seed, sample.name), "name": sample.name}
 
+    def keep(self, positions: Sequence[int]) -> None:
+        """Leave out all other samples."""
+        self.samples = [self.samples[position] for position in positions]
+
     def hold_out(self, unknown: Sequence[str]) -> None:
         """Make classes unknown: 255 in `mask`, 1 in `anomaly`; the others are numbered anew.
 

@@ -17,6 +17,8 @@ class DerivedDataModule(SegmentationDataModule):
     def __init__(self, data: SegmentationDataModule, **kwargs: Any) -> None:
         super().__init__(unknown_classes=None, sparse=None, **kwargs)
         self.data = data
+        if self.on_error == "skip":  # it is this one that reads files
+            data.on_error = "skip"
         self.cache_dir = data.cache_dir if self.cache_dir is None else self.cache_dir
 
     @property

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
 
 # Formats of grey images that change values; TIFF can hold JPEG too, as its `compression` says.
+_ORIENTATION = 0x0112  # EXIF
 # Suffixes of pictures, of which some need a plugin of PIL.
 _PICTURES = (
     "heic heif hif avif jxl raw dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw x3f "
@@ -135,6 +136,24 @@ def read_mask(path: Path) -> NDArray[np.integer[Any]]:
     return array.astype(np.uint8) if array.dtype == bool else array
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of what `read_image` gives, from the head of a file; GenSegError if bad."""
+    check_exists(path, "image")
+    try:
+        with Image.open(path) as file:
+            turned = file.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return file.size if turned else file.size[::-1]
+    except Exception as error:  # PIL raises a dozen types on broken files
+        raise GenSegError(_unreadable(path, "image", error)) from error
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> str:
+    return (
+        f"{kind} '{path}' cannot be read ({' '.join(str(error).split())}): replace it or take it "
+        "out of the data set."
+    )
+
+
 def check_exists(path: Path, kind: str) -> None:
     """Refuse a file of a data set that does not exist, as the `kind` of file it is."""
     if not path.is_file():
@@ -152,7 +171,4 @@ def _open(path: Path, kind: str) -> Image.Image:
                 ImageOps.exif_transpose(file, in_place=True)
             return file
     except Exception as error:  # PIL raises a dozen types on broken files
-        raise GenSegError(
-            f"{kind} '{path}' cannot be read ({' '.join(str(error).split())}): replace it or take "
-            "it out of the data set."
-        ) from error
+        raise GenSegError(_unreadable(path, kind, error)) from error

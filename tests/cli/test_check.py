@@ -179,7 +179,7 @@ def test_images_of_two_splits(tmp_path):
         (tmp_path / f"{split}.txt").write_text("\n".join(names))
     data = FolderDataModule(
         tmp_path, num_classes=2, train_list=Path("train.txt"), val_list=Path("val.txt"),
-        cache_dir=tmp_path / "cache", num_workers=0,
+        cache_dir=tmp_path / "cache", num_workers=0, absent_classes="warn",
     )  # fmt: skip
     report = check(data, tmp_path / "out")
     assert report["splits"]["test"] == {"images": 1, "same_as": "val"}

@@ -64,6 +64,9 @@ class MixedDataModule(SegmentationDataModule):
                 "them out."
             )
         self.data = data
+        if self.on_error == "skip":  # it is these that read files
+            for one in data.values():
+                one.on_error = "skip"
         self.tables = {key: table.universal_labels(key, d.class_names) for key, d in data.items()}
         self.repeats = repeats
         found = {split for d in data.values() for split in d.splits}

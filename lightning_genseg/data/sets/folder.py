@@ -68,14 +68,18 @@ def pair_files(
 
     Returns:
         Pairs, in which a missing file stands where it would be, and a sentence if one is missing:
-        also a mask too many, without `names`.
+        also a mask too many, without `names`; names that several files share are left out.
 
     Raises:
-        GenSegError: a folder does not exist or is empty, or two files share a name.
+        GenSegError: a folder does not exist or is empty.
     """
-    image_of = files_by_name(images)
-    mask_of = files_by_name(masks) if need_masks else {}
+    image_of, twice = files_by_name(images)
+    mask_of: dict[str, Path] = {}
+    if need_masks:
+        mask_of, more = files_by_name(masks)
+        twice |= more
     wanted = sorted(image_of.keys() | mask_of.keys()) if names is None else list(names)
+    wanted = [name for name in wanted if name not in twice]
     samples = [
         Sample(
             name,
@@ -86,6 +90,12 @@ def pair_files(
     ]
     lost = [name for name in wanted if name not in image_of]
     bare = [name for name in wanted if need_masks and name not in mask_of]
+    complaints = []
+    if twice:
+        shown = listed((f"'{a}' and '{b}'" for a, b in twice.values()), 20)
+        complaints = [
+            f"{len(twice)} names are those of two files ({shown}): rename or remove one of each."
+        ]
     for what, folder, wrong in (
         ("names of the list have no image", images, [n for n in lost if n not in mask_of]),
         ("masks have no image of the same name", images, [n for n in lost if n in mask_of]),
@@ -93,25 +103,23 @@ def pair_files(
     ):
         if wrong:
             shown = listed((f"'{name}'" for name in wrong), 3)
-            return samples, (
+            complaints.append(
                 f"{len(wrong)} {what} in '{folder}' ({shown}): images and masks must have the same "
                 "path below their folder except for the suffix."
             )
-    return samples, None
+    return samples, " ".join(complaints) or None
 
 
-def files_by_name(folder: Path) -> dict[str, Path]:
-    """Images of a folder by path without suffix; a GenSegError if none, or two of a name."""
+def files_by_name(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[Path, Path]]]:
+    """Images of a folder by path without suffix, and names of two; a GenSegError if none."""
     paths: dict[str, Path] = {}
+    twice: dict[str, tuple[Path, Path]] = {}
     for path in find_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in paths:
-            raise GenSegError(
-                f"'{paths[name]}' and '{path}' share the name '{name}': rename or remove one of "
-                "them."
-            )
-        paths[name] = path
-    return paths
+            twice.setdefault(name, (paths[name], path))
+        paths.setdefault(name, path)
+    return paths, twice
 
 
 def find_list(path: Path | str, root: Path) -> Path:
@@ -331,7 +339,7 @@ class FolderDataModule(SegmentationDataModule):
         folder = self.root / self.masks
         # Hidden files, such as macOS writes into any folder, make no masks.
         shown = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
-        return set(files_by_name(folder)) if shown else set()
+        return set(files_by_name(folder)[0]) if shown else set()
 
 
 def named_classes(num_classes: int | None, class_names: Sequence[str] | None) -> list[str]:

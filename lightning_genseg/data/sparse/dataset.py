@@ -141,6 +141,16 @@ class SparseDataset(Dataset[dict[str, Any]]):
         """Points and scribbles of an image; None where the labels are areas."""
         return self._marks.get(index) or self._read(index, self.read_pixels(index).shape)[0]
 
+    def mark_problems(self, index: int, shape: Sequence[int] | None = None) -> list[GenSegError]:
+        """What is wrong with each point or scribble of an image, of this shape."""
+        height, width = (self.read_pixels(index).shape if shape is None else shape)[:2]
+        return self.sparse.mark_problems(self.dataset, index, (height, width))
+
+    def keep(self, positions: Sequence[int]) -> None:
+        """Leave out all other samples."""
+        self.dataset.keep(positions)
+        self._marks.clear()
+
     def _read(self, index: int, shape: Sequence[int]) -> tuple[Marks | None, Raster]:
         size = (shape[0], shape[1])
         found = self._marks.get(index) or self.sparse.read(self.dataset, index, size)

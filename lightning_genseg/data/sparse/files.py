@@ -1,5 +1,6 @@
 """Sparse labels read from files: points, scribbles, masks with an unlabelled value."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +17,49 @@ from lightning_genseg.data.sparse.labels import Marks, Raster, Shape, SparseLabe
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
 from lightning_genseg.files import read_json
 
+Stroke = tuple[int, NDArray[np.float64]]
+"""Class, and vertices (x, y)."""
 
-class PointFiles(SparseLabels):
+
+class MarkFiles(SparseLabels):
+    """Points or scribbles of files, each of which may be wrong on its own."""
+
+    needs_masks = False
+    from_files = True
+
+    @abstractmethod
+    def raw_marks(self, dataset: Any, index: int, shape: Shape) -> tuple[str, list[Any]]:
+        """What messages call the place, and what it says of each point or scribble."""
+
+    @abstractmethod
+    def stroke(self, raw: Any, dataset: Any, shape: Shape, where: str) -> Stroke:
+        """A point or scribble; GenSegError if it is wrong."""
+
+    def read(self, dataset: Any, index: int, shape: Shape) -> Marks:
+        """Points or scribbles of an image, without those that are wrong if `leave_out` is set."""
+        strokes, problems = self._sorted(dataset, index, shape)
+        if problems and not self.leave_out:
+            raise problems[0]
+        return Marks.of_strokes(strokes)
+
+    def mark_problems(self, dataset: Any, index: int, shape: Shape) -> list[GenSegError]:
+        """What is wrong with each point or scribble of an image."""
+        return self._sorted(dataset, index, shape)[1]
+
+    def _sorted(
+        self, dataset: Any, index: int, shape: Shape
+    ) -> tuple[list[Stroke], list[GenSegError]]:
+        where, raw = self.raw_marks(dataset, index, shape)
+        strokes, problems = [], []
+        for one in raw:
+            try:
+                strokes.append(self.stroke(one, dataset, shape, where))
+            except GenSegError as error:
+                problems.append(error)
+        return strokes, problems
+
+
+class PointFiles(MarkFiles):
     """Points in JSON files: `{"image": [{"x": 10, "y": 20, "cls": 3}, ...], ...}`.
 
     x counts to the right, y down, both from 0. An image is named as its sample or its file; an
@@ -33,9 +75,6 @@ class PointFiles(SparseLabels):
         ids: cls -> class (or 255: not used); default: as in the masks of the data set.
         size: diameter in pixels of the training image, after all transforms; 3 in Tree Energy Loss.
     """
-
-    needs_masks = False
-    from_files = True
 
     def __init__(
         self,
@@ -88,18 +127,18 @@ class PointFiles(SparseLabels):
             return None
         return classes - {IGNORE}
 
-    def read(self, dataset: Any, index: int, shape: Shape) -> Marks:
+    def raw_marks(self, dataset: Any, index: int, shape: Shape) -> tuple[str, list[Any]]:
         """Points of an image."""
         sample = dataset.samples[index]
         key = self._key(sample)
         if key is None:
             raise GenSegError(f"image '{sample.image}' is not in {self._names()}: add its points.")
-        where = f"{self._names()}, image '{key}'"
-        points = [_parse_point(point, where) for point in self._points[key]]
-        return Marks.of_strokes(
-            (_class(value, dataset, self.ids, where), _inside(place, shape, where))
-            for place, value in points
-        )
+        return f"{self._names()}, image '{key}'", self._points[key]
+
+    def stroke(self, raw: Any, dataset: Any, shape: Shape, where: str) -> Stroke:
+        """A point."""
+        place, value = _parse_point(raw, where)
+        return _class(value, dataset, self.ids, where), _inside(place, shape, where)
 
     def label_files(self, name: str) -> list[Path]:
         """All files, for any image."""
@@ -114,7 +153,7 @@ class PointFiles(SparseLabels):
         return " and ".join(f"'{file}'" for file in self._found)
 
 
-class ScribbleFiles(SparseLabels):
+class ScribbleFiles(MarkFiles):
     """Scribbles in XML files, one for each image, as ScribbleSup publishes them for VOC.
 
     Layout: `folder/<image>.xml` with `<annotation><size><width>, <height></size>
@@ -133,8 +172,6 @@ class ScribbleFiles(SparseLabels):
             Energy Loss.
     """
 
-    needs_masks = False
-    from_files = True
     NAMES: ClassVar[dict[str, str]] = {
         "plane": "aeroplane",
         "bike": "bicycle",
@@ -163,8 +200,8 @@ class ScribbleFiles(SparseLabels):
             )
         return complaint
 
-    def read(self, dataset: Any, index: int, shape: Shape) -> Marks:
-        """Scribbles of an image."""
+    def raw_marks(self, dataset: Any, index: int, shape: Shape) -> tuple[str, list[Any]]:
+        """Scribbles of an image, but for those without a point."""
         path = self.label_files(dataset.sample_name(index))[0]
         where = f"scribbles '{path}'"
         size, strokes = _read_scribbles(path)
@@ -173,11 +210,16 @@ class ScribbleFiles(SparseLabels):
                 f"{where} are for an image of {size[0]}x{size[1]} but it is {shape[0]}x{shape[1]} "
                 "(height x width): restore the image of that size."
             )
-        return Marks.of_strokes(
-            (self._class(tag, dataset, where), _inside(points, shape, where))
-            for tag, points in strokes
-            if len(points)
-        )
+        return where, [(tag, points) for tag, points in strokes if points]
+
+    def stroke(self, raw: Any, dataset: Any, shape: Shape, where: str) -> Stroke:
+        """A scribble."""
+        tag, points = raw
+        try:
+            vertices = np.array(points, np.float64)
+        except ValueError as error:
+            raise GenSegError(f"{where}: a line of {tag} has no number ({error}).") from error
+        return self._class(tag, dataset, where), _inside(vertices, shape, where)
 
     def label_files(self, name: str) -> list[Path]:
         """The XML file of an image."""
@@ -185,7 +227,7 @@ class ScribbleFiles(SparseLabels):
 
     def _has_line(self, name: str) -> bool:
         try:
-            return any(len(points) for _, points in _read_scribbles(self.label_files(name)[0])[1])
+            return any(points for _, points in _read_scribbles(self.label_files(name)[0])[1])
         except GenSegError:
             return True  # reported when it is read
 
@@ -348,8 +390,8 @@ def _parse_point(point: Any, where: str) -> tuple[NDArray[np.float64], int | str
     return place, value
 
 
-def _read_scribbles(path: Path) -> tuple[Shape, list[tuple[str, NDArray[np.float64]]]]:
-    """Height and width, and for each line its tag and vertices (x, y)."""
+def _read_scribbles(path: Path) -> tuple[Shape, list[tuple[str, list[tuple[str, str]]]]]:
+    """Height and width, and for each line its tag and vertices (x, y) as they stand there."""
     try:
         tree = ElementTree.parse(path).getroot()
         size = (int(tree.findtext("size/height", "0")), int(tree.findtext("size/width", "0")))
@@ -357,7 +399,7 @@ def _read_scribbles(path: Path) -> tuple[Shape, list[tuple[str, NDArray[np.float
         for polygon in tree.findall("polygon"):
             tag = polygon.findtext("tag", "").strip()
             points = [(p.findtext("X", ""), p.findtext("Y", "")) for p in polygon.findall("point")]
-            strokes.append((tag, np.array(points, np.float64).reshape(-1, 2)))
+            strokes.append((tag, points))
     except (OSError, ElementTree.ParseError, ValueError) as error:
         raise GenSegError(
             f"scribbles '{path}' cannot be read ({error}): restore the file as published, or take "

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.dataset import check_sizes
 from lightning_genseg.data.labels import IGNORE
+from lightning_genseg.errors import GenSegError
 
 Shape = tuple[int, int]
 
@@ -54,6 +55,7 @@ class SparseLabels(ABC):
     needs_masks = True  # reads the masks of the data set
     has_marks = True  # points and lines, not areas
     from_files = False  # and not drawn from masks
+    leave_out = False  # points and scribbles that are wrong, in place of an error
 
     def __init__(self, size: int = 3, zoom: bool = False) -> None:
         check_arguments(SparseLabels.__init__, locals(), size="[1, inf)")
@@ -74,6 +76,10 @@ class SparseLabels(ABC):
 
     def label_files(self, name: str) -> list[Path]:
         """Files, besides its mask, that the labels of an image come from."""
+        return []
+
+    def mark_problems(self, dataset: Any, index: int, shape: Shape) -> list[GenSegError]:
+        """What is wrong with each point or scribble of an image, where they come from files."""
         return []
 
     def arguments(self) -> list[Any]:

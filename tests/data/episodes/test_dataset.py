@@ -191,5 +191,5 @@ def test_manifest(scenes, tmp_path):
         read_episodes(path, images, images, names, settings)
     for text in ("[]", "{", '{"episodes": []}'):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"manifest '.*' is no list of episodes"):
+        with pytest.raises(ValueError, match=r"manifest '.*' is no (list of episodes|JSON)"):
             read_episodes(path, images, images, names, settings)

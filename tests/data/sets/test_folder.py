@@ -63,7 +63,7 @@ def test_pairs_by_name(root):
         (["p1", "p2", "p3", "p4"], [], None, r"4 .* no mask .*masks' \('p1', 'p2', 'p3' \.\.\.\)"),
         ([], ["a_mask"], None, r"1 masks have no image .*images' \('a_mask'\)"),
         ([], [], ["img0", "z"], r"1 names of the list have no image in '.*images' \('z'\)"),
-        (["img0"], [], None, r"img0\.jpg' and '.*img0\.png' share the name 'img0': rename"),
+        (["img0"], [], None, r"1 names .*img0\.jpg' and '.*img0\.png'\): rename"),
     ],
 )  # fmt: skip
 def test_wrong_pairs(root, images, masks, chosen, message):

@@ -380,7 +380,7 @@ POINT = {"x": 5, "y": 6, "cls": 0}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"points.json' is no JSON file \(.*correct or restore it"),
+        ("{", r"points.json' is no JSON that can be read \(.*correct or restore it"),
         ("[1]", r"points.json' must hold a list of points for each image name"),
         (clicks(**{"0": {"x": 1}}), "must hold a list of points"),
         ('{"0": [], "1": [], "0": [{"x": 1}]}', r"^'.*points.json' holds '0' twice"),
@@ -406,7 +406,7 @@ def test_broken_point_files(root, content, message):
 
 
 def test_point_files_of_another_kind(root):
-    with pytest.raises(ValueError, match=r"images' is no JSON file"):
+    with pytest.raises(ValueError, match=r"images' cannot be read"):
         own(root, PointFiles(root / "images"))
     marked = root / "bom.json"
     marked.write_text(json.dumps(clicks()), encoding="utf-8-sig")
@@ -463,7 +463,7 @@ def polygon(tag, *points):
         ("<annotation>", r"scribbles '.*0.xml' cannot be read"),
         (annotation(polygon("sky", (1, 1)), size=""), "are for an image of 0x0 but it is 40x50"),
         (annotation(polygon("sea", (1, 1))), "no class 'sea'"),
-        (annotation(polygon("sky", (1, ""))), "cannot be read"),
+        (annotation(polygon("sky", (1, ""))), "a line of sky has no number"),
         (annotation(polygon("sky", (60, 1))), "x=60, y=1 lies outside"),
         (annotation(polygon("sky")), r"none of the 4 files in '.*' holds a line"),
     ],
