@@ -122,6 +122,15 @@ def _in_words(interval: str, low: float, high: float) -> str:
     return f"{least} and {'at most' if interval[-1] == ']' else 'less than'} {high:g}"
 
 
+def check_ignored(num_classes: int, ignore_index: int) -> None:
+    """Refuse a label that stands both for a class and for pixels that do not count."""
+    if 0 <= ignore_index < num_classes:
+        raise GenSegError(
+            f"ignore_index is {ignore_index}, which is one of the {num_classes} classes and would "
+            "never be learned: set ignore_index to -1, and to -1 the pixels without a label."
+        )
+
+
 def arguments_of(kind: type) -> dict[str, Parameter]:
     """A class's arguments by name, and those that `**kwargs` pass on to its bases."""
     found: dict[str, Parameter] = {}

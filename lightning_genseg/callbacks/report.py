@@ -120,7 +120,7 @@ class Report(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._images += len(batch["image"])
+        self._images += 0 if batch.get("repeated") else len(batch["image"])
         if dataloader_idx or batch_idx not in self._wanted:
             return
         if not isinstance(outputs, Mapping) or "mask" not in outputs:

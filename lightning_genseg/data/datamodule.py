@@ -1,5 +1,6 @@
 """What every datamodule shares: stages, data sets, loaders."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -234,6 +235,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Build the data sets that a stage (fit, validate, test, predict; None: all) needs."""
+        # Lightning's sampler repeats images, which `CheckedLoader` does not let count.
+        warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
         if stage == "fit" or (stage is None and "train" in self.splits):
             self.train_dataset = self.split_dataset("train", self.train_transform)
             self._images_of = None

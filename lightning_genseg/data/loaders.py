@@ -1,6 +1,7 @@
 """Samplers and loaders: order, resuming, errors of workers."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 
 from lightning_genseg.data.checks import check_batch
 from lightning_genseg.data.dataset import Batch
+from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.errors import GenSegError
+
+LABELS = {"mask", "full_mask", "anomaly"}  # what scores compare with
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -76,19 +80,65 @@ class ClassSampler(EpochSampler):
         return order, generator.integers(2**63 - 1, size=self.size)
 
 
+class EvaluationSampler(DistributedSampler[Any]):
+    """Every sample once, in order, split by striding over the processes.
+
+    All processes have the same number of batches, as DDP needs them. Where one would have fewer,
+    `repeats` is true: its last batch is one sample that another process counts.
+
+    Args:
+        dataset: a sized data set.
+        batch_size: of the loader.
+        num_replicas: number of processes.
+        rank: the own one.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], batch_size: int, num_replicas: int, rank: int
+    ) -> None:
+        super().__init__(dataset, num_replicas, rank, shuffle=False)
+        size: int = len(dataset)  # type: ignore[arg-type]
+        self.mine = list(range(rank, size, num_replicas))
+        most, batches = -(-size // num_replicas), -(-len(self.mine) // batch_size)
+        self.repeats = batches < -(-most // batch_size)
+        if self.repeats:
+            self.mine.append(0)
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of this process."""
+        return iter(self.mine)
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return len(self.mine)
+
+
 class CheckedLoader(DataLoader[Batch]):
     """DataLoader that checks its first batch; errors of workers arrive as they were raised.
 
     Unreadable images of an `ImageFolder` that skips them go to its list.
+
+    Given a plain `DistributedSampler` without shuffling, as Lightning does under DDP, it takes an
+    `EvaluationSampler`. A repeated batch has all labels 255 and the key `repeated`, so that every
+    image counts once under any number of processes.
     """
 
     _checked = False
+
+    def __init__(self, dataset: Dataset[Any], **kwargs: Any) -> None:
+        sampler = kwargs.get("sampler")
+        if type(sampler) is DistributedSampler and not sampler.shuffle:
+            size: int = kwargs.get("batch_size") or 1
+            kwargs["sampler"] = EvaluationSampler(dataset, size, sampler.num_replicas, sampler.rank)
+        if kwargs.get("generator") is None:  # it would draw from that of the training
+            kwargs["generator"] = torch.Generator()
+        super().__init__(dataset, **kwargs)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches; a GenSegError of one sentence if a sample is wrong."""
         # A generator, so that nothing starts before the first batch is asked for.
         batches = super().__iter__()
-        while True:
+        for number in count(1):
             try:
                 batch: Batch = next(batches)
             except StopIteration:
@@ -103,6 +153,10 @@ class CheckedLoader(DataLoader[Batch]):
             if not self._checked:
                 check_batch(batch, getattr(self.dataset, "num_classes", None))
                 self._checked = True
+            if getattr(self.sampler, "repeats", False) and number == len(self):
+                for name in LABELS & batch.keys():
+                    batch[name].fill_(IGNORE)
+                batch["repeated"] = True
             yield batch
 
 
@@ -126,6 +180,7 @@ class TrainLoader(CheckedLoader):
         resume, self._resume = self._resume, None
         self._batch = resume[1] if resume is not None and resume[0] == sampler.epoch else 0
         sampler.start = self._batch * (self.batch_size or 1)
+        self.generator.manual_seed(sampler.seed + sampler.epoch)  # of the workers
         for batch in super().__iter__():
             # Before the yield: a checkpoint is written while the consumer holds the batch.
             self._batch += 1

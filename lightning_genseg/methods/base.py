@@ -24,6 +24,7 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.evaluation import Evaluation
 from lightning_genseg.methods.trained import TrainedModule
 from lightning_genseg.metrics import segmentation_metrics
+from lightning_genseg.metrics.segmentation import score_keys
 from lightning_genseg.ops.resize import resize_maps
 from lightning_genseg.ops.views import (
     InferenceOptions,
@@ -241,12 +242,14 @@ class SegmentationModule(TrainedModule):
                 f"the taxonomy of the test data has {target.members.shape[1]} universal classes "
                 f"and the model {self.num_classes}: give the table that it was trained with."
             )
+        score_keys(target.class_names if target is not None else ())
         self.evaluation.target_classes = target
         count = self.num_classes if target is None else len(target.class_names)
         self.test_metrics = segmentation_metrics(count, self.ignore_index).to(self.device)
 
     def on_train_start(self) -> None:
         """Forget what was fitted to other weights."""
+        super().on_train_start()
         self.anomaly = AnomalyScores()
 
     def on_test_start(self) -> None:

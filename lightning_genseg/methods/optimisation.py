@@ -1,10 +1,16 @@
 """Optimiser and learning-rate schedule: a module's arguments, and the defaults."""
 
+import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -12,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_genseg.arguments import check_arguments, unknown_argument
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.metrics.segmentation import better
 
 # timm's, smp's and mmsegmentation's names: absolute_pos_embed, relative_position_bias_table,
 # rel_pos_h, attention_biases, pos_block, ...
@@ -26,7 +33,8 @@ class OptimisedModule(LightningModule):
     Args:
         optimizer: makes the optimiser from parameter groups; AdamW with lr 1e-4 when left out.
         lr_scheduler: makes the schedule, stepped every iteration; polynomial decay with power 0.9
-            to the end of the run when left out.
+            to the end of the run when left out. One that waits for a plateau follows our scores in
+            the direction that is better, whatever its `mode`. A resumed run has its own arguments.
         head_lr_factor: learning rate of everything but the encoder, as a multiple of the encoder's.
         decay_norms: whether weight decay also applies to vectors (norms and biases) and to position
             parameters (embeddings of positions, tables of relative position biases).
@@ -48,6 +56,8 @@ class OptimisedModule(LightningModule):
         self.save_hyperparameters("head_lr_factor", "decay_norms")
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.head_lr_factor, self.decay_norms = head_lr_factor, decay_norms
+        self._resumed: dict[str, Any] | None = None  # what the checkpoint says of its optimiser
+        self._schedule: dict[str, Any] = {}  # arguments of the schedule
 
     def encoder_parameters(self) -> set[nn.Parameter]:
         """Parameters that learn at the optimiser's own rate; all others belong to the head."""
@@ -76,19 +86,82 @@ class OptimisedModule(LightningModule):
         if self.optimizer is None:
             optimizer: Optimizer = AdamW(groups, lr=1e-4, weight_decay=0.01)
         else:
-            optimizer = self.optimizer(groups)
+            with _sentence("optimizer"):
+                optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             if group["name"].startswith("head"):
                 group["lr"] = group["lr"] * self.head_lr_factor
         if self.lr_scheduler is None:
             scheduler: LRScheduler | ReduceLROnPlateau = LambdaLR(optimizer, self._remaining)
         else:
-            scheduler = self.lr_scheduler(optimizer)
+            with _sentence("lr_scheduler"):
+                scheduler = self.lr_scheduler(optimizer)
         how: dict[str, Any] = {"interval": "step"}
         if isinstance(scheduler, ReduceLROnPlateau):  # Lightning's own class has a monitor
             how = {"monitor": getattr(scheduler, "monitor", "val_mIoU")}
+            mode = better(how["monitor"])
+            if mode is not None and mode != scheduler.mode:
+                scheduler.mode = mode
+                scheduler.best = scheduler.mode_worse = math.inf if mode == "min" else -math.inf
+        names = signature(type(scheduler)).parameters.keys() - {"optimizer", "last_epoch"}
+        self._schedule = {key: vars(scheduler)[key] for key in names & vars(scheduler).keys()}
+        if self._resumed is not None:
+            _compare(optimizer, self._resumed)
         schedule = {"scheduler": scheduler, **how}
         return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """As Lightning's, with a sentence where a schedule has an end and the run goes on."""
+        with _sentence("lr_scheduler"):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_start(self) -> None:
+        """Let a resumed schedule have the arguments of this run, and its rate at this step."""
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            kept = vars(scheduler)
+            changed = any(kept[key] != value for key, value in self._schedule.items())
+            kept.update(self._schedule)
+            if not self.trainer.global_step:
+                continue
+            # The rates in the checkpoint are those of its own end, perhaps 0.
+            rates: list[float | Tensor] = []
+            if type(scheduler) is LambdaLR:
+                functions = zip(scheduler.lr_lambdas, scheduler.base_lrs, strict=True)
+                rates = [rate * function(scheduler.last_epoch) for function, rate in functions]
+            elif changed and isinstance(scheduler, WarmupPolynomialLR):
+                rates = scheduler.get_lr()
+            elif changed and hasattr(scheduler, "_get_closed_form_lr"):
+                rates = scheduler._get_closed_form_lr()
+            for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=False):
+                group["lr"] = rate
+            if not any(group["lr"] for group in scheduler.optimizer.param_groups):
+                rank_zero_warn(
+                    f"the run goes on at step {self.trainer.global_step} with a learning rate of "
+                    "0: the schedule has ended; give an lr_scheduler for all steps."
+                )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the optimiser's class."""
+        if checkpoint.get("optimizer_states"):
+            checkpoint["optimizer"] = type(self.trainer.optimizers[0]).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a run that goes on has to compare.
+
+        Raises:
+            GenSegError: a run is to go on from weights alone.
+        """
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if fitting and "optimizer_states" not in checkpoint:
+            raise GenSegError(
+                "the checkpoint holds weights only, and no run can go on from it: give one that "
+                "was saved with its optimiser, or load its weights and train anew."
+            )
+        self._resumed = None
+        if fitting and checkpoint["optimizer_states"]:
+            groups = checkpoint["optimizer_states"][0]["param_groups"]
+            self._resumed = {"optimizer": checkpoint.get("optimizer"), "groups": groups}
 
     def _remaining(self, step: int) -> float:
         # Only asked for when training has begun: the number of steps makes Lightning build the
@@ -102,6 +175,44 @@ class OptimisedModule(LightningModule):
                 "trainer.max_epochs or trainer.max_steps, or give an lr_scheduler."
             )
         return float(max(0.0, 1 - step / steps) ** 0.9)
+
+
+@contextmanager
+def _sentence(argument: str) -> Iterator[None]:
+    """What PyTorch has to say of an optimiser's or a schedule's arguments."""
+    try:
+        yield
+    except GenSegError:
+        raise
+    except (ValueError, ZeroDivisionError) as error:
+        raise GenSegError(
+            f"{argument} cannot be used ({error}): correct its arguments, model.{argument}."
+        ) from error
+
+
+def _compare(optimizer: Optimizer, resumed: dict[str, Any]) -> None:
+    """Refuse the state of another optimiser; tell which options of the checkpoint's go on."""
+    name, theirs, mine = type(optimizer).__name__, resumed["optimizer"], optimizer.param_groups
+    if theirs is None and mine[0].keys() - resumed["groups"][0].keys():  # of an older version
+        theirs = "another optimizer"
+    if theirs not in (None, name):
+        raise GenSegError(
+            f"the checkpoint was trained with {theirs} and this run has {name}: give the same "
+            "optimizer to go on."
+        )
+    ours, saved = ([len(group["params"]) for group in x] for x in (mine, resumed["groups"]))
+    if ours != saved:
+        raise GenSegError(
+            f"the checkpoint's optimizer has groups of {saved} parameters, this run's of {ours}: "
+            "give decay_norms and the network as in the checkpoint."
+        )
+    for group, old in zip(mine, resumed["groups"], strict=True):
+        for key in ("initial_lr", "weight_decay"):
+            if key in group and old.get(key, group[key]) != group[key]:
+                rank_zero_warn(
+                    f"the run goes on with {key} {old[key]} of {group['name']} as in the "
+                    f"checkpoint, not with {group[key]}."
+                )
 
 
 class WarmupPolynomialLR(LRScheduler):

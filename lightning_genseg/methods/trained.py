@@ -3,12 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+<<<<<<< HEAD
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+=======
+from inspect import signature
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback
+>>>>>>> 7862d93 (Every image counts once, every labelled pixel alike and random numbers go on under any number of processes)
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -23,7 +31,10 @@ from lightning_genseg.methods.checkpoints import (
     read_run,
 )
 from lightning_genseg.methods.optimisation import OptimisedModule
+from lightning_genseg.methods.random_states import RandomStates
 from lightning_genseg.metrics import named_scores, segmentation_metrics
+from lightning_genseg.metrics.segmentation import better, score_keys
+from lightning_genseg.networks.losses import over_processes
 
 # Where weights came from: a checkpoint holds them, nothing else is read to load it.
 SOURCES = ("encoder_weights", "extractor", "published", "base_learner", "prior", "inverse_weights")
@@ -59,6 +70,7 @@ class TrainedModule(OptimisedModule, ABC):
                 f"class_names has {len(class_names)} entries and num_classes is {num_classes}; "
                 "give one name per class, in the order of the class indices."
             )
+        score_keys(class_names or ())
         self.save_hyperparameters(ignore=self.not_kept)
         for kept in (self.hparams, self._hparams_initial):
             assert isinstance(kept, dict)
@@ -110,11 +122,6 @@ class TrainedModule(OptimisedModule, ABC):
                 "give one of the same architecture."
             ) from error
 
-    def setup(self, stage: str) -> None:
-        """Let the Trainer read and write checkpoints safely, before it reads one."""
-        if self._trainer is not None:
-            guard_checkpoints(self._trainer)
-
     @abstractmethod
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`loss` to be minimised, its parts `loss_*` to be logged, and what EM needs afterwards.
@@ -127,15 +134,48 @@ class TrainedModule(OptimisedModule, ABC):
     def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`scores` B x C x H x W, and other maps if any, at the size of the batch's `mask`."""
 
+    def setup(self, stage: str) -> None:
+        """Let the Trainer read and write checkpoints safely; refuse what would go wrong in it."""
+        trainer = self._trainer
+        if trainer is None:
+            return
+        guard_checkpoints(trainer)
+        precision = str(trainer.precision)
+        if precision != "32-true" and not precision.endswith("-mixed"):
+            raise GenSegError(
+                f"trainer.precision is {precision}, but mixtures, colours and scores need float32: "
+                "take 32-true, bf16-mixed or 16-mixed."
+            )
+        if stage != "fit":
+            return
+        check_training(
+            **{key: getattr(self.trainer, key) for key in signature(check_training).parameters}
+        )
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            monitor, mode = (getattr(callback, key, None) for key in ("monitor", "mode"))
+            if monitor and better(monitor) not in (None, mode):
+                raise GenSegError(
+                    f"{type(callback).__name__} monitors {monitor} with mode {mode}, and would "
+                    f"take the worst for the best: set its mode to {better(monitor)}."
+                )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every training needs; a subclass adds to it."""
+        return [RandomStates()]
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Loss of a batch; everything in it that begins with `loss` is logged."""
-        losses = self.compute_loss(batch)
+        """Loss of a batch; everything in it that begins with `loss` is logged.
+
+        A mean over labelled pixels is one over those of all processes.
+        """
+        several = self.trainer.world_size > 1
+        with over_processes(several):
+            losses = self.compute_loss(batch)
         self._check_finite(losses["loss"], batch, batch_idx)
         for name, value in losses.items():
             if name.startswith("loss"):
-                self.log(
-                    f"train_{name}", value, prog_bar=name == "loss", batch_size=len(batch["mask"])
-                )
+                shown, size = name == "loss", len(batch["mask"])
+                self.log(f"train_{name}", value, prog_bar=shown, batch_size=size, sync_dist=several)
         return losses
 
     def _check_finite(self, loss: Tensor, batch: dict[str, Any], batch_idx: int) -> None:
@@ -168,6 +208,10 @@ class TrainedModule(OptimisedModule, ABC):
     def _prediction(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"mask": maps["scores"].argmax(1)}
 
+    def on_validation_epoch_start(self) -> None:
+        """Count anew, in memory of this process (`ddp_spawn`)."""
+        self.val_metrics.reset()
+
     def on_validation_epoch_end(self) -> None:
         """Log `val_mIoU`, `val_pixel_accuracy` and `val_IoU_<class>`."""
         self._log_scores("val", self.val_metrics, self.class_names)
@@ -191,7 +235,12 @@ class TrainedModule(OptimisedModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Forget where weights came from; remember the number of classes."""
+<<<<<<< HEAD
         for name in SOURCES:
+=======
+        super().on_save_checkpoint(checkpoint)
+        for name in _SOURCES:
+>>>>>>> 7862d93 (Every image counts once, every labelled pixel alike and random numbers go on under any number of processes)
             if name in checkpoint.get("hyper_parameters", {}):
                 checkpoint["hyper_parameters"][name] = None
         # Apart from the hyper-parameters, which arguments of `load_from_checkpoint` overwrite.
@@ -199,6 +248,7 @@ class TrainedModule(OptimisedModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained on another number of classes."""
+<<<<<<< HEAD
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             for key in ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step"):
@@ -207,6 +257,9 @@ class TrainedModule(OptimisedModule, ABC):
                         f"the checkpoint has no '{key}': training cannot go on from it (was it "
                         "saved with save_weights_only?). Give another; test and predict take it."
                     )
+=======
+        super().on_load_checkpoint(checkpoint)
+>>>>>>> 7862d93 (Every image counts once, every labelled pixel alike and random numbers go on under any number of processes)
         theirs = checkpoint.get("num_classes", self.num_classes)
         if theirs != self.num_classes:
             raise GenSegError(
@@ -220,6 +273,23 @@ class TrainedModule(OptimisedModule, ABC):
                 f"the checkpoint was trained on the classes {', '.join(names)} and the data have "
                 f"{', '.join(self.class_names)}: classes are compared by their numbers."
             )
+
+
+def check_training(
+    accumulate_grad_batches: int,
+    check_val_every_n_epoch: int | None,
+    gradient_clip_val: float | None,
+    val_check_interval: float | None,
+) -> None:
+    """Refuse arguments of a Trainer that it would divide by, or take for something else."""
+    check_arguments(
+        check_training,
+        locals(),
+        accumulate_grad_batches="[1, inf)",
+        check_val_every_n_epoch="[1, inf)",
+        gradient_clip_val="[0, inf)",
+        val_check_interval="(0, inf)",
+    )
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
+from lightning_genseg.arguments import check_ignored
 from lightning_genseg.errors import GenSegError
 
 
@@ -38,11 +39,15 @@ def segmentation_metrics(num_classes: int, ignore_index: int = 255) -> MetricCol
         num_classes: C.
         ignore_index: label of the pixels that do not count.
 
+    Raises:
+        GenSegError: `ignore_index` is one of the classes.
+
     Returns:
         A collection to update with predictions and labels, both B x H x W of class indices. Keys:
         ``mIoU`` (scalar), ``IoU`` (C, NaN for absent classes), ``pixel_accuracy`` (scalar). All
         are NaN while no labelled pixel has been seen.
     """
+    check_ignored(num_classes, ignore_index)
     # validate_args costs a torch.unique over every pixel of every batch; the datamodule checks
     # the labels, and the predictions are an argmax over C scores.
     options: dict[str, Any] = {"ignore_index": ignore_index, "validate_args": False}
@@ -79,10 +84,34 @@ def named_scores(
             f"class_names has {len(names)} entries but there are {len(class_iou)} classes: "
             "give one name per class, in the order of the class indices."
         )
-    keys = ["IoU_" + re.sub(r"[^\w-]+", "_", name) for name in names]
-    if len(set(keys)) != len(keys):
-        raise GenSegError(
-            f"class_names are not distinct once written as log keys ({', '.join(keys)}): "
-            "rename the ones that are equal."
-        )
+    keys = score_keys(names)
     return scores | dict(zip(keys, class_iou, strict=True))
+
+
+def score_keys(class_names: Sequence[str]) -> list[str]:
+    """Log keys ``IoU_<class>`` of classes.
+
+    Raises:
+        GenSegError: two become the same.
+    """
+    keys = ["IoU_" + re.sub(r"[^\w-]+", "_", name) for name in class_names]
+    for key in keys:
+        same = [name for name, other in zip(class_names, keys, strict=True) if other == key]
+        if len(same) > 1:
+            raise GenSegError(
+                f"class_names {' and '.join(map(repr, same))} are both logged as {key}: rename all "
+                "but one."
+            )
+    return keys
+
+
+_RISE = ("mIoU", "IoU_", "FB_IoU", "GmIoU", "pixel_accuracy", "AUROC", "AP")
+_FALL = ("loss", "ECE", "FPR95")
+
+
+def better(name: str) -> Literal["min", "max"] | None:
+    """Whether less or more is better of what is logged as `name`; None if it is none of ours."""
+    score = re.sub(r"^(train|val|test)_", "", name)
+    if score == name:
+        return None
+    return "max" if score.startswith(_RISE) else "min" if score.startswith(_FALL) else None

@@ -180,9 +180,8 @@ class _Memory:
         return Moments(*(tensor[: self.groups] for tensor in self._moments))
 
     def to(self, device: torch.device) -> None:
-        """Move to a device; nothing happens where it is there already."""
-        if self._moments.counts.device != device:
-            self._moments = Moments(*(tensor.to(device) for tensor in self._moments))
+        """Move to a device, out of memory that processes share (`ddp_spawn`), or do nothing."""
+        self._moments = Moments(*(_own(tensor, device) for tensor in self._moments))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, for a checkpoint."""
@@ -191,6 +190,7 @@ class _Memory:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`; that of a memory of another kind or shape is refused."""
         _check_shape("the moments", self._moments.second.shape, state["second"].shape)
+        self.to(self._moments.counts.device)
         for name, value in self._moments._asdict().items():
             value.copy_(state[name])
 
@@ -243,9 +243,9 @@ class FeatureRing(_Memory):
         self.entered += incoming
 
     def to(self, device: torch.device) -> None:
-        """Move to a device; nothing happens where it is there already."""
+        """As in the base."""
         super().to(device)
-        self.features, self.entered = self.features.to(device), self.entered.to(device)
+        self.features, self.entered = _own(self.features, device), _own(self.entered, device)
 
     def _slots(self) -> Tensor:
         return self.features[:-1].view(self.groups, self.size, self.dim)
@@ -306,6 +306,11 @@ class DecayedMoments(_Memory):
         if "features" in state:
             raise GenSegError("The checkpoint's memory is a ring; set memory as in it.")
         super().load_state_dict(state)
+
+
+def _own(tensor: Tensor, device: torch.device) -> Tensor:
+    shared = tensor.device.type == "cpu" and tensor.is_shared()
+    return tensor.clone() if shared and device == tensor.device else tensor.to(device)
 
 
 def _check_shape(what: str, mine: tuple[int, ...], theirs: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_genseg import GMMSeg
 from lightning_genseg.data import SyntheticScenes
 from lightning_genseg.data.loaders import collate
+from lightning_genseg.mixtures import Processes
 from tests.contract import in_groups
 
 STEPS, BATCH = 6, 4  # images per step, of all processes together
@@ -47,12 +48,16 @@ class Recorded(GMMSeg):
         self.record: dict[str, list[Any]] = {"mixtures": [], "exchanged": [], "losses": []}
         self.numbers = 0
 
-    def all_gather(self, data: Any, *arguments: Any, **keywords: Any) -> Any:
-        self.numbers += data.numel()
-        return super().all_gather(data, *arguments, **keywords)
-
     def update_mixture(self, *arguments: Any, **keywords: Any) -> None:
-        self.numbers = 0
+        self.numbers, processes = 0, Processes.found()
+
+        def counted(tensor: Tensor) -> Tensor:
+            self.numbers += tensor.numel()
+            assert processes is not None
+            return processes.gather(tensor)
+
+        if processes is not None:
+            keywords["processes"] = Processes(counted, processes.rank)
         super().update_mixture(*arguments, **keywords)
         state = {name: value.clone() for name, value in self.head.mixture.state_dict().items()}
         self.record["mixtures"].append(state)

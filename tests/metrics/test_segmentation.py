@@ -98,5 +98,5 @@ def test_named_scores():
     assert list(named_scores(values))[2:] == ["IoU_0", "IoU_1", "IoU_2"]
     with pytest.raises(ValueError, match="class_names has 2 entries but there are 3 classes"):
         named_scores(values, ["a", "b"])
-    with pytest.raises(ValueError, match="not distinct"):
+    with pytest.raises(ValueError, match="'a b' and 'a_b' are both logged as IoU_a_b"):
         named_scores(values, ["a b", "a_b", "c"])

@@ -2,7 +2,8 @@
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import albumentations as A
@@ -147,7 +148,8 @@ def apply(
     if points is not None and len(points) and "keypoints" in transform.processors:
         keypoints = {"keypoints": points.astype(np.float64)}
     try:
-        result = transform(image=image, **masks, **keypoints)
+        with _seeded(seed):
+            result = transform(image=image, **masks, **keypoints)
     except CropSizeError as error:
         raise GenSegError(
             f"a crop of the transforms is larger than image '{name}' "
@@ -175,6 +177,21 @@ def apply(
         moved = np.asarray(result.get("keypoints", points))
         labels["points"] = torch.from_numpy(moved.astype(np.float64))
     return {"image": torch.from_numpy(chw), **labels}
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators, from which a transform of the user may draw, for a while."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002 - the global one
+        torch.set_rng_state(before[2])
 
 
 def single_thread(worker_id: int) -> None:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from lightning_genseg.networks.losses import mean_over
+
 _EPS = 1e-6  # inside logarithms, as in AGMM's code
 
 
@@ -22,7 +24,7 @@ def class_agreement_loss(
     terms = target * torch.log(prediction + _EPS) + (1 - target) * torch.log(1 - prediction + _EPS)
     shares = present / present.sum(1, keepdim=True).clamp_min(1)
     loss = -0.5 * torch.einsum("bchw,bc->bhw", terms, shares.to(terms.dtype))
-    return (loss * pixels).sum() / pixels.sum().clamp_min(1)
+    return mean_over((loss * pixels).sum(), pixels.sum())
 
 
 def absent_class_loss(probability: Tensor, present: Tensor, pixels: Tensor) -> Tensor:
@@ -35,4 +37,4 @@ def absent_class_loss(probability: Tensor, present: Tensor, pixels: Tensor) -> T
     """
     terms = torch.log(1 - probability + _EPS)
     loss = -torch.einsum("bchw,bc->bhw", terms, (~present).to(terms.dtype))
-    return (loss * pixels).sum() / pixels.sum().clamp_min(1)
+    return mean_over((loss * pixels).sum(), pixels.sum())

@@ -49,8 +49,9 @@ class AGMM(SoftmaxSegmenter):
       centres. `gaussian_weight`, `image_class_weight` and the contrast's form are the code's alone.
     - Ours: the defaults of `gaussians`; a batch without labels has a loss of 0, not NaN; no
       dilation by 4, 8 and 16 in the last stage (code, on Cityscapes); scores are averaged over a
-      sliding window raw (code: after two softmaxes), and counted over all processes. As in the
-      code, every process has its own means.
+      sliding window raw (code: after two softmaxes), and counted over all processes. With a
+      Trainer the losses are means over the pixels of all processes as well, but the contrast is
+      each process's own, as everything is in the code.
 
     Args:
         num_classes: C.

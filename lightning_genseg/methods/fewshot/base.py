@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning_genseg.methods.fewshot.base_learner import BaseLearner
 from lightning_genseg.methods.fewshot.networks import EncoderStages, OutputStride, StageFeatures
 from lightning_genseg.methods.fewshot.support import Support, make_support
 from lightning_genseg.metrics import few_shot_metrics
+from lightning_genseg.metrics.segmentation import score_keys
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.ops.letterbox import letterbox, letterbox_size
 from lightning_genseg.ops.resize import resize_aligned, resize_maps
@@ -230,6 +230,11 @@ class FewShotModule(SegmentationModule):
             self.support = Support(*(batch[name][0] for name in names))
         return super().predict_step(batch, batch_idx)
 
+    def on_validation_epoch_start(self) -> None:
+        """Count anew."""
+        super().on_validation_epoch_start()
+        self.val_guidance.reset()
+
     def on_validation_epoch_end(self) -> None:
         """Log `val_mIoU`, `val_FB_IoU`, `val_IoU_<class>`, and `val_GmIoU` if there is guidance."""
         self._log_episode_scores("val", self.val_metrics, self.val_guidance)
@@ -245,10 +250,9 @@ class FewShotModule(SegmentationModule):
         scores = {name: values[name] for name in ("mIoU", "FB_IoU")}
         if guidance["mIoU"].update_called:
             scores["GmIoU"] = guidance.compute()["mIoU"]
-        names = getattr(getattr(self._data(), "data", None), "class_names", None)
+        keys = score_keys(self._names())
         for index in values["IoU"].isfinite().nonzero().flatten().tolist():
-            name = str(index) if names is None else re.sub(r"[^\w-]+", "_", names[index])
-            scores[f"IoU_{name}"] = values["IoU"][index]
+            scores[keys[index] if keys else f"IoU_{index}"] = values["IoU"][index]
         metrics.reset()
         guidance.reset()
         for name, value in scores.items():
@@ -259,9 +263,14 @@ class FewShotModule(SegmentationModule):
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
 
+    def _names(self) -> Sequence[str]:
+        """Names of the classes of the episodes, if the data have any."""
+        return getattr(getattr(self._data(), "data", None), "class_names", None) or ()
+
     def setup(self, stage: str) -> None:
-        """Refuse to fit where there is nothing to train; else as the base."""
+        """Refuse to fit where there is nothing to train, and names alike; else as the base."""
         super().setup(stage)
+        score_keys(self._names())
         if stage == "fit" and not self.needs_training:
             raise GenSegError(
                 f"this {type(self).__name__} has nothing to train: run `genseg test` or `genseg "

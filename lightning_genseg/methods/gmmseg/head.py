@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lightning_genseg.arguments import as_options, check_arguments
+from lightning_genseg.arguments import as_options, check_arguments, check_ignored
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.options import EMOptions, LogitNorm, MixtureOptions
 from lightning_genseg.mixtures.em import e_step, fit, m_step
@@ -89,6 +89,7 @@ class GMMHead(nn.Module):
             component_loss_weight="[0, inf)",
             dropout="[0, 1)",
         )
+        check_ignored(num_classes, ignore_index)
         self.options, self.em = mixture, em
         full = mixture.covariance == "full"
         dim = in_channels if mixture.embedding_dim is None else mixture.embedding_dim
@@ -133,9 +134,10 @@ class GMMHead(nn.Module):
             dtype = getattr(torch, em.memory_dtype)
             memory = FeatureRing(groups, dim, em.memory_size, full, dtype)
         if em.memory_start == "random":
+            generator = torch.Generator().manual_seed(0)  # the same in all processes
             for group in range(groups):  # one at a time: the whole of it may be gigabytes
-                vectors = F.normalize(torch.randn(em.memory_size, dim), dim=1)
-                memory.push(vectors, torch.full((em.memory_size,), group))
+                drawn = torch.randn(em.memory_size, dim, generator=generator)
+                memory.push(F.normalize(drawn, dim=1), torch.full((em.memory_size,), group))
         return memory
 
     # --- from features to scores -------------------------------------------------------------
@@ -263,8 +265,8 @@ class GMMHead(nn.Module):
             embedding: B x D x h x w, from `compute_loss`.
             mask: B x H x W int64.
             assignment: from `compute_loss`; it spares the labels and the first E-step.
-            processes: of a distributed run; all end with the same mixture, that of one process with
-                the batches joined in the order of the ranks.
+            processes: all end with the same mixture, that of one process with the batches joined in
+                the order of the ranks; found when left out (`Processes.found`).
             remember_only: leave out the M-step, which the authors' code takes every fifth step.
 
         Raises:
@@ -272,7 +274,7 @@ class GMMHead(nn.Module):
         """
         if self.memory is None:
             raise GenSegError("em.train='gradient' learns by gradient; there is no EM to run.")
-        em = self.em
+        em, processes = self.em, processes or Processes.found()
         x = rearrange(embedding, "b d h w -> (b h w) d").float()
         x = x.nan_to_num(0, 0, 0)  # their labels are ignored, but 0 * NaN would still be NaN
         if assignment is None:

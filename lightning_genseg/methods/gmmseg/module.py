@@ -197,7 +197,7 @@ class GMMSeg(PixelModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """EM at the end of every training batch, on all processes together."""
-        return [_EM()]
+        return [*super().configure_callbacks(), _EM()]
 
     def on_fit_start(self) -> None:
         """A mixture of random features would look like a result."""
@@ -254,16 +254,9 @@ class _EM(Callback):
         assert isinstance(pl_module, GMMSeg)
         if pl_module.em.train == "gradient":
             return
-
-        def gather(tensor: Tensor) -> Tensor:
-            gathered = pl_module.all_gather(tensor)
-            assert isinstance(gathered, Tensor)
-            return gathered
-
         pl_module.update_mixture(
             outputs["embedding"],
             batch["mask"],
             outputs["assignment"],
-            Processes(gather, trainer.global_rank) if trainer.world_size > 1 else None,
             remember_only=trainer.fit_loop.total_batch_idx % pl_module.em.interval != 0,
         )

@@ -10,7 +10,7 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule, expect_frozen_parts
 from lightning_genseg.methods.checkpoints import read_checkpoint
-from lightning_genseg.methods.gss.maskige import ConvInverse, SwinInverse, need_single_precision
+from lightning_genseg.methods.gss.maskige import ConvInverse, SwinInverse
 from lightning_genseg.methods.gss.module import GSS
 from lightning_genseg.methods.gss.options import Decoding
 from lightning_genseg.networks.features import PixelFeatures
@@ -137,8 +137,8 @@ class GSSInverse(SegmentationModule):
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`loss`, the pixel cross-entropy of the classes read from the predicted pictures."""
         mask = batch["mask"]
-        loss = pixel_cross_entropy(self(batch["image"]), mask, self.ignore_index)
-        return {"loss": self.prior.mean_loss(loss, mask != self.ignore_index)}
+        scores, labelled_only = self(batch["image"]), self.prior.avg_non_ignore
+        return {"loss": pixel_cross_entropy(scores, mask, self.ignore_index, labelled_only)}
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; all of the prior but its noise stays in evaluation mode."""
@@ -146,11 +146,6 @@ class GSSInverse(SegmentationModule):
         self.prior.eval()
         self.prior.head.dropout.train(mode)
         return self
-
-    def setup(self, stage: str) -> None:
-        """Refuse numbers in which colours cannot be told apart."""
-        super().setup(stage)
-        need_single_precision(self)
 
     def on_fit_start(self) -> None:
         """Refuse a prior without weights; others are frozen with good reason."""

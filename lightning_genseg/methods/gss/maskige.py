@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_genseg.arguments import check_arguments
@@ -188,13 +187,3 @@ def class_votes(scores: Tensor) -> Tensor:
     that of a third class.
     """
     return torch.zeros_like(scores).scatter_(1, scores.argmax(1, keepdim=True), 1.0)
-
-
-def need_single_precision(module: LightningModule) -> None:
-    """Refuse weights and buffers in anything but float32, in which maskiges are drawn."""
-    precision = str(module.trainer.precision)
-    if precision.endswith("true") and precision != "32-true":
-        raise GenSegError(
-            f"trainer.precision is {precision}, but colours and tokens need float32: run "
-            f"{type(module).__name__} with 32-true, bf16-mixed or 16-mixed."
-        )

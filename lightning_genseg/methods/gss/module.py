@@ -18,13 +18,12 @@ from lightning_genseg.methods.gss.maskige import (
     Maskige,
     NearestColor,
     class_votes,
-    need_single_precision,
 )
 from lightning_genseg.methods.gss.options import Decoding, TokenDecoderOptions
 from lightning_genseg.methods.gss.tokenizers.load import lasting_source, make_tokenizer
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.networks.features import PixelFeatures
-from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
 from lightning_genseg.ops.resize import resize_labels, resize_maps
 from lightning_genseg.ops.views import has_several_views, infer
 
@@ -239,8 +238,8 @@ class GSS(PixelModule):
         losses, drawn = {}, mask
         if auxiliary is not None:
             scores = resize_maps(auxiliary.float(), size)
-            losses["loss_auxiliary"] = self.mean_loss(
-                pixel_cross_entropy(scores, mask, self.ignore_index), labelled
+            losses["loss_auxiliary"] = pixel_cross_entropy(
+                scores, mask, self.ignore_index, self.avg_non_ignore
             )
             drawn = torch.where(labelled, mask, scores.argmax(1))
         tokens = self.tokenizer.encode(self.maskige(drawn))
@@ -248,20 +247,12 @@ class GSS(PixelModule):
         if auxiliary is not None:
             counts = F.max_pool2d(labelled[:, None].float(), self.tokenizer.downsample)[:, 0] > 0
         total = self.head.cross_entropy(features, tokens, counts)
-        losses["loss_token"] = self.mean_loss(total / counts.sum().clamp_min(1), counts)
+        cells = counts.sum() if self.avg_non_ignore else counts.numel()
+        losses["loss_token"] = mean_over(total, cells)
         loss = self.token_loss_weight * losses["loss_token"]
         if auxiliary is not None:
             loss = loss + self.auxiliary_loss_weight * losses["loss_auxiliary"]
         return {"loss": loss, **losses}
-
-    def mean_loss(self, loss: Tensor, counts: Tensor) -> Tensor:
-        """A mean over what counts, or, without `avg_non_ignore`, made one over everything."""
-        return loss if self.avg_non_ignore else loss * counts.float().mean()
-
-    def setup(self, stage: str) -> None:
-        """Refuse numbers in which colours cannot be told apart."""
-        super().setup(stage)
-        need_single_precision(self)
 
     def on_fit_start(self) -> None:
         """Refuse a tokenizer that was never trained; others are frozen with good reason."""

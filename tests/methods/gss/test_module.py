@@ -340,7 +340,7 @@ def test_a_tokenizer_without_weights_is_refused(tmp_path):
 )
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_only_float32(model, precision, tmp_path):
-    with pytest.raises(ValueError, match=f"trainer.precision is {precision}, but colours"):
+    with pytest.raises(ValueError, match=f"trainer.precision is {precision}, but mixtures"):
         trainer(tmp_path, precision=precision).validate(model, loader(2))
 
 

@@ -17,7 +17,7 @@ from lightning_genseg.methods.gss.maskige import Color, ConvInverse, NearestColo
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 from lightning_genseg.methods.gss.tokenizers.tokenizer import pad_to_cells
 from lightning_genseg.methods.gss.training.mask_module import MaskModule
-from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
 
 
 class LearnedColors(MaskModule):
@@ -112,7 +112,7 @@ class LearnedColors(MaskModule):
             scores = self.inverse(picture)
         entropy = pixel_cross_entropy(scores, mask, self.ignore_index)
         error = (picture - drawn).abs() * ~ignored[:, None]
-        distance = error.sum() / (3 * (~ignored).sum()).clamp_min(1)
+        distance = mean_over(error.sum(), 3 * (~ignored).sum())
         return {
             "loss": entropy + self.distance_weight * distance,
             "loss_cross_entropy": entropy,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gss.colors import Colors, class_colors, is_lasting
-from lightning_genseg.methods.gss.maskige import Color, Maskige, need_single_precision
+from lightning_genseg.methods.gss.maskige import Color, Maskige
 from lightning_genseg.methods.gss.tokenizers.reconstruction import reconstruct
 from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
 from lightning_genseg.methods.trained import TrainedModule
@@ -57,7 +57,6 @@ class MaskModule(TrainedModule):
     def setup(self, stage: str) -> None:
         """Refuse to predict photographs, and masks of other classes."""
         super().setup(stage)
-        need_single_precision(self)
         if stage == "predict":
             self()
         target = getattr(getattr(self.trainer, "datamodule", None), "target_classes", None)

@@ -18,7 +18,7 @@ from lightning_genseg.methods.gss.training.mask_variation import (
     permute_classes,
     procedural_masks,
 )
-from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
 
 
 class MaskigeTokenizer(MaskModule):
@@ -74,7 +74,7 @@ class MaskigeTokenizer(MaskModule):
         if self.objective != "cross_entropy":
             labelled = (mask != self.ignore_index)[:, None]
             error = (picture - target).abs() * labelled
-            losses["loss_l1"] = error.sum() / (3 * labelled.sum()).clamp_min(1)
+            losses["loss_l1"] = mean_over(error.sum(), 3 * labelled.sum())
         if self.objective != "l1":
             scores = self.inverse(picture) / self.temperature
             losses["loss_cross_entropy"] = pixel_cross_entropy(scores, mask, self.ignore_index)
