@@ -38,6 +38,10 @@ def user_message(error: BaseException) -> str | None:
     for link in _chain(error):
         if isinstance(link, GenSegError):
             return str(from_worker(link))
+    # A logger, callback or precision whose package is an extra: they say how to get it.
+    lacking = re.search(r".*\bpip install\b.*", str(error))
+    if lacking is not None and isinstance(error, ValueError | ModuleNotFoundError):
+        return lacking[0].strip(" -")
     if isinstance(error, ArgumentError):
         return _condense(str(error))
     if isinstance(error, FileNotFoundError | MisconfigurationException):

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from lightning_genseg.arguments import check_arguments
+from lightning_genseg.arguments import check_arguments, check_ignored
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import local_copy
 from lightning_genseg.methods.checkpoints import (
@@ -71,6 +71,7 @@ class TrainedModule(OptimisedModule, ABC):
                 "give one name per class, in the order of the class indices."
             )
         score_keys(class_names or ())
+        check_ignored(num_classes, ignore_index)
         self.save_hyperparameters(ignore=self.not_kept)
         for kept in (self.hparams, self._hparams_initial):
             assert isinstance(kept, dict)

@@ -9,7 +9,6 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from lightning_genseg.arguments import check_ignored
 from lightning_genseg.errors import GenSegError
 
 
@@ -39,15 +38,11 @@ def segmentation_metrics(num_classes: int, ignore_index: int = 255) -> MetricCol
         num_classes: C.
         ignore_index: label of the pixels that do not count.
 
-    Raises:
-        GenSegError: `ignore_index` is one of the classes.
-
     Returns:
         A collection to update with predictions and labels, both B x H x W of class indices. Keys:
         ``mIoU`` (scalar), ``IoU`` (C, NaN for absent classes), ``pixel_accuracy`` (scalar). All
         are NaN while no labelled pixel has been seen.
     """
-    check_ignored(num_classes, ignore_index)
     # validate_args costs a torch.unique over every pixel of every batch; the datamodule checks
     # the labels, and the predictions are an argmax over C scores.
     options: dict[str, Any] = {"ignore_index": ignore_index, "validate_args": False}
