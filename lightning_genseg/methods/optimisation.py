@@ -147,19 +147,10 @@ class OptimisedModule(LightningModule):
             checkpoint["optimizer"] = type(self.trainer.optimizers[0]).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what a run that goes on has to compare.
-
-        Raises:
-            GenSegError: a run is to go on from weights alone.
-        """
+        """Keep what a run that goes on has to compare."""
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        if fitting and "optimizer_states" not in checkpoint:
-            raise GenSegError(
-                "the checkpoint holds weights only, and no run can go on from it: give one that "
-                "was saved with its optimiser, or load its weights and train anew."
-            )
         self._resumed = None
-        if fitting and checkpoint["optimizer_states"]:
+        if fitting and checkpoint.get("optimizer_states"):
             groups = checkpoint["optimizer_states"][0]["param_groups"]
             self._resumed = {"optimizer": checkpoint.get("optimizer"), "groups": groups}
 

@@ -3,20 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-<<<<<<< HEAD
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
-=======
-from inspect import signature
-from typing import Any, ClassVar
-
-import torch
 from lightning.pytorch import Callback
->>>>>>> 7862d93 (Every image counts once, every labelled pixel alike and random numbers go on under any number of processes)
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -150,9 +144,9 @@ class TrainedModule(OptimisedModule, ABC):
         if stage != "fit":
             return
         check_training(
-            **{key: getattr(self.trainer, key) for key in signature(check_training).parameters}
+            **{key: getattr(trainer, key) for key in signature(check_training).parameters}
         )
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             monitor, mode = (getattr(callback, key, None) for key in ("monitor", "mode"))
             if monitor and better(monitor) not in (None, mode):
                 raise GenSegError(
@@ -236,12 +230,8 @@ class TrainedModule(OptimisedModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Forget where weights came from; remember the number of classes."""
-<<<<<<< HEAD
-        for name in SOURCES:
-=======
         super().on_save_checkpoint(checkpoint)
-        for name in _SOURCES:
->>>>>>> 7862d93 (Every image counts once, every labelled pixel alike and random numbers go on under any number of processes)
+        for name in SOURCES:
             if name in checkpoint.get("hyper_parameters", {}):
                 checkpoint["hyper_parameters"][name] = None
         # Apart from the hyper-parameters, which arguments of `load_from_checkpoint` overwrite.
@@ -249,7 +239,6 @@ class TrainedModule(OptimisedModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained on another number of classes."""
-<<<<<<< HEAD
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             for key in ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step"):
@@ -258,9 +247,7 @@ class TrainedModule(OptimisedModule, ABC):
                         f"the checkpoint has no '{key}': training cannot go on from it (was it "
                         "saved with save_weights_only?). Give another; test and predict take it."
                     )
-=======
         super().on_load_checkpoint(checkpoint)
->>>>>>> 7862d93 (Every image counts once, every labelled pixel alike and random numbers go on under any number of processes)
         theirs = checkpoint.get("num_classes", self.num_classes)
         if theirs != self.num_classes:
             raise GenSegError(

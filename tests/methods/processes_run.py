@@ -121,7 +121,11 @@ SPARSE: dict[str, Any] = {
     "gmmseg": lambda: make(
         GMMSeg,
         **in_groups(
-            components=1, embedding_dim=None, dropout=0.0, memory_size=50, label_reduction="labelled"
+            components=1,
+            embedding_dim=None,
+            dropout=0.0,
+            memory_size=50,
+            label_reduction="labelled",
         ),
     ),
 }
