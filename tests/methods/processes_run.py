@@ -55,7 +55,7 @@ def scores(folder: Path, processes: int, batch_size: int) -> dict[str, float]:
         held_out=True,
     )
     model = make(SoftmaxSegmenter, anomaly_score="energy")
-    run = trainer(folder, processes, max_steps=1)
+    run = trainer(folder, processes, max_epochs=1, limit_train_batches=1)
     model.optimizer = lambda groups: torch.optim.SGD(groups, lr=0.0)
     run.fit(model, data)
     found = {f"fit {name}": float(x) for name, x in run.callback_metrics.items() if "val_" in name}
