@@ -8,6 +8,7 @@ from lightning_genseg.callbacks.manifest import read_manifest
 from lightning_genseg.callbacks.maskiges import MaskigePictures
 from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report, draw_samples
+from lightning_genseg.methods.random_states import RandomStates
 
 __all__ = [
     "ChannelsLast",
@@ -16,6 +17,7 @@ __all__ = [
     "LastCheckpoint",
     "MaskigePictures",
     "PredictionWriter",
+    "RandomStates",
     "Report",
     "draw_samples",
     "read_manifest",

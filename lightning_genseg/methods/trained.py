@@ -163,13 +163,13 @@ class TrainedModule(OptimisedModule, ABC):
 
         A mean over labelled pixels is one over those of all processes.
         """
-        several = self.trainer.world_size > 1
-        with over_processes(several):
+        with over_processes():
             losses = self.compute_loss(batch)
         self._check_finite(losses["loss"], batch, batch_idx)
         for name, value in losses.items():
             if name.startswith("loss"):
                 shown, size = name == "loss", len(batch["mask"])
+                several = self.trainer.world_size > 1
                 self.log(f"train_{name}", value, prog_bar=shown, batch_size=size, sync_dist=several)
         return losses
 

@@ -11,18 +11,19 @@ _together = False  # whether counts are those of all processes
 
 
 @contextmanager
-def over_processes(together: bool = True) -> Iterator[None]:
+def over_processes() -> Iterator[None]:
     """Let `mean_over` divide by the mean count of all processes of `torch.distributed`.
 
     The mean of the gradients, which DDP takes, is then that of one process with all batches: one
     with few labels does not count as much as one with many. All processes must compute the loss.
+    Without a process group nothing changes.
     """
     global _together
-    before, _together = _together, together
+    _together = torch.distributed.is_available() and torch.distributed.is_initialized()
     try:
         yield
     finally:
-        _together = before
+        _together = False
 
 
 def mean_over(total: Tensor, count: Tensor | int) -> Tensor:

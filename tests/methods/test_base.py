@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_genseg import GMMSeg, SegmentationModule, SoftmaxSegmenter
+from lightning_genseg import GMMHead, GMMSeg, SegmentationModule, SoftmaxSegmenter
 from lightning_genseg.errors import GenSegError
 from tests.contract import (
     NUM_CLASSES,
@@ -117,3 +117,27 @@ def test_an_incomplete_method_cannot_be_built():
 
     with pytest.raises(TypeError, match="compute_loss"):
         Half(num_classes=2)
+
+
+@pytest.mark.parametrize("method", [SoftmaxSegmenter, GMMSeg])
+def test_a_class_is_not_ignored(method):
+    for number in (0, 5, 255):
+        with pytest.raises(GenSegError, match=f"ignore_index is {number}, which is one of the 300"):
+            method(num_classes=300, ignore_index=number, features=PlainFeatures())
+    model = method(num_classes=300, ignore_index=-1, features=PlainFeatures())
+    mask = torch.full((1, 32, 32), -1)
+    mask[:, :16] = 255
+    batch = {"image": torch.rand(1, 3, 32, 32), "mask": mask}
+    assert model.compute_loss(batch)["loss"] > 0
+    assert model.compute_loss({**batch, "mask": mask.clamp_max(-1)})["loss"] == 0
+
+
+def test_a_head_ignores_no_class_either():
+    with pytest.raises(GenSegError, match="ignore_index is 255, which is one of the 300 classes"):
+        GMMHead(8, num_classes=300)
+
+
+@pytest.mark.parametrize("names", [["a b", "a_b"], ["x/y", "x y"], ["same", "same"], ["", ""]])
+def test_names_that_are_one_key_are_refused(names):
+    with pytest.raises(GenSegError, match="are both logged as IoU_"):
+        SoftmaxSegmenter(2, features=PlainFeatures(), class_names=names)

@@ -1,13 +1,22 @@
 """Groups of parameters, optimisers and schedules: by formula, by PyTorch's own, from YAML."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, ReduceLROnPlateau
 from torch import nn
-from torch.optim.lr_scheduler import LinearLR, PolynomialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    OneCycleLR,
+    PolynomialLR,
+    StepLR,
+)
 from torch.utils.data import IterableDataset
 
 from lightning_genseg import GMMSeg, SegmentationModule, SoftmaxSegmenter
@@ -230,6 +239,136 @@ def test_a_plateau_is_one_of_what_is_asked_for(tmp_path, schedule, monitor):
     model = make(lr_scheduler=schedule)
     assert model.configure_optimizers()["lr_scheduler"]["monitor"] == monitor
     trainer(tmp_path, max_epochs=2).fit(model, loader(), loader(2))
+
+
+@pytest.mark.parametrize("plateau", [ReduceLROnPlateau, torch.optim.lr_scheduler.ReduceLROnPlateau])
+@pytest.mark.parametrize(
+    ("monitor", "mode"),
+    [("val_mIoU", "max"), ("val_IoU_1", "max"), ("train_loss", "min"), ("my_score", "min")],
+)
+def test_a_plateau_follows_its_score(plateau, monitor, mode):
+    words = {"monitor": monitor} if plateau is ReduceLROnPlateau else {}
+    mode = mode if words else "max"  # PyTorch's has no monitor: val_mIoU
+    found = make(lr_scheduler=lambda o: plateau(o, **words, patience=0, factor=0.5))
+    schedule = found.configure_optimizers()["lr_scheduler"]["scheduler"]
+    rates = []
+    for value in (0.1, 0.2, 0.3):
+        schedule.step(value)
+        rates.append(schedule.optimizer.param_groups[0]["lr"])
+    assert rates == ([1e-4] * 3 if mode == "max" else [1e-4, 5e-5, 2.5e-5])
+
+
+@pytest.mark.parametrize(
+    "callback", [ModelCheckpoint(monitor="val_mIoU"), EarlyStopping("val_IoU_0", mode="min")]
+)
+def test_the_worst_is_not_kept_for_the_best(tmp_path, callback):
+    name = type(callback).__name__
+    run = trainer(tmp_path, callbacks=[callback], enable_checkpointing=True)
+    with pytest.raises(GenSegError, match=f"{name} monitors val_.* with mode min.*mode to max"):
+        run.fit(make(), loader(), loader(2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            {"optimizer": lambda g: torch.optim.AdamW(g, lr=-1)},
+            r"optimizer .*Invalid learning rate",
+        ),
+        ({"optimizer": lambda g: torch.optim.SGD(g, momentum=-1)}, r"optimizer .*momentum"),
+        ({"lr_scheduler": lambda o: StepLR(o, 0)}, r"lr_scheduler cannot be used"),
+        ({"lr_scheduler": lambda o: OneCycleLR(o, 0.1)}, r"lr_scheduler .*total_steps"),
+        ({"lr_scheduler": lambda o: OneCycleLR(o, 0.1, 1)}, r"lr_scheduler .*Tried to step 2 "),
+    ],
+)
+def test_what_an_optimiser_refuses_is_a_sentence(tmp_path, arguments, sentence):
+    with pytest.raises(GenSegError, match=sentence):
+        trainer(tmp_path, limit_val_batches=0).fit(make(**arguments), loader(), loader(2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches is 0; it must be at least 1"),
+        ({"accumulate_grad_batches": -1}, "accumulate_grad_batches is -1"),
+        ({"gradient_clip_val": -1.0}, "gradient_clip_val is -1"),
+        ({"val_check_interval": 0}, "val_check_interval is 0; it must be positive"),
+        ({"check_val_every_n_epoch": 0}, "check_val_every_n_epoch is 0"),
+        ({"precision": "bf16-true"}, "precision is bf16-true, .*take 32-true, bf16-mixed or"),
+        ({"precision": "16-true"}, "precision is 16-true"),
+        ({"precision": "64-true"}, "precision is 64-true"),
+    ],
+)
+def test_what_a_trainer_would_stumble_over(tmp_path, arguments, sentence):
+    with pytest.raises(GenSegError, match=sentence):
+        trainer(tmp_path, **arguments).fit(make(), loader(), loader(2))
+
+
+# --- going on -------------------------------------------------------------------------------
+
+
+def finished(folder: Path, **arguments: Any) -> Path:
+    """Checkpoint of a run of two steps."""
+    run = trainer(folder, limit_val_batches=0)
+    run.fit(make(**arguments), loader(), loader(2))
+    run.save_checkpoint(folder / "end.ckpt")
+    return folder / "end.ckpt"
+
+
+SCHEDULES: dict[str, Any] = {
+    "default": lambda n: {},
+    "poly": lambda n: {"lr_scheduler": lambda o: PolynomialLR(o, n)},
+    "warmup": lambda n: {"lr_scheduler": lambda o: WarmupPolynomialLR(o, n)},
+    "cosine": lambda n: {"lr_scheduler": lambda o: CosineAnnealingLR(o, n)},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_finished_run_goes_on_with_the_rates_of_its_steps(tmp_path, schedule):
+    make_schedule = SCHEDULES[schedule]
+    end = finished(tmp_path, **make_schedule(2))
+    recorders = []
+    for start in (None, end):
+        recorders.append(LearningRates())
+        run = trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[recorders[-1]])
+        run.fit(make(**make_schedule(4)), loader(), loader(2), ckpt_path=start)
+    whole, rest = (recorder.rates for recorder in recorders)
+    assert min(rates[0] for rates in rest) > 1e-5
+    for mine, expected in zip(rest, whole[2:], strict=True):
+        assert mine == pytest.approx(expected)
+
+
+def test_a_schedule_that_has_ended_is_told(tmp_path):
+    end, again = finished(tmp_path, **SCHEDULES["poly"](2)), make(**SCHEDULES["poly"](2))
+    with pytest.warns(UserWarning, match="at step 2 with a learning rate of 0"):
+        trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(again, loader(), ckpt_path=end)
+
+
+def test_another_optimiser_is_refused(tmp_path):
+    end = finished(tmp_path)
+    sgd, adam = (partial(kind, lr=0.1) for kind in (torch.optim.SGD, torch.optim.Adam))
+    for optimiser in (sgd, adam):
+        name = optimiser.func.__name__
+        with pytest.raises(GenSegError, match=f"trained with AdamW and this run has {name}: give"):
+            trainer(tmp_path).fit(make(optimizer=optimiser), loader(), loader(2), ckpt_path=end)
+    older = torch.load(end, weights_only=True)
+    del older["optimizer"]
+    torch.save(older, tmp_path / "older.ckpt")
+    again = make(optimizer=sgd)
+    with pytest.raises(GenSegError, match="trained with another optimizer and this run has SGD"):
+        trainer(tmp_path).fit(again, loader(), loader(2), ckpt_path=tmp_path / "older.ckpt")
+    again = make(decay_norms=False)
+    with pytest.raises(GenSegError, match=r"has groups of \[\d+, \d+\] parameters.*decay_norms"):
+        trainer(tmp_path).fit(again, loader(), loader(2), ckpt_path=end)
+    again = make(optimizer=partial(torch.optim.AdamW, lr=0.5))
+    run = trainer(tmp_path, max_epochs=2, limit_val_batches=0)
+    with pytest.warns(
+        UserWarning, match=r"initial_lr 0.0001 of .* as in the checkpoint, not .*0\.5"
+    ):
+        run.fit(again, loader(), loader(2), ckpt_path=end)
+    # Weights alone are another matter.
+    model = SoftmaxSegmenter.load_from_checkpoint(end, features=PlainFeatures(), optimizer=sgd)
+    trainer(tmp_path, limit_val_batches=0).fit(model, loader(), loader(2))
 
 
 # --- WarmupPolynomialLR ----------------------------------------------------------------------
