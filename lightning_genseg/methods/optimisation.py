@@ -30,11 +30,13 @@ _POSITION = re.compile(
 class OptimisedModule(LightningModule):
     """A LightningModule whose optimiser and schedule are arguments.
 
+    A schedule that waits for a plateau follows our scores in the direction that is better, whatever
+    its `mode`. A resumed run goes on with the checkpoint's optimiser and its own schedule.
+
     Args:
         optimizer: makes the optimiser from parameter groups; AdamW with lr 1e-4 when left out.
         lr_scheduler: makes the schedule, stepped every iteration; polynomial decay with power 0.9
-            to the end of the run when left out. One that waits for a plateau follows our scores in
-            the direction that is better, whatever its `mode`. A resumed run has its own arguments.
+            to the end of the run when left out.
         head_lr_factor: learning rate of everything but the encoder, as a multiple of the encoder's.
         decay_norms: whether weight decay also applies to vectors (norms and biases) and to position
             parameters (embeddings of positions, tables of relative position biases).
@@ -135,7 +137,8 @@ class OptimisedModule(LightningModule):
                 rates = scheduler._get_closed_form_lr()
             for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=False):
                 group["lr"] = rate
-            if not any(group["lr"] for group in scheduler.optimizer.param_groups):
+            going = self.trainer.global_step < self.trainer.estimated_stepping_batches
+            if going and not any(group["lr"] for group in scheduler.optimizer.param_groups):
                 rank_zero_warn(
                     f"the run goes on at step {self.trainer.global_step} with a learning rate of "
                     "0: the schedule has ended; give an lr_scheduler for all steps."

@@ -8,6 +8,7 @@ start or from the checkpoint of the third step.
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -166,20 +167,17 @@ def kill(folder: Path, method: str, seed: int, moments: int) -> None:
     length = time.monotonic() - began
     draw = random.Random(f"{seed} {method}")
     for number in range(moments):
-        mine, steps = folder / str(number), []
-        while True:
-            last = mine / "last.ckpt"
-            resume = last if last.exists() else None
-            pid = child(mine, method, 0 if resume is None else 1 + number, resume)
-            if steps:
-                finish(pid)
-                break
-            time.sleep(length * draw.uniform(0.05, 1.0))
+        mine, killed = folder / str(number), False
+        last = mine / "last.ckpt"
+        while not killed:  # one that had come to its end does not count
+            shutil.rmtree(mine, ignore_errors=True)
+            pid = child(mine, method)
+            time.sleep(length * draw.uniform(0.05, 0.95))
             os.kill(pid, signal.SIGKILL)
             killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-            step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
-            steps.append(step if killed else -1)
-        (mine / "kills").write_text(str(steps[0]))
+        step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
+        finish(child(mine, method, 1 + number, last) if step else child(mine, method))
+        (mine / "kills").write_text(str(step))
 
 
 if __name__ == "__main__":

@@ -362,9 +362,7 @@ def test_another_optimiser_is_refused(tmp_path):
         trainer(tmp_path).fit(again, loader(), loader(2), ckpt_path=end)
     again = make(optimizer=partial(torch.optim.AdamW, lr=0.5))
     run = trainer(tmp_path, max_epochs=2, limit_val_batches=0)
-    with pytest.warns(
-        UserWarning, match=r"initial_lr 0.0001 .* checkpoint, not with 0\.5"
-    ):
+    with pytest.warns(UserWarning, match=r"initial_lr 0.0001 .* checkpoint, not with 0\.5"):
         run.fit(again, loader(), loader(2), ckpt_path=end)
     # Weights alone are another matter.
     model = SoftmaxSegmenter.load_from_checkpoint(end, features=PlainFeatures(), optimizer=sgd)
