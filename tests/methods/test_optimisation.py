@@ -340,8 +340,9 @@ def test_a_finished_run_goes_on_with_the_rates_of_its_steps(tmp_path, schedule):
 
 def test_a_schedule_that_has_ended_is_told(tmp_path):
     end, again = finished(tmp_path, **SCHEDULES["poly"](2)), make(**SCHEDULES["poly"](2))
+    run = trainer(tmp_path, max_epochs=2, limit_val_batches=0)
     with pytest.warns(UserWarning, match="at step 2 with a learning rate of 0"):
-        trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(again, loader(), ckpt_path=end)
+        run.fit(again, loader(), loader(2), ckpt_path=end)
 
 
 def test_another_optimiser_is_refused(tmp_path):
