@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # As packages: this is what makes their classes known by their short names.
 from lightning_genseg import __version__, data, methods
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.callbacks.last_checkpoint import LastCheckpoint
 from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report
@@ -85,6 +86,13 @@ class GenSegCLI(LightningCLI):
         for name in ("num_classes", "ignore_index", "class_names"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Refuse a seed that NumPy would refuse."""
+        super().parse_arguments(parser, args)
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        if not isinstance(seed, bool):
+            check_arguments(main, {"seed": seed}, seed="[0, 4294967295]")
+
     def before_instantiate_classes(self) -> None:
         """A test or predict run in the folder of a fit must not replace the fit's files."""
         name = "config.yaml" if self.subcommand == "fit" else f"{self.subcommand}_config.yaml"
@@ -124,7 +132,7 @@ class GenSegCLI(LightningCLI):
             kwargs["callbacks"] = [*callbacks, LastCheckpoint()]
         try:
             return super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # Lightning's word on arguments that do not fit each other
+        except (TypeError, ValueError) as error:  # Lightning's word on what does not fit together
             raise GenSegError(str(error)) from error
 
     def _keep_fit_log(self, config: Any) -> None:

@@ -44,10 +44,12 @@ def user_message(error: BaseException) -> str | None:
         return lacking[0].strip(" -")
     if isinstance(error, ArgumentError):
         return _condense(str(error))
-    if isinstance(error, FileNotFoundError | MisconfigurationException):
-        return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"'{error.filename}' cannot be used ({error.strerror}): choose another path."
+    if isinstance(error, FileNotFoundError | MisconfigurationException):
+        return str(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on"):
+        return str(error)  # Lightning's word on a monitor that nothing logs
     return None
 
 

@@ -90,6 +90,9 @@ class OptimisedModule(LightningModule):
         else:
             with _sentence("optimizer"):
                 optimizer = self.optimizer(groups)
+                for name, value in (pair for g in optimizer.param_groups for pair in g.items()):
+                    if isinstance(value, float) and not math.isfinite(value):  # SGD takes NaN
+                        raise GenSegError(f"optimizer.{name} is {value}; it must be finite.")
         for group in optimizer.param_groups:
             if group["name"].startswith("head"):
                 group["lr"] = group["lr"] * self.head_lr_factor

@@ -318,6 +318,8 @@ def test_a_checkpoint_callback_of_ones_own_is_the_only_one(trainer_of, config):
 # --- one line for what the user can mend ----------------------------------------------------
 
 NESTED = "--model GMMSeg --model.mixture"
+SGD = "--model.optimizer SGD --model.optimizer.lr"
+DIRPATH = "--trainer.callbacks ModelCheckpoint --trainer.callbacks.dirpath"
 
 
 @pytest.mark.parametrize(
@@ -331,13 +333,30 @@ NESTED = "--model GMMSeg --model.mixture"
         ("--data CamVidDatModule", "no class CamVidDatModule; did you mean CamVidDataModule?"),
         ("--data.sparse Pints", "--data.sparse: there is no class Pints; did you mean Points?"),
         ("--model.encoder resnt18", "encoder 'resnt18' is no encoder"),
-        ("--trainer.max_epochs many", 'Parser key "trainer.max_epochs"'),
+        ("--trainer.max_epochs many", "max_epochs is many; it must be a whole number."),
         ("--data CamVidDataModule --data.root nowhere", "'nowhere/train' does not exist"),
         ("--data.batch_size 0", "batch_size is 0"),
         ("--trainer.accelerator abacus", "abacus"),
         ("--trainer.devices 0", "devices"),
         ("--report.num_pictures -1", "num_pictures is -1"),
         ("--config missing.yaml", "missing.yaml"),
+        ("--model.dropout 2", "dropout is 2.0; it must be at least 0 and less than 1."),
+        (f"{SGD} -1", "optimizer cannot be used (Invalid learning rate: -1.0): correct its"),
+        (f"{SGD} .nan", "optimizer.lr is nan; it must be finite."),
+        (f"{SGD} .inf", "optimizer.lr is inf; it must be finite."),
+        (
+            "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 0",
+            "lr_scheduler cannot be used (integer modulo by zero): correct its",
+        ),
+        ("--trainer.accumulate_grad_batches 0", "accumulate_grad_batches is 0; it must be at leas"),
+        ("--trainer.val_check_interval 0", "val_check_interval is 0; it must be positive."),
+        ("--trainer.gradient_clip_val -1", "gradient_clip_val is -1.0; it must be at least 0."),
+        ("--trainer.devices -3", "devices"),
+        ("--seed_everything -1", "seed is -1; it must be between 0 and"),
+        ("--trainer.logger CometLogger", "Requirement 'comet-ml>="),
+        ("--trainer.default_root_dir /proc/x", "'/proc/x' cannot be used (No such file or direct"),
+        (f"--trainer.logger.name {300 * 'a'}", "cannot be used (File name too long)"),
+        (f"{DIRPATH} /proc/x", "ckpt' cannot be written (No such file or directory), which takes"),
         ("--trainer.logger.save_dir a.yaml", "a.yaml/config' cannot be used (Not a directory)"),
     ],
 )
