@@ -62,14 +62,21 @@ def _find(root: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 @cache
+def _formats() -> list[str]:
+    """Formats that PIL reads by itself."""
+    # PIL also opens documents and films, some by a program such as Ghostscript, whatever the suffix
+    # of the file: a stranger's picture would run it.
+    Image.init()
+    return sorted(
+        set(Image.OPEN) - {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "STUB", "WMF"}
+    )
+
+
+@cache
 def readable_suffixes() -> set[str]:
     """Lower-case suffixes (with dot) of the image formats that PIL reads."""
-    # PIL also registers documents and films, some of which it can only write or not decode.
-    return {
-        suffix
-        for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
-    }
+    formats = _formats()
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in formats}
 
 
 def without_suffix(name: str) -> str:
@@ -140,7 +147,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Height and width of what `read_image` gives, from the head of a file; GenSegError if bad."""
     check_exists(path, "image")
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_formats()) as file:
             turned = file.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             return file.size if turned else file.size[::-1]
     except Exception as error:  # PIL raises a dozen types on broken files
@@ -165,7 +172,7 @@ def check_exists(path: Path, kind: str) -> None:
 def _open(path: Path, kind: str) -> Image.Image:
     check_exists(path, kind)
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_formats()) as file:
             file.load()
             if kind == "image":
                 ImageOps.exif_transpose(file, in_place=True)

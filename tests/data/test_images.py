@@ -44,6 +44,23 @@ def test_special_images(tmp_path):
             read_image(tmp_path / "x.tif")
 
 
+def test_no_picture_runs_a_program(tmp_path, monkeypatch):
+    """PIL gives PostScript to Ghostscript, also where a file calls itself a PNG."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    Image.new("RGB", (4, 4)).save(tmp_path / "picture.png", "EPS")
+    for read in (read_image, read_mask):
+        with pytest.raises(GenSegError, match=r"picture\.png' cannot be read"):
+            read(tmp_path / "picture.png")
+    assert not (tmp_path / "ran").exists()
+    with Image.open(tmp_path / "picture.png") as file, pytest.raises(OSError):  # noqa: PT011
+        file.load()
+    assert (tmp_path / "ran").exists()  # what PIL would do
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 def test_integer_masks(tmp_path, dtype):
     array = np.array([[0, 1, 2, 255]], dtype)
