@@ -213,7 +213,8 @@ MINE = "--data.root=mine --data.num_classes=3 --model.encoder_weights=null"
 MINE += " --trainer.accelerator=cpu --trainer.val_check_interval=1"
 OWN = {
     "quickstart": "",
-    "own_images": f"{MINE} --data.crop_size=[64,64] --data.batch_size=4",
+    "own_images": f"{MINE} --data.crop_size=[64,64] --data.batch_size=4 --data.short_side=64"
+    " --model.inference.short_side=64",
     "own_clicks": f"{MINE} --model.encoder=tu-test_resnet --data.batch_size=2",
 }
 

@@ -14,7 +14,8 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self) -> None:
-        super().__init__(filename="last")  # the newest replaces the one before
+        # The newest replaces the one before, also that of the run that is resumed.
+        super().__init__(filename="last", enable_version_counter=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was trained after the last validation."""

@@ -1,5 +1,6 @@
 """What callbacks that draw share."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -81,6 +82,21 @@ def classes_of(trainer: Trainer, pl_module: LightningModule) -> tuple[list[str],
         list(names or map(str, range(num_classes))),
         getattr(data, "palette", None) or voc_palette(num_classes),
     )
+
+
+def range_of(pl_module: LightningModule) -> tuple[float, float] | None:
+    """Range in which heat maps of a module's anomaly score are drawn, where it is known.
+
+    Scores that are probabilities have one of their own. Others get that of validation images,
+    twice as wide: what is bright is stranger than nearly all that was seen there.
+    """
+    name = getattr(pl_module, "anomaly_score", None)
+    if name == "msp":
+        return 0.0, 1.0
+    if name == "entropy":
+        return 0.0, math.log(max(2, int(pl_module.num_classes)))  # type: ignore[arg-type]
+    found = getattr(getattr(pl_module, "anomaly", None), "ranges", {}).get(name)
+    return None if found is None else (found[0], 2 * found[1] - found[0])
 
 
 def threshold_of(pl_module: LightningModule) -> Threshold | None:

@@ -1,6 +1,7 @@
 """Predictions, written as they come."""
 
 import io
+import json
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -12,24 +13,35 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.callbacks.manifest import Manifest, place
-from lightning_genseg.callbacks.pictures import classes_of, threshold_of, to_array, to_picture
+from lightning_genseg.callbacks.pictures import (
+    classes_of,
+    range_of,
+    threshold_of,
+    to_array,
+    to_picture,
+)
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import is_address, make_folder, replace_file
 from lightning_genseg.plots.pictures import (
     ANOMALY_PALETTE,
     Palette,
+    Picture,
+    class_legend,
+    class_table,
     encode,
     heat_map,
+    indexed,
     outline,
     overlay,
     score_range,
+    with_legend,
+    with_scale,
 )
 
+_TABLE = "classes.json"
 _SHOWN = 20  # images on the screen that were not predicted
 
 
@@ -38,13 +50,14 @@ class PredictionWriter(Callback):
 
     Below the output folder, for the image ``<name>``:
 
-    - ``masks/<name>.png``: 8-bit class indices.
-    - ``overlays/<name>.jpg``: class colours over the image.
-    - ``anomaly/<name>.png``, where the module has a score: a heat map, each image from its own 1st
-      to its 99th percentile, which are ``anomaly_range``.
+    - ``masks/<name>.png``: class indices as a palette image, which Pillow reads as numbers.
+    - ``overlays/<name>.jpg``: class colours over the image, and beside it what they mean.
+    - ``anomaly/<name>.png``, where the module has a score: a heat map with its scale, all in one
+      ``anomaly_range``.
     - ``anomaly_masks/<name>.png``, of a calibrated module (`genseg calibrate`): 8-bit palette, 1
       anomalous, 0 known; outlined in the overlay.
     - an image that cannot be read has a line with its name, path and ``error``, and no files.
+    - ``classes.json``: number, name and colour of each class.
     - a line of JSON in ``predictions.jsonl``: ``name``, the absolute paths ``image`` and
       ``checkpoint``; the files (below the folder, or null); ``anomaly_score``,
       ``anomaly_threshold``; ``anomalous`` and ``classes``, shares of the pixels; ``support``, a
@@ -65,6 +78,8 @@ class PredictionWriter(Callback):
         alpha: opacity of the colours in overlays.
         on_error: of an image that cannot be read: `skip` it, name it at the end and exit with
             status 1, or `stop`.
+        anomaly_range: scores of the darkest and the brightest colour; default: what the checkpoint
+            keeps of its validation, or, without that, from the first image.
 
     Raises:
         UnwritableError: a full disk, or a folder that may only be read.
@@ -83,6 +98,7 @@ class PredictionWriter(Callback):
         overwrite: bool = False,
         alpha: float = 0.5,
         on_error: Literal["skip", "stop"] = "skip",
+        anomaly_range: tuple[float, float] | None = None,
     ) -> None:
         check_arguments(PredictionWriter.__init__, locals(), alpha="[0, 1]")
         if resume and overwrite:
@@ -96,6 +112,8 @@ class PredictionWriter(Callback):
         self.overlays, self.anomaly_scores, self.alpha = overlays, anomaly_scores, alpha
         self.on_error = on_error
         self.unreadable: list[dict[str, Any]] = []  # lines of images without a prediction
+        self.anomaly_range = anomaly_range
+        self._range: tuple[float, float] | None = None
         self._manifest = Manifest(Path())
         self._written = 0
         self._earlier: list[dict[str, Any]] = []  # lines of the predictions that are there already
@@ -126,6 +144,8 @@ class PredictionWriter(Callback):
                 "--predictions.overwrite true to start anew, or another --predictions.output_dir."
             )
         self._foreign = self._manifest.foreign()
+        if (folder / _TABLE).exists() and not self._manifest.exists():
+            self._foreign.add(_TABLE)
         self._refuse_foreign(trainer, pl_module)
         # Every process reads the lists before one of them changes something.
         trainer.strategy.barrier("predictions read")
@@ -136,6 +156,8 @@ class PredictionWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to mix predictions of two checkpoints or thresholds, unknown in `setup`."""
+        earlier = [line["anomaly_range"] for line in self._earlier if line.get("anomaly_range")]
+        self._range = self.anomaly_range or next(map(tuple, earlier), range_of(pl_module))
         mine = _checkpoint(trainer), *_anomaly(pl_module)
         for line in self._earlier:
             checkpoint = line["checkpoint"]
@@ -155,6 +177,9 @@ class PredictionWriter(Callback):
             if trainer.is_global_zero:
                 self._manifest.overwrite()
             trainer.strategy.barrier("predictions stale")
+        if trainer.is_global_zero:
+            table = json.dumps(class_table(*classes_of(trainer, pl_module)), indent=2)
+            replace_file(self._manifest.folder / _TABLE, table.encode() + b"\n")
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -180,12 +205,13 @@ class PredictionWriter(Callback):
                 "checkpoint": _checkpoint(trainer),
                 **self._write(
                     name,
-                    batch["image"][index],
+                    to_picture(batch["image"][index]),
                     mask,
                     anomaly,
                     flagged,
-                    palette,
+                    (names, palette),
                     trainer.global_rank,
+                    threshold,
                 ),
                 "anomaly_score": score,
                 "anomaly_threshold": threshold,
@@ -221,7 +247,6 @@ class PredictionWriter(Callback):
                         * (len(self.unreadable) > _SHOWN)
                     )
                 )
-            rank_zero_info(f"Predictions are in {self._manifest.folder}")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -258,6 +283,7 @@ class PredictionWriter(Callback):
 
     def _refuse_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse at once what `_refuse` would refuse when it is written."""
+        self._refuse({_TABLE})
         dataset = _images(trainer)
         if dataset is not None:
             kinds = ["mask", *(["overlay"] if self.overlays else [])]
@@ -301,28 +327,30 @@ class PredictionWriter(Callback):
     def _write(
         self,
         name: str,
-        image: Tensor,
+        image: Picture,
         mask: NDArray[np.uint8],
         anomaly: NDArray[np.float32] | None,
         flagged: NDArray[np.bool_] | None,
-        palette: Palette,
+        classes: tuple[Sequence[str], Palette],
         rank: int,
+        threshold: float | None,
     ) -> dict[str, Any]:
         """Write the files of an image; what its line tells of them."""
-        files: dict[str, bytes] = {}
         entry: dict[str, Any] = {"mask": place("mask", name)}
-        files[entry["mask"]] = encode(Image.fromarray(mask), "png")
+        files: dict[str, bytes] = {entry["mask"]: encode(indexed(mask, classes[1]), "png")}
         entry |= dict.fromkeys(("overlay", "anomaly", "anomaly_mask"))
         if self.overlays:
             entry["overlay"] = place("overlay", name)
-            picture = overlay(to_picture(image), mask, palette, self.alpha)
+            picture = overlay(image, mask, classes[1], self.alpha)
+            legend = class_legend(*classes, set(np.unique(mask).tolist()))
             if flagged is not None:
                 picture = outline(picture, flagged)
-            files[entry["overlay"]] = encode(Image.fromarray(picture), "jpeg")
+                legend += [("anomalous", ANOMALY_PALETTE[1])] if flagged.any() else []
+            files[entry["overlay"]] = encode(with_legend(picture, legend), "jpeg")
         if anomaly is not None:
-            low, high = score_range(anomaly)
+            self._range = low, high = self._range or score_range(anomaly)
             entry["anomaly"], entry["anomaly_range"] = place("anomaly", name), [low, high]
-            heat = Image.fromarray(heat_map(anomaly, low, high))
+            heat = with_scale(heat_map(anomaly, low, high), low, high, threshold)
             files[entry["anomaly"]] = encode(heat, "png")
             if self.anomaly_scores:
                 entry["anomaly_scores"] = place("anomaly_scores", name)
@@ -332,9 +360,8 @@ class PredictionWriter(Callback):
         if flagged is not None:
             entry["anomaly_mask"] = place("anomaly_mask", name)
             entry["anomalous"] = round(float(flagged.mean()), 6)
-            indexed = Image.fromarray(flagged.astype(np.uint8))
-            indexed.putpalette(bytes(value for color in ANOMALY_PALETTE for value in color))
-            files[entry["anomaly_mask"]] = encode(indexed, "png")
+            marked = indexed(flagged.astype(np.uint8), ANOMALY_PALETTE)
+            files[entry["anomaly_mask"]] = encode(marked, "png")
         self._refuse(files)
         self._manifest.claim(name, rank)
         for file, content in files.items():

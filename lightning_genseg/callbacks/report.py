@@ -4,21 +4,26 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_genseg import __version__
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.callbacks.pictures import classes_of, threshold_of, to_array, to_picture
+from lightning_genseg.callbacks.pictures import (
+    classes_of,
+    range_of,
+    threshold_of,
+    to_array,
+    to_picture,
+)
 from lightning_genseg.files import replace_file, run_folder
+from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.evaluation import Evaluation
 from lightning_genseg.metrics.anomaly import bin_upper_edge
 from lightning_genseg.plots.diagrams import anomaly_histogram, reliability_diagram
@@ -94,13 +99,15 @@ class Report(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``val_metrics.json`` and ``val_pictures.png``."""
         if not trainer.sanity_checking:
+            scores = [sample["anomaly"] for sample in self._samples if "anomaly" in sample]
+            if scores and isinstance(pl_module, SegmentationModule):
+                # Checkpoints are written after this, by the first process, which draws as well.
+                pl_module.anomaly.ranges[str(pl_module.anomaly_score)] = score_range(*scores)
             self._write(trainer, pl_module, "val_", "val_")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``metrics.json`` and ``pictures.png``, and print where."""
-        folder = self._write(trainer, pl_module, "test_", "")
-        if folder is not None:
-            rank_zero_info(f"Scores and pictures are in {folder}")
+        """Write ``metrics.json`` and ``pictures.png``."""
+        self._write(trainer, pl_module, "test_", "")
 
     def _start(self, num_batches: Sequence[int | float]) -> None:
         self._images, self._samples = 0, []
@@ -142,7 +149,7 @@ class Report(Callback):
 
     def _write(
         self, trainer: Trainer, pl_module: LightningModule, metric_prefix: str, file_prefix: str
-    ) -> Path | None:
+    ) -> None:
         # What talks to other processes comes first and runs on all of them.
         folder = run_folder(trainer)
         images = trainer.strategy.reduce(
@@ -153,7 +160,7 @@ class Report(Callback):
         if metric_prefix == "test_" and isinstance(evaluation, Evaluation):
             reliability, counts = _reliability(evaluation), _score_counts(evaluation)
         if not trainer.is_global_zero or folder is None:
-            return None
+            return
         data = trainer.datamodule  # type: ignore[attr-defined]
         scores: dict[str, Any] = {}
         class_iou: dict[str, float | None] = {}
@@ -185,7 +192,9 @@ class Report(Callback):
         replace_file(folder / f"{file_prefix}metrics.json", text.encode(), scratch)
         if self._samples:
             names, palette = classes_of(trainer, pl_module)
-            picture = draw_samples(self._samples, names, palette, _maps(pl_module))
+            picture = draw_samples(
+                self._samples, names, palette, _maps(pl_module), range_of(pl_module)
+            )
             replace_file(folder / f"{file_prefix}pictures.png", encode(picture, "png"), scratch)
         if reliability is not None and (reliability[:, 2] > 0).any():
             picture = reliability_diagram(reliability)
@@ -200,7 +209,6 @@ class Report(Callback):
             replace_file(folder / "anomaly_histogram.png", encode(picture, "png"), scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         self._samples = []
-        return folder
 
 
 def draw_samples(
@@ -208,6 +216,7 @@ def draw_samples(
     class_names: Sequence[str],
     palette: Palette,
     maps: Mapping[str, str] | None = None,
+    anomaly_range: tuple[float, float] | None = None,
 ) -> Image.Image:
     """Rows of image, labels, prediction and, where all samples have them, further columns.
 
@@ -218,6 +227,7 @@ def draw_samples(
         class_names: C names for the legend, which shows only classes that occur.
         palette: C colours.
         maps: titles of the maps, by their keys in `samples`.
+        anomaly_range: of the heat maps; default: from these samples.
     """
     maps = maps or {}
     titles = {
@@ -232,7 +242,7 @@ def draw_samples(
     }
     keys = [key for key in titles if all(key in sample for sample in samples)]
     scores = [sample["anomaly"] for sample in samples if "anomaly" in keys]
-    low, high = score_range(*scores) if scores else (0.0, 1.0)
+    low, high = anomaly_range or (score_range(*scores) if scores else (0.0, 1.0))
 
     def draw(key: str, values: NDArray[Any]) -> Picture:
         if key in ("image", "support"):

@@ -1,7 +1,9 @@
 """The command ``genseg``: a plain LightningCLI in subclass mode."""
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero
 
 # As packages: this is what makes their classes known by their short names.
 from lightning_genseg import __version__, data, methods
@@ -17,11 +20,12 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.callbacks.last_checkpoint import LastCheckpoint
 from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report
-from lightning_genseg.cli import add_class, check, convert_dalle, reconstruct
+from lightning_genseg.cli import add_class, check, convert_dalle, convert_masks, reconstruct
 from lightning_genseg.cli.calibrate import GenSegTrainer
 from lightning_genseg.cli.messages import fail, say, user_message
 from lightning_genseg.cli.parser import TRAINER_EPILOG, Parser
-from lightning_genseg.errors import GenSegError, listed
+from lightning_genseg.cli.places import go_on, name_run, place_run
+from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean, listed
 from lightning_genseg.methods.checkpoints import (
     class_named,
     need_weights_only,
@@ -48,6 +52,8 @@ file FOLDER/NAME.yaml (without one: after the model). It logs every 10 steps, an
 epoch, or every val_check_interval steps if that is a whole number. Each validation replaces
 checkpoints/last.ckpt, unless there is a ModelCheckpoint among the callbacks."""
 
+_RESULTS = {"fit": "the model, its scores and pictures", "predict": "masks and pictures"}
+
 # What is chosen anew at every run with a checkpoint; the data's word is final on the first three.
 _FREE = {
     *("num_classes", "ignore_index", "class_names"),
@@ -55,6 +61,7 @@ _FREE = {
 }
 _COMMANDS: dict[str, Any] = {
     "check": check.COMMAND,
+    "convert-masks": convert_masks.COMMAND,
     "reconstruct": reconstruct.COMMAND,
     "add-class": add_class.COMMAND,
     "convert-dalle": convert_dalle.COMMAND,
@@ -97,22 +104,8 @@ class GenSegCLI(LightningCLI):
         """A test or predict run in the folder of a fit must not replace the fit's files."""
         name = "config.yaml" if self.subcommand == "fit" else f"{self.subcommand}_config.yaml"
         self.save_config_kwargs = {"config_filename": name, "overwrite": True}
-        self._name_run(self.config[self.subcommand])
-        if self.subcommand != "fit":
-            self._keep_fit_log(self.config[self.subcommand])
-
-    @staticmethod
-    def _name_run(config: Any) -> None:
-        """Put the run's name into the logger's folders; the saved configuration then names them."""
-        arguments = getattr(config.trainer.logger, "init_args", {})
-        files = [Path(str(file)) for file in config.get("config") or () if file is not None]
-        folder = files[0].parent.name if files else ""
-        name = files[0].stem if files else config.model.class_path.rpartition(".")[2]
-        if "{folder}" in str(arguments.get("save_dir")):
-            root = Path(config.trainer.default_root_dir or "")
-            arguments["save_dir"] = str(root / arguments["save_dir"].replace("{folder}", folder))
-        if arguments.get("name") == "{config}":
-            arguments["name"] = name
+        name_run(self.config[self.subcommand])
+        place_run(self.config[self.subcommand], str(self.subcommand))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Complete `_TRAINER_DEFAULTS` where they depend on the other arguments."""
@@ -135,19 +128,6 @@ class GenSegCLI(LightningCLI):
         except (TypeError, ValueError) as error:  # Lightning's word on what does not fit together
             raise GenSegError(str(error)) from error
 
-    def _keep_fit_log(self, config: Any) -> None:
-        """Move to a folder beside that of a fit: CSVLogger would empty its log."""
-        logger = config.trainer.logger
-        arguments = getattr(logger, "init_args", None)
-        if arguments is None or not str(logger.class_path).endswith("CSVLogger"):
-            return
-        version = arguments.version
-        folder = Path(arguments.save_dir) / arguments.name
-        folder /= f"version_{version}" if isinstance(version, int) else str(version)
-        if version is not None and (folder / "config.yaml").is_file():
-            arguments.version = f"{folder.name}-{self.subcommand}"
-            say(f"{folder} holds a fit; this run goes to {arguments.version} beside it.")
-
     def _require_checkpoint(self) -> None:
         """Random weights would look like a result."""
         if self.model.needs_training and not self.config[self.subcommand].get("ckpt_path"):
@@ -158,11 +138,31 @@ class GenSegCLI(LightningCLI):
 
     before_predict = before_test = before_validate = before_calibrate = _require_checkpoint
 
+    def before_fit(self) -> None:
+        """A resumed fit keeps its log."""
+        path = self.config.fit.get("ckpt_path")
+        if path is not None and Path(path).is_file():
+            go_on(self.trainer.logger, read_run(path).get("global_step", 0))
+
+    def _say_where(self) -> None:
+        """End with a line on where the results are; `calibrate` has one of its own."""
+        command, trainer = str(self.subcommand), self.trainer
+        trial: int = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trial or not trainer.is_global_zero:
+            return
+        folder = Path(getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir)
+        if command == "predict":
+            folder = self.config.predict.predictions.output_dir or folder / "predictions"
+        say(f"{_RESULTS.get(command, 'scores and pictures')} are in {folder}")
+
+    after_fit = after_validate = after_test = after_predict = _say_where
+
     def predict(self, **kwargs: Any) -> None:
         """Predict without keeping anything: `PredictionWriter` has written it."""
         self.trainer.predict(**kwargs, return_predictions=False)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(one, PredictionWriter) and one.unreadable for one in callbacks):
+            self._say_where()
             raise SystemExit(1)
 
     def _parse_ckpt_path(self) -> None:
@@ -209,8 +209,13 @@ class GenSegCLI(LightningCLI):
             )
         if str(word) not in ("last", "hpc"):
             path: str | Path = word
+            if "://" not in str(path) and not Path(path).exists():  # before a folder is made
+                others = [str(other) for other in Path(path).parent.glob("*.ckpt")]
+                raise MissingFileError(
+                    f"checkpoint '{path}' does not exist{did_you_mean(str(path), others)}"
+                )
             return path
-        self._name_run(config)
+        name_run(config)
         root = Path(config.trainer.default_root_dir or "")
         folders = [root]
         if word == "last":
@@ -269,6 +274,7 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: with code 2 after one line ``genseg: error: ...`` for what the user can mend.
             Other errors keep their traceback, and so do all with ``GENSEG_DEBUG=1``.
     """
+    _quiet()
     try:
         words = sys.argv[1:] if args is None else args
         if words and words[0] in _COMMANDS:
@@ -309,6 +315,17 @@ def _imported(class_path: str) -> type:
     module, _, name = class_path.rpartition(".")
     kind: type = getattr(sys.modules[module], name)
     return kind
+
+
+def _quiet() -> None:
+    """Leave out what other packages say about themselves."""
+    # lightning 2.6 against torch >= 2.14
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    logging.getLogger(rank_zero.__name__).addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -65,6 +65,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
         num_workers: processes that load data.
         crop_size: (height, width) of training images in pixels; not used when `train_transform` is
             given.
+        short_side: pixels to which the shorter side of training images is brought before the random
+            zoom; default: as in the file. Give the model's `inference` the same.
         class_balanced: draw a class uniformly among those that occur, then an image that holds it,
             instead of every image once an epoch. Pixels of the training set are counted for it at
             the first use.
@@ -100,6 +102,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         eval_batch_size: int = 1,
         num_workers: int = 2,
         crop_size: tuple[int, int] = (256, 256),
+        short_side: int | None = None,
         class_balanced: bool = False,
         sparse: SparseLabels | None = None,
         train_transform: Sequence[Transform] | None = None,
@@ -116,6 +119,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
             eval_batch_size="[1, inf)",
             num_workers="[0, inf)",
             crop_size="[1, inf)",
+            short_side="[1, inf)",
             seed="[0, inf)",
         )
         super().__init__()
@@ -132,7 +136,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         self.class_balanced = class_balanced
         self.sparse = sparse
         self.train_transform = (
-            default_train_transform(crop_size)
+            default_train_transform(crop_size, short_side=short_side)
             if train_transform is None
             else as_chain(train_transform)
         )
@@ -396,6 +400,7 @@ class EvaluationDataModule(SegmentationDataModule):
             unknown_classes=None,
             batch_size=1,
             crop_size=(1, 1),
+            short_side=None,
             class_balanced=False,
             sparse=None,
             train_transform=None,

@@ -90,6 +90,10 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         MissingFileError: on reading: a file does not exist.
     """
 
+    colors: Sequence[Color] | None = (
+        None  # whose positions are the values, where masks hold colours
+    )
+
     def __init__(
         self,
         samples: Sequence[Sample],
@@ -192,7 +196,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 
     def read_mask_values(self, index: int) -> NDArray[np.integer[Any]]:
         """Read what the file of a mask holds, HxW; override it for other formats."""
-        return read_mask(self.samples[index].mask)
+        return read_mask(self.samples[index].mask, self.colors)
 
 
 class ImageFolder(Dataset[dict[str, Any]]):

@@ -1,7 +1,7 @@
 """Image and mask files: finding, naming and reading them."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,33 +10,41 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from lightning_genseg.data.labels import Color
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
 
-# Formats of grey images that change values; TIFF can hold JPEG too, as its `compression` says.
 _ORIENTATION = 0x0112  # EXIF
 # Suffixes of pictures, of which some need a plugin of PIL.
 _PICTURES = (
     "heic heif hif avif jxl raw dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw x3f "
     "3fr iiq erf mrw svg eps exr hdr xcf djvu fits"
 )
+# Formats of grey images that change values; TIFF can hold JPEG too, as its `compression` says.
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 
 
-def find_images(root: Path) -> list[Path]:
+def find_images(root: Path, arrays: bool = False) -> list[Path]:
     """All files under a folder that PIL can read by their suffix, sorted, hidden ones left out.
+
+    Args:
+        root: the folder.
+        arrays: whether ``.npy`` files count as well, as they do for masks.
 
     Raises:
         MissingFileError: the folder does not exist.
         GenSegError: no image in it.
     """
-    paths = _find(root, readable_suffixes())
+    files = _files(root)
+    suffixes = readable_suffixes() | ({".npy"} if arrays else set())
+    paths = [path for path in files if path.suffix.lower() in suffixes]
     if not paths:
-        others = listed(path.name for path in find_unsupported(root))
-        found = f" (found: {others}, which cannot be read)" if others else ""
-        raise GenSegError(
-            f"no image in folder '{root}'{found}: put images (png, jpg, tif ...) there or give "
-            "another folder."
-        )
+        others = Counter(path.suffix.lower() or "nameless" for path in files).most_common(3)
+        instead = ", ".join(f"{count} {suffix} files" for suffix, count in others)
+        found = f", but {instead} ({listed([path.name for path in files], 3)})" if files else ""
+        remedy = "put images (png, jpg, tif ...) there or give another folder"
+        if arrays and any(suffix == ".json" for suffix, _ in others):
+            remedy = "make masks of them with `genseg convert-masks`"
+        raise GenSegError(f"no image in folder '{root}'{found}: {remedy}.")
     return paths
 
 
@@ -46,18 +54,18 @@ def find_unsupported(root: Path) -> list[Path]:
     Raises:
         MissingFileError: the folder does not exist.
     """
-    return _find(root, {f".{suffix}" for suffix in _PICTURES.split()} - readable_suffixes())
+    suffixes = {f".{suffix}" for suffix in _PICTURES.split()} - readable_suffixes()
+    return [path for path in _files(root) if path.suffix.lower() in suffixes]
 
 
-def _find(root: Path, suffixes: Collection[str]) -> list[Path]:
+def _files(root: Path) -> list[Path]:
+    """All files under a folder, sorted, hidden ones left out."""
     if not root.is_dir():
         raise MissingFileError(f"folder '{root}' does not exist: check the path.")
     return sorted(
         path
         for path in root.rglob("*")
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
+        if not any(part.startswith(".") for part in path.relative_to(root).parts) and path.is_file()
     )
 
 
@@ -101,43 +109,62 @@ def unique_names(paths: Sequence[Path], root: Path) -> list[str]:
     return names
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image file of any format as HxWx3 uint8, turned as its EXIF orientation says.
+def read_image(source: Path | str | Image.Image) -> NDArray[np.uint8]:
+    """Read an image file of any format, or a PIL image, as HxWx3 uint8, turned as its EXIF says.
 
     Raises:
         MissingFileError: no such file.
         GenSegError: unreadable, or pixels of more than 16 bits.
     """
-    image = _open(path, "image")
+    if isinstance(source, Image.Image):
+        name, image = "the image", ImageOps.exif_transpose(source)
+    else:
+        name, image = f"image '{source}'", _open(Path(source), "image")
     if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise GenSegError(
-            f"image '{path}' has 32-bit pixels, whose range is not known: save it with 8 bits a "
-            "channel."
+            f"{name} has 32-bit pixels, whose range is not known: save it with 8 bits a channel."
         )
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def read_mask(path: Path) -> NDArray[np.integer[Any]]:
-    """Read a mask file as HxW integers: grey values of 1 to 32 bits, or indices of a palette image.
+def read_mask(path: Path, colors: Sequence[Color] | None = None) -> NDArray[np.integer[Any]]:
+    """Read a mask file as HxW integers.
+
+    It holds grey values of 1 to 32 bits, indices of a palette image, three equal channels, or an
+    array of NumPy (``.npy``).
+
+    Args:
+        path: of the file.
+        colors: read the colours of the pixels instead: the result holds their positions here.
 
     Raises:
         MissingFileError: no such file.
-        GenSegError: unreadable, compressed with loss, or a colour or floating-point image.
+        GenSegError: unreadable, compressed with loss, a floating-point image, other colours or,
+            without `colors`, any.
     """
+    if path.suffix.lower() == ".npy":
+        return _read_array(path)
     mask = _open(path, "mask")
     if mask.format in _LOSSY or mask.info.get("compression") == "jpeg":
         raise GenSegError(
             f"mask '{path}' is compressed with loss ({mask.format}), which changes class numbers "
             "along every border: export the masks again as PNG; converting this file is too late."
         )
+    if colors is not None:
+        return _positions(np.array(mask.convert("RGB")), colors, path)
+    if mask.mode in ("LA", "RGB", "RGBA"):
+        pixels = np.array(mask)[..., : 1 if mask.mode == "LA" else 3]
+        if (pixels == pixels[..., :1]).all():
+            return np.ascontiguousarray(pixels[..., 0])
     if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
         raise GenSegError(
             f"mask '{path}' is a {mask.mode} image but must hold one class number per pixel (grey "
-            "or palette PNG, 255 = ignore): convert its colours to class numbers first."
+            "or palette PNG, 255 = ignore): list the colours of the classes in colors "
+            "(FolderDataModule), or use `genseg convert-masks`."
         )
     array = np.array(mask)
     return array.astype(np.uint8) if array.dtype == bool else array
@@ -159,6 +186,48 @@ def _unreadable(path: Path, kind: str, error: Exception) -> str:
         f"{kind} '{path}' cannot be read ({' '.join(str(error).split())}): replace it or take it "
         "out of the data set."
     )
+
+
+def _read_array(path: Path) -> NDArray[np.integer[Any]]:
+    check_exists(path, "mask")
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise GenSegError(f"mask '{path}' cannot be read ({error}): save it again.") from error
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array.squeeze(0 if array.shape[0] == 1 else 2)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise GenSegError(
+            f"mask '{path}' is {array.shape} of {array.dtype} but must be height x width of "
+            "integers: save class numbers."
+        )
+    return array
+
+
+def _positions(
+    pixels: NDArray[np.uint8], colors: Sequence[Color], path: Path
+) -> NDArray[np.integer[Any]]:
+    """Positions in `colors` of the colours HxWx3."""
+
+    def code(rgb: NDArray[Any]) -> NDArray[np.int32]:
+        red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
+        codes: NDArray[np.int32] = (red << 16) | (green << 8) | blue
+        return codes
+
+    known, wanted = code(np.asarray(colors)), code(pixels)
+    order = np.argsort(known, kind="stable")  # of a colour that is there twice, the first counts
+    place = np.searchsorted(known[order], wanted).clip(max=len(known) - 1)
+    wrong = known[order][place] != wanted
+    if wrong.any():
+        odd, count = np.unique(pixels[wrong], axis=0, return_counts=True)
+        found = listed((tuple(odd[i].tolist()) for i in np.argsort(-count)), 3)
+        raise GenSegError(
+            f"mask '{path}' holds {len(odd)} colours that are not in colors ({found}): correct "
+            "colors, or list them after those of the classes, where they mean ignore."
+        )
+    positions: NDArray[np.uint8] = order[place].astype(np.uint8)
+    return positions
 
 
 def check_exists(path: Path, kind: str) -> None:

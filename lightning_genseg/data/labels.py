@@ -1,5 +1,6 @@
 """Labels: tables from the values of a file to classes, and their colours."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_genseg.errors import GenSegError, did_you_mean, listed
+from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean, listed
 
 IGNORE = 255
 UNLISTED = 256  # in a table: no class has this value
@@ -153,6 +154,64 @@ def check_palette(palette: Sequence[Color] | None, num_classes: int) -> list[Col
     if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in palette):
         raise GenSegError("the palette must hold (red, green, blue) with values from 0 to 255.")
     return [(red, green, blue) for red, green, blue in palette]
+
+
+def read_colors(path: Path) -> dict[str, Color]:
+    """Read a table of colours: on each line a name and red, green, blue, in either order.
+
+    They stand apart by commas, semicolons, tabs or spaces, as in CamVid's ``label_colors.txt`` and
+    in a ``class_dict.csv``; lines without three numbers, such as a heading, are passed over.
+
+    Raises:
+        MissingFileError: no such file.
+        GenSegError: no colour in it, more than 255, or a name or colour that is there twice.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"table of colours '{path}' does not exist: check the path.")
+    colors: dict[str, Color] = {}
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        words = [word.strip("\"' ") for word in re.split(r"[,;\t ]+", line.strip())]
+        numbers = [int(word) for word in words if word.isdecimal()]
+        name = " ".join(word for word in words if word and not word.isdecimal())
+        if len(numbers) < 3 or not name:
+            continue
+        red, green, blue = numbers[-3:]  # a first one is the number of the class
+        if name in colors or (red, green, blue) in colors.values():
+            raise GenSegError(
+                f"the table of colours '{path}' holds {name} {red, green, blue} twice: remove the "
+                "repetition."
+            )
+        colors[name] = red, green, blue
+    if not 0 < len(colors) <= IGNORE:
+        raise GenSegError(
+            f"the table of colours '{path}' holds {len(colors)} colours: write 1 to 255 lines of a "
+            "name and red, green, blue."
+        )
+    return colors
+
+
+def color_table(
+    colors: Sequence[Color] | Path, class_names: Sequence[str] | None
+) -> tuple[list[Color], list[str] | None]:
+    """Colours of masks, those of the classes first, and the names of the classes.
+
+    Of a table with `class_names` those rows are the classes, without these all rows.
+
+    Raises:
+        GenSegError: the table has not all classes, or a value is no colour.
+    """
+    if not isinstance(colors, Path):
+        return check_palette(colors, len(colors)), None if class_names is None else [*class_names]
+    table = read_colors(colors)
+    names = list(class_names or table)
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise GenSegError(
+            f"the table of colours '{colors}' has no class {missing[0]}"
+            f"{did_you_mean(missing[0], table)}"
+        )
+    ordered = [*names, *(name for name in table if name not in names)]
+    return check_palette([table[name] for name in ordered], len(ordered)), names
 
 
 def voc_palette(num_classes: int) -> list[Color]:

@@ -12,14 +12,17 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data.images import read_image
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.evaluation import Evaluation
 from lightning_genseg.methods.trained import TrainedModule
@@ -170,11 +173,13 @@ class SegmentationModule(TrainedModule):
         return {name: resize_maps(x, batch["mask"].shape[-2:]) for name, x in maps.items()}
 
     @torch.no_grad()
-    def predict_image(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def predict_image(
+        self, image: NDArray[np.uint8] | Image.Image | Path | str
+    ) -> dict[str, NDArray[Any]]:
         """Predict one picture.
 
         Args:
-            image: H x W x 3, uint8 RGB.
+            image: path of a file, PIL image, or array H x W x 3, uint8 RGB.
 
         Returns:
             `mask` H x W int64, `scores` C x H x W float32 and, where there is an anomaly score,
@@ -182,8 +187,10 @@ class SegmentationModule(TrainedModule):
             H x W bool.
 
         Raises:
-            GenSegError: it is no such array.
+            GenSegError: it is no such array, or a file that cannot be read.
         """
+        if not isinstance(image, np.ndarray):
+            image = read_image(image)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise GenSegError(
                 "predict_image takes an RGB picture, H x W x 3 of uint8; "

@@ -31,6 +31,9 @@ class InferenceOptions(TypedDict, total=False):
         scales: factors by which the image is resized, relative to `short_side` and `long_side`
             where they are given; the predictions are averaged.
         flip: whether the mirror image of every scale joins the average.
+        margin: pixels by which the image, as the network sees it, goes on in its mirror image on
+            every side; they are cut off again. Convolutions pad with zeros, which makes the border
+            of an image strange to a network: anomaly scores rise there.
     """
 
     short_side: int
@@ -40,10 +43,11 @@ class InferenceOptions(TypedDict, total=False):
     stride: tuple[int, int]
     scales: list[float]
     flip: bool
+    margin: int
 
 
 _PIXELS = ("short_side", "long_side", "multiple", "window", "stride")
-_RANGES = {**dict.fromkeys(_PIXELS, "[1, inf)"), "scales": "(0, inf)"}
+_RANGES = {**dict.fromkeys(_PIXELS, "[1, inf)"), "scales": "(0, inf)", "margin": "[0, inf)"}
 
 
 def softmax(scores: Tensor) -> Tensor:
@@ -93,7 +97,7 @@ def infer_rows(
     """`infer` from top to bottom, so that memory follows the window and not the picture.
 
     Only rows are kept that a later window covers, and the network sees only one window. Views of
-    another size than the image are kept at their own size.
+    another size than the image, or with a margin, are kept at their own size.
 
     Args:
         forward: as in `infer`.
@@ -116,9 +120,12 @@ def infer_rows(
     ]
     single = False
     window, stride = options.get("window"), options.get("stride")
+    margin = options.get("margin") or 0
     count = sum(
-        len(list(window_positions(shape, window, stride))) if window and stride else 1
-        for shape, _ in views
+        len(list(window_positions((h + 2 * margin, w + 2 * margin), window, stride)))
+        if window and stride
+        else 1
+        for (h, w), _ in views
     )
     bar = tqdm(
         total=count, desc="windows", unit="window", leave=False, disable=not progress or count < 50
@@ -133,17 +140,25 @@ def infer_rows(
 
     def of_view(shape: tuple[int, int], flip: bool) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         scaled = image if shape == size else resize_maps(as_float(image), shape)
+        above, beside = (min(margin, side - 1) for side in shape)  # reflection needs more pixels
+        if margin:
+            sides = (beside, beside, above, above)
+            scaled = F.pad(as_float(scaled), sides, mode="reflect")
         pieces = _window_rows(counted, scaled.flip(-1) if flip else scaled, options, most)
-        if shape == size:
+        if shape == size and not margin:
             yield from pieces
             return
-        maps = merge_rows(pieces, shape[0])
+        maps = merge_rows(pieces, shape[0] + 2 * above)
+        maps = {
+            name: x[..., above : above + shape[0], beside : beside + shape[1]]
+            for name, x in maps.items()
+        }
         for rows in driving or _strips(0, size[0], most):
             yield rows, {name: resize_rows(x, size, rows) for name, x in maps.items()}
 
     # Windows of the image's own size decide on the rows of the pieces, the same for each view.
     driving: list[slice] = []
-    if any(shape == size for shape, _ in views):
+    if not margin and any(shape == size for shape, _ in views):
         driving = list(_pieces(size, window, stride, most))
     with bar:
         for parts in zip(*(of_view(*view) for view in views), strict=True):

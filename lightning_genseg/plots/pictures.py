@@ -28,7 +28,7 @@ def colorize(
     mask: NDArray[np.integer[Any]],
     palette: Palette,
     ignore_index: int = 255,
-    void: Color = (0, 0, 0),
+    void: Color | None = None,
 ) -> Picture:
     """Draw a mask in the colours of its classes.
 
@@ -36,7 +36,7 @@ def colorize(
         mask: H x W class indices.
         palette: one (red, green, blue) per class, 0 to 255.
         ignore_index: label that is no class.
-        void: colour of ignored pixels.
+        void: colour of ignored pixels; default: see `void_color`.
 
     Returns:
         H x W x 3.
@@ -52,8 +52,26 @@ def colorize(
             f"{len(palette)} colours: give one colour per class."
         )
     colors: Picture = np.asarray(palette, dtype=np.uint8)[classes]
-    colors[ignored] = void
+    colors[ignored] = void_color(palette) if void is None else void
     return colors
+
+
+def indexed(mask: NDArray[np.uint8], palette: Palette, ignore_index: int = 255) -> Image.Image:
+    """A palette image: Pillow reads the numbers of `mask` from it, and people see its colours."""
+    colors = [*palette, *[(0, 0, 0)] * 256][:256]
+    colors[ignore_index] = void_color(palette)
+    image = Image.fromarray(mask)
+    image.putpalette(bytes(value for color in colors for value in color))
+    return image
+
+
+def class_table(
+    names: Sequence[str], palette: Palette, ignore_index: int = 255
+) -> list[dict[str, Any]]:
+    """Number, name and colour of each class and of ignored pixels, for a ``classes.json``."""
+    rows = [*enumerate(zip(names, palette, strict=False))]
+    rows.append((ignore_index, ("ignored", void_color(palette))))
+    return [{"index": c, "name": name, "color": list(color)} for c, (name, color) in rows]
 
 
 def overlay(
@@ -88,8 +106,10 @@ def overlay(
 
 
 def void_color(palette: Palette) -> Color:
-    """Colour of pixels without a class: black, or white where a class is black, as in VOC."""
-    return (255, 255, 255) if (0, 0, 0) in map(tuple, palette) else (0, 0, 0)
+    """Colour of pixels without a class: the first of black, white and grey that no class has."""
+    taken = set(map(tuple, palette))
+    free = (color for color in ((0, 0, 0), (255, 255, 255), (128, 128, 128)) if color not in taken)
+    return next(free, (224, 224, 192))  # VOC's own
 
 
 def class_legend(
@@ -97,9 +117,10 @@ def class_legend(
     palette: Palette,
     labels: Collection[int],
     ignore_index: int = 255,
-    void: Color = (0, 0, 0),
+    void: Color | None = None,
 ) -> list[tuple[str, Color]]:
     """Names and colours of those classes that occur among `labels`, and of ignored pixels."""
+    void = void_color(palette) if void is None else void
     entries = [(name, palette[c]) for c, name in enumerate(names) if c in labels]
     return [*entries, ("ignored", void)] if ignore_index in labels else entries
 
@@ -202,6 +223,64 @@ def heat_map(
         colors[rows] = matplotlib.colormaps["inferno"](unit, bytes=True)[..., :3]
         colors[rows][~finite] = 128
     return colors
+
+
+def with_legend(picture: Picture, legend: Sequence[tuple[str, Color]]) -> Image.Image:
+    """A picture and, to its right, names and their colours, in as many columns as they need."""
+    font, line = _font(picture)
+    rows = max(1, (picture.shape[0] - line // 2) // line)
+    columns = [legend[start : start + rows] for start in range(0, len(legend), rows)]
+    widths = [2 * line + _broadest([name for name, _ in column], font) for column in columns]
+    canvas, left = _widen(picture, sum(widths))
+    draw = ImageDraw.Draw(canvas)
+    for column, width in zip(columns, widths, strict=True):
+        for row, (name, color) in enumerate(column):
+            top = line // 4 + row * line
+            box = (left + line // 3, top + line // 5, left + line, top + line - line // 5)
+            draw.rectangle(box, tuple(color), _TEXT)
+            draw.text((left + 1.3 * line, top + line // 2), name, _TEXT, font, anchor="lm")
+        left += width
+    return canvas
+
+
+def with_scale(
+    picture: Picture, low: float, high: float, threshold: float | None = None
+) -> Image.Image:
+    """A heat map and, to its right, the colours of scores from `low` to `high` with numbers."""
+    font, line = _font(picture)
+    marks = {high: f"{high:.3g}", low: f"{low:.3g}"}
+    if threshold is not None and low < threshold < high:
+        marks[threshold] = f"{threshold:.3g} threshold"
+    canvas, left = _widen(picture, 2 * line + _broadest(list(marks.values()), font))
+    draw = ImageDraw.Draw(canvas)
+    top, bottom = line // 2, canvas.height - line // 2 - 1
+    height = max(2, bottom - top)
+    bar = heat_map(np.linspace(high, low, height)[:, None].repeat(line // 2, 1), low, high)
+    canvas.paste(Image.fromarray(bar), (left + line // 3, top))
+    for value, text in marks.items():
+        y = top + round((high - value) / ((high - low) or 1) * height)
+        draw.line((left + line // 3, y, left + line, y), _TEXT)
+        draw.text((left + 1.2 * line, y), text, _TEXT, font, anchor="lm")
+    return canvas
+
+
+def _font(picture: Picture) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, int]:
+    """Letters that suit the size of a picture, and the height of their line."""
+    size = int(np.clip(min(picture.shape[:2]) / 24, 10, 48))
+    return ImageFont.load_default(size), round(1.7 * size)
+
+
+def _broadest(texts: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    return round(max(map(font.getlength, texts), default=0))
+
+
+def _widen(picture: Picture, width: int) -> tuple[Image.Image, int]:
+    """The picture on white, with room at its right, and where that begins."""
+    image = Image.fromarray(picture)
+    line = _font(picture)[1]
+    canvas = Image.new("RGB", (image.width + width, max(image.height, 2 * line)), "white")
+    canvas.paste(image, (0, 0))
+    return canvas, image.width
 
 
 def grid(

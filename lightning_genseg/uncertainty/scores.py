@@ -207,6 +207,8 @@ class AnomalyScores(nn.Module):
         self.sml, self.mahalanobis = StandardizedMaxLogit(), Mahalanobis()
         self.thresholds: dict[str, Threshold] = {}
         self.inference: dict[str, Any] = {}  # under which the thresholds were found
+        # For pictures: the 1st and the 99th percentile of some validation images.
+        self.ranges: dict[str, tuple[float, float]] = {}
 
     def needs(self, name: str) -> str:
         """Which of a module's outputs a score reads."""
@@ -257,9 +259,11 @@ class AnomalyScores(nn.Module):
         """What a checkpoint keeps of it; empty when nothing was fitted."""
         statistics = {name: value for name, value in self.named_buffers() if value is not None}
         thresholds = {name: list(value) for name, value in self.thresholds.items()}
-        if not statistics and not thresholds:
+        ranges = {name: list(value) for name, value in self.ranges.items()}
+        if not statistics and not thresholds and not ranges:
             return {}
-        return {"statistics": statistics, "thresholds": thresholds, "inference": self.inference}
+        fitted = {"statistics": statistics, "thresholds": thresholds, "inference": self.inference}
+        return {**fitted, "ranges": ranges}
 
     def load_fitted_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `fitted_state` has returned."""
@@ -270,3 +274,4 @@ class AnomalyScores(nn.Module):
             name: Threshold(*value) for name, value in state.get("thresholds", {}).items()
         }
         self.inference = dict(state.get("inference", {}))
+        self.ranges = {name: (low, high) for name, (low, high) in state.get("ranges", {}).items()}

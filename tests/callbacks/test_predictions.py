@@ -13,7 +13,7 @@ from PIL import Image
 from lightning_genseg.callbacks import PredictionWriter, read_manifest
 from lightning_genseg.data import SyntheticScenes
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.plots.pictures import ANOMALY_PALETTE, colorize
+from lightning_genseg.plots.pictures import ANOMALY_PALETTE, colorize, heat_map
 from tests.callbacks.runs import PixelSegmenter, calibrated, pixels, scenes, trainer
 
 
@@ -74,22 +74,37 @@ def test_predictions_are_complete(predict, out):
         np.testing.assert_array_equal(mask, expected["mask"])
         scores = np.load(out / line["anomaly_scores"])
         np.testing.assert_allclose(scores, expected["anomaly"], atol=1e-5)
+        # The picture, and to its right what the colours mean.
         for key in ("anomaly", "overlay"):
-            assert pixels(out / line[key]).shape == (36, 48, 3)
-        assert line["anomaly_range"][0] < line["anomaly_range"][1]
+            height, width, _ = pixels(out / line[key]).shape
+            assert height == 36
+            assert width > 2 * 48
+        low, high = line["anomaly_range"]
+        heat = pixels(out / line["anomaly"])[:, :48]
+        np.testing.assert_array_equal(heat, heat_map(scores, low, high))
+        with Image.open(out / line["mask"]) as file:
+            assert file.mode == "P"
+            colors = np.array(file.convert("RGB"))
+        np.testing.assert_array_equal(colors, colorize(mask, SyntheticScenes.PALETTE))
         assert sum(line["classes"].values()) == pytest.approx(1, abs=1e-5)
         present = {SyntheticScenes.CLASS_NAMES[c] for c in np.unique(expected["mask"])}
         assert set(line["classes"]) == present
         assert line["seconds"] > 0
     keys = ("mask", "overlay", "anomaly", "anomaly_scores")
     listed = {line[key] for line in lines for key in keys}
-    assert written(out) == listed | {"predictions.jsonl"}
+    assert written(out) == listed | {"predictions.jsonl", "classes.json"}
+    assert len({tuple(line["anomaly_range"]) for line in lines}) == 1
+    *classes, ignored = json.loads((out / "classes.json").read_text())
+    assert [(row["name"], tuple(row["color"])) for row in classes] == list(
+        zip(SyntheticScenes.CLASS_NAMES, SyntheticScenes.PALETTE, strict=True)
+    )
+    assert ignored == {"index": 255, "name": "ignored", "color": [0, 0, 0]}
 
 
 def test_predictions_without_extras_go_to_the_runs_folder(predict, tmp_path):
     line, *_ = predict(PixelSegmenter(anomaly=False), folder=None, overlays=False)
     out = tmp_path / "predictions"
-    assert {path.name for path in out.iterdir()} == {"masks", "predictions.jsonl"}
+    assert {path.name for path in out.iterdir()} == {"masks", "predictions.jsonl", "classes.json"}
     assert line["overlay"] is line["anomaly"] is None
 
 
@@ -119,7 +134,9 @@ def test_the_overlay_outlines_anomalies(predict, tmp_path):
     for name, value in (("some", -2.1), ("none", 1e9)):
         predict(calibrated(value), folder=tmp_path / name, alpha=0.0)
     for file in written(tmp_path / "none", "*.jpg"):
-        some, none = (pixels(tmp_path / name / file).astype(int) for name in ("some", "none"))
+        some, none = (
+            pixels(tmp_path / name / file)[:, :48].astype(int) for name in ("some", "none")
+        )
         assert (np.abs(some - none).max(-1) > 60).mean() > 0.02
 
 
@@ -344,6 +361,22 @@ def test_resume_predicts_only_what_is_missing(predict, out):
 def test_resume_with_nothing_left(predict):
     lines = predict()
     assert predict(resume=True) == lines
+
+
+@pytest.mark.filterwarnings("ignore:Total length of")
+def test_the_range_of_heat_maps(predict, out, tmp_path):
+    """Given, else the checkpoint's, twice as wide, else the first image's; resuming keeps it."""
+
+    def ranges(lines):
+        return {tuple(line["anomaly_range"]) for line in lines}
+
+    module = calibrated(-2.1)
+    assert ranges(predict(module, anomaly_range=(-3.0, 4.0))) == {(-3.0, 4.0)}
+    shorten(out, 2)
+    assert ranges(predict(module, resume=True)) == {(-3.0, 4.0)}
+    module.anomaly.ranges[module.anomaly_score] = (-3.0, -1.0)
+    lines = predict(module, folder=tmp_path / "other")
+    assert ranges(lines) == {(-3.0, 1.0)}
 
 
 def test_a_failure_midway_leaves_only_complete_files(predict, out):

@@ -73,7 +73,7 @@ def test_from_base_learner_to_prediction(genseg, fails, configs, tmp_path):
     assert kept["posterior"]["form"] == "tempered"
     (tmp_path / "base.ckpt").unlink()  # everything is in the second checkpoint
     genseg(f"test --config cgmgm.yaml --ckpt_path {trained}")
-    folder = tmp_path / "runs/cgmgm/version_1"
+    folder = tmp_path / "runs/cgmgm/version_0/test"
     report = json.loads((folder / "metrics.json").read_text())
     assert report["images"] == 3
     assert list(report["IoU"]) == ["vehicle"]

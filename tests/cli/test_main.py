@@ -1,5 +1,6 @@
 """The command as users call it: real configuration files, real networks."""
 
+import csv
 import json
 import os
 import re
@@ -45,7 +46,7 @@ def test_fit_leaves_a_run_that_explains_itself(run, checkpoint):
 
 def test_test_leaves_scores_and_pictures(genseg, config, checkpoint, tmp_path):
     genseg(f"test --config {config} --ckpt_path {checkpoint}")
-    (folder,) = tmp_path.glob("runs/*/config/version_0")
+    (folder,) = tmp_path.glob("runs/*/config/test")
     report = json.loads((folder / "metrics.json").read_text())
     assert 0 <= report["mIoU"] <= 1
     assert report["images"] == 2
@@ -64,8 +65,8 @@ def test_a_test_leaves_the_log_of_the_fit_alone(genseg, config, checkpoint, tmp_
     logger = " ".join(f"--trainer.logger.{key} {value}" for key, value in place.items())
     genseg(f"test --config {config} --ckpt_path {checkpoint} {logger}")
     assert (fit / "metrics.csv").read_text() == "kept"
-    assert (tmp_path / "runs" / "a" / "b-test" / "metrics.json").exists()
-    assert "holds a fit; this run goes to b-test beside it" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "a" / "b" / "test" / "metrics.json").exists()
+    assert capsys.readouterr().err.splitlines()[-1].endswith("are in runs/a/b/test")
 
 
 def test_the_saved_config_is_a_config(genseg, run, checkpoint, photos, tmp_path):
@@ -115,6 +116,8 @@ def test_interrupted_training_says_where_to_go_on(config, tmp_path):
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "Traceback" not in errors
+    assert "Tip:" not in errors
+    assert "LeafSpec" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("genseg: ")]
     assert line.startswith("genseg: interrupted; go on with the same command and --ckpt_path ")
     path = tmp_path / line.rpartition("--ckpt_path ")[2]
@@ -145,6 +148,53 @@ def wait_for(condition, process):
         if process.poll() is not None:
             raise AssertionError(process.stderr.read())
         time.sleep(0.005)
+
+
+def test_all_that_follows_a_fit_lies_in_its_folder(genseg, config, photos, tmp_path, capsys):
+    def last_line(line):
+        genseg(line)
+        return capsys.readouterr().err.splitlines()[-1]
+
+    line, run = f"fit --config {config}", Path("runs", Path(config).parent.name, "config")
+    end = "genseg: the model, its scores and pictures are in"
+    assert last_line(line) == f"{end} {run}/version_0"
+    checkpoint = f"--ckpt_path {run}/version_0/checkpoints/last.ckpt"
+    assert last_line(f"{line} --trainer.max_epochs 2 {checkpoint}") == f"{end} {run}/version_0"
+    with (run / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows if row["val_mIoU"]] == ["0", "1"]
+    assert [row["step"] for row in rows if row["train_loss"]] == ["0", "1", "2", "3"]
+    line = f"--config {run}/version_0/config.yaml {checkpoint}"
+    for name in ("test", "test_1"):
+        end = f"genseg: scores and pictures are in {run}/version_0/{name}"
+        assert last_line(f"test {line}") == end
+    end = "genseg: masks and pictures are in"
+    images = f"--data.predict_root {photos} --trainer.limit_predict_batches 1"
+    assert last_line(f"predict {line} {images}") == f"{end} {run}/version_0/predictions"
+    line = f"predict {line} {images} --predictions.output_dir out"
+    assert last_line(line) == f"{end} out"
+    assert {path.name for path in (tmp_path / run).iterdir()} == {"version_0"}
+    checkpoints = tmp_path / run / "version_0" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]
+
+
+def test_weights_that_the_checkpoint_holds_are_not_worth_a_line(
+    genseg, config, checkpoint, tmp_path, capsys
+):
+    """The configuration names where they came from, the checkpoint has them."""
+    (tmp_path / "weights.pth").touch()
+    genseg(f"test --config {config} --ckpt_path {checkpoint} --model.encoder_weights weights.pth")
+    assert "encoder_weights" not in capsys.readouterr().out
+
+
+def test_a_mistyped_checkpoint_leaves_nothing(fails, config, checkpoint, photos, tmp_path):
+    for command in ("fit", "test", "predict", "calibrate"):
+        line = f"{command} --config {config} --data.predict_root {photos}"
+        assert fails(f"{line} --ckpt_path {checkpoint.replace('last', 'lst')}") == (
+            f"checkpoint '{checkpoint.replace('last', 'lst')}' does not exist; "
+            f"did you mean {checkpoint}?"
+        )
+    assert not list(tmp_path.iterdir())
 
 
 # --- checkpoints and configuration ----------------------------------------------------------
@@ -199,6 +249,7 @@ def test_all_commands_are_listed_alike(genseg, capsys):
         "predict",
         "calibrate",
         "check",
+        "convert-masks",
         "reconstruct",
         "convert-dalle",
     ]

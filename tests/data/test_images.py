@@ -77,8 +77,12 @@ def test_special_masks(tmp_path):
     assert read_mask(tmp_path / "m.png").tolist() == [[0, 1, 2, 255]]
     Image.fromarray(np.array([[False, True]])).save(tmp_path / "m.png")
     assert read_mask(tmp_path / "m.png").tolist() == [[0, 1]]
-    for mode in ("RGB", "RGBA", "LA", "F"):
-        Image.new(mode, (12, 8)).save(tmp_path / "m.tif")
+    for mode in ("RGB", "RGBA", "LA"):  # equal channels are one
+        Image.new(mode, (3, 1), {"LA": (7, 0)}.get(mode, (7, 7, 7))).save(tmp_path / "m.tif")
+        assert read_mask(tmp_path / "m.tif").tolist() == [[7, 7, 7]]
+    for mode in ("RGB", "RGBA", "F"):
+        color = 0.5 if mode == "F" else (7, 7, 8)
+        Image.new(mode, (12, 8), color).save(tmp_path / "m.tif")
         with pytest.raises(
             GenSegError, match=rf"m\.tif' is a {mode} image but must hold one class"
         ):

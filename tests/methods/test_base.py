@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lightning_genseg import GMMHead, GMMSeg, SegmentationModule, SoftmaxSegmenter
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, MissingFileError
 from tests.contract import (
     NUM_CLASSES,
     TINY,
@@ -141,3 +143,19 @@ def test_a_head_ignores_no_class_either():
 def test_names_that_are_one_key_are_refused(names):
     with pytest.raises(GenSegError, match="are both logged as IoU_"):
         SoftmaxSegmenter(2, features=PlainFeatures(), class_names=names)
+
+
+def test_predict_image_of_a_file_and_of_a_pil_image(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(30, 41, 3), dtype=np.uint8)
+    turned = Image.fromarray(np.rot90(pixels))  # as a camera stores it
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "a.png", exif=exif)
+    model = SoftmaxSegmenter(**TINY)
+    expected = model.predict_image(pixels)["scores"]
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png")):
+        np.testing.assert_array_equal(model.predict_image(image)["scores"], expected)
+    grey = Image.fromarray(pixels[..., 0])
+    assert model.predict_image(grey)["mask"].shape == (30, 41)
+    with pytest.raises(MissingFileError, match=r"image '.*b\.png' does not exist"):
+        model.predict_image(tmp_path / "b.png")

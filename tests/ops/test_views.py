@@ -245,6 +245,26 @@ def test_a_resized_image_is_predicted_as_if_it_came_so(image):
     torch.testing.assert_close(infer(blurred, image, options), sum(views) / 4)
 
 
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"short_side": 40, "scales": [1.0, 1.5]}])
+def test_a_margin_of_mirror_images_hides_the_border(image, options):
+    """A network that pads with zeros is constant on a constant image only far from the border."""
+    kernel = torch.ones(1, 3, 9, 9) / 243
+
+    def network(x):
+        score = torch.nn.functional.conv2d(x, kernel, padding=4)
+        return torch.cat([score, -score], 1)
+
+    constant = torch.full_like(image, 0.5)
+    plain, hidden = (
+        infer(network, constant, {**options, "margin": margin}, None) for margin in (0, 4)
+    )
+    assert plain.shape == hidden.shape
+    assert plain[0, 0, 0, 0] < 0.3
+    torch.testing.assert_close(hidden[:, :1], constant[:, :1])
+    narrow = image[..., :3, :]  # which cannot be continued by more than two rows
+    assert infer(network, narrow, {"margin": 9}).shape[-2:] == narrow.shape[-2:]
+
+
 def test_cityscapes_slides_eight_windows_over_a_frame():
     """768 x 768 every 512 pixels over 1024 x 2048, the last ones moved back to the edge."""
     found = window_positions((1024, 2048), (768, 768), (512, 512))

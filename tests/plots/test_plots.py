@@ -4,13 +4,19 @@ from scipy.ndimage import distance_transform_edt
 
 from lightning_genseg.plots.diagrams import anomaly_histogram, reliability_diagram
 from lightning_genseg.plots.pictures import (
+    class_legend,
+    class_table,
     colorize,
     enlarge,
     grid,
     heat_map,
+    indexed,
     outline,
     overlay,
     score_range,
+    void_color,
+    with_legend,
+    with_scale,
 )
 
 PALETTE = [(10, 20, 30), (200, 0, 0), (0, 255, 0)]
@@ -24,6 +30,31 @@ def test_colorize_uses_the_palette_and_black():
     assert colors[0].tolist() == [list(color) for color in PALETTE]
     assert colors[1, 0].tolist() == [0, 0, 0]
     np.testing.assert_array_equal(colorize(MASK.astype(np.int64), PALETTE), colors)
+
+
+def test_void_has_a_colour_of_its_own():
+    black, white, grey = (0, 0, 0), (255, 255, 255), (128, 128, 128)
+    for taken in ([], [black], [black, white], [black, white, grey]):
+        palette = [*taken, (1, 2, 3)]
+        assert void_color(palette) not in palette
+        shown = colorize(np.array([[0, 255]]), palette)
+        assert tuple(shown[0, 1]) == void_color(palette) == class_legend("ab", palette, [255])[0][1]
+        image = indexed(np.array([[0, 255]], np.uint8), palette)
+        np.testing.assert_array_equal(np.array(image), [[0, 255]])
+        np.testing.assert_array_equal(np.array(image.convert("RGB")), shown)
+        assert class_table("ab", palette)[-1]["color"] == list(void_color(palette))
+
+
+def test_what_stands_beside_a_picture():
+    picture = np.full((100, 60, 3), 7, np.uint8)
+    names = [(f"a class with the number {i}", color) for i, color in enumerate(PALETTE * 5)]
+    for drawn in (with_legend(picture, names), with_scale(picture, -1, 3, 2)):
+        array = np.array(drawn)
+        np.testing.assert_array_equal(array[:, :60], picture)
+        assert (array[:, 60:] != 255).any(0).any()
+        assert (array[:, -2:] == 255).all()  # nothing is cut off
+    assert all((np.array(with_legend(picture, names)) == c).all(-1).any() for c in PALETTE)
+    assert with_scale(picture, -1, 3, 2).width > with_scale(picture, -1, 3, 5).width  # named
 
 
 @pytest.mark.parametrize("label", [3, 254, -1])

@@ -75,6 +75,7 @@ class FoldDataModule(DerivedDataModule):
             data,
             class_names=["background", *(self.base_classes if self.dense else ["foreground"])],
             crop_size=(size, size),
+            short_side=None,
             train_transform=train_transform,
             **kwargs,
         )

@@ -150,6 +150,7 @@ class CrossDomainDataModule(DerivedDataModule):
             palette=None,
             batch_size=1,
             crop_size=(1, 1),
+            short_side=None,
             class_balanced=False,
             train_transform=None,
             seed=0,

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data.annotations import paint_polygon
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.labels import voc_palette
@@ -21,7 +21,6 @@ from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import MissingFileError
 from lightning_genseg.files import read_json
 
-_FINE = 5  # polygons are drawn this much larger, as in pycocotools
 # Numbers that COCO reserved between 1 and 90 but has no objects of.
 _UNUSED = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 _CLASS_OF_CATEGORY = {
@@ -123,16 +122,7 @@ def paint_instances(
             continue
         for polygon in annotation["segmentation"]:
             points = np.asarray(polygon, np.float64).reshape(-1, 2)
-            left, top = np.floor(points.min(0)).astype(int).clip(0)
-            right, bottom = np.minimum(np.ceil(points.max(0)).astype(int) + 1, (width, height))
-            if right <= left or bottom <= top:
-                continue
-            # OpenCV also fills what the outline touches: on the fine grid a tenth of a pixel.
-            fine = np.zeros((_FINE * (bottom - top), _FINE * (right - left)), np.uint8)
-            corners = np.round((points - (left, top)) * _FINE - 0.5).astype(np.int32)
-            cv2.fillPoly(fine, [corners], 1)
-            inside = fine[_FINE // 2 :: _FINE, _FINE // 2 :: _FINE] == 1
-            mask[top:bottom, left:right][inside] = _CLASS_OF_CATEGORY[annotation["category_id"]]
+            paint_polygon(mask, points, _CLASS_OF_CATEGORY[annotation["category_id"]])
     return mask
 
 

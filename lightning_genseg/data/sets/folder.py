@@ -1,7 +1,7 @@
 """Anybody's own data: a folder of images and a folder of masks."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from lightning_genseg.data.class_index import class_index
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import MissingFiles, Sample, SegmentationDataset
 from lightning_genseg.data.images import find_images, without_suffix
-from lightning_genseg.data.labels import IGNORE, Color, label_table
+from lightning_genseg.data.labels import IGNORE, Color, color_table, label_table
 from lightning_genseg.data.layout import absent_classes
 from lightning_genseg.data.sparse.files import SparseMasks
 from lightning_genseg.data.sparse.labels import SparseLabels
@@ -37,6 +37,8 @@ class Folder(SegmentationDataset):
         transform: albumentations transforms.
         need_masks: whether an image without a mask is an error; without masks labels come from
             elsewhere.
+        mask_suffix: what the names of masks have after those of the images.
+        colors: of masks that hold colours, for each value that `ids` lists, from 0.
 
     Raises:
         MissingFileError: a folder does not exist.
@@ -54,17 +56,29 @@ class Folder(SegmentationDataset):
         ids: Mapping[int, int] | None = None,
         transform: Sequence[Transform] | None = None,
         need_masks: bool = True,
+        mask_suffix: str = "",
+        colors: Sequence[Color] | None = None,
     ) -> None:
-        samples, complaint = pair_files(Path(root) / images, Path(root) / masks, names, need_masks)
+        samples, complaint = pair_files(
+            Path(root) / images, Path(root) / masks, names, need_masks, mask_suffix
+        )
         super().__init__(samples, class_names, palette, ids, transform)
+        self.colors = colors
         if complaint:
             raise MissingFiles(complaint, self)
 
 
 def pair_files(
-    images: Path, masks: Path, names: Sequence[str] | None = None, need_masks: bool = True
+    images: Path,
+    masks: Path,
+    names: Sequence[str] | None = None,
+    need_masks: bool = True,
+    mask_suffix: str = "",
 ) -> tuple[list[Sample], str | None]:
     """Pair images and masks of two folders by path without suffix, sorted or as in `names`.
+
+    With `mask_suffix` a mask has it at the end of its name, and others are no masks; both may then
+    be in one folder.
 
     Returns:
         Pairs, in which a missing file stands where it would be, and a sentence if one is missing:
@@ -73,10 +87,10 @@ def pair_files(
     Raises:
         GenSegError: a folder does not exist or is empty.
     """
-    image_of, twice = files_by_name(images)
+    image_of, twice = files_by_name(images, without=mask_suffix if images == masks else "")
     mask_of: dict[str, Path] = {}
     if need_masks:
-        mask_of, more = files_by_name(masks)
+        mask_of, more = files_by_name(masks, arrays=True, suffix=mask_suffix)
         twice |= more
     wanted = sorted(image_of.keys() | mask_of.keys()) if names is None else list(names)
     wanted = [name for name in wanted if name not in twice]
@@ -84,7 +98,7 @@ def pair_files(
         Sample(
             name,
             image_of.get(name, images / f"{name}.png"),
-            mask_of.get(name, masks / f"{name}.png"),
+            mask_of.get(name, masks / f"{name}{mask_suffix}.png"),
         )
         for name in wanted
     ]
@@ -103,19 +117,41 @@ def pair_files(
     ):
         if wrong:
             shown = listed((f"'{name}'" for name in wrong), 3)
-            complaints.append(
-                f"{len(wrong)} {what} in '{folder}' ({shown}): images and masks must have the same "
-                "path below their folder except for the suffix."
-            )
+            ending = _common_ending(image_of, mask_of)
+            remedy = "images and masks must have the same path below their folder except for the"
+            remedy = f"set mask_suffix to {ending}" if ending else f"{remedy} suffix"
+            complaints.append(f"{len(wrong)} {what} in '{folder}' ({shown}): {remedy}.")
     return samples, " ".join(complaints) or None
 
 
-def files_by_name(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[Path, Path]]]:
-    """Images of a folder by path without suffix, and names of two; a GenSegError if none."""
+def _common_ending(images: Iterable[str], masks: Iterable[str]) -> str:
+    """What all masks have after the name of their image, where there is such an ending."""
+    names = set(images)
+    endings = {
+        next((mask[end:] for end in range(len(mask) - 1, 0, -1) if mask[:end] in names), "")
+        for mask in masks
+    }
+    return endings.pop() if len(endings) == 1 else ""
+
+
+def files_by_name(
+    folder: Path, arrays: bool = False, suffix: str = "", without: str = ""
+) -> tuple[dict[str, Path], dict[str, tuple[Path, Path]]]:
+    """Images of a folder by path without suffix, and names of two; a GenSegError if none.
+
+    Args:
+        folder: searched recursively.
+        arrays: whether ``.npy`` files count as well.
+        suffix: only names that end in it, which is cut off.
+        without: leave out names that end in it.
+    """
     paths: dict[str, Path] = {}
     twice: dict[str, tuple[Path, Path]] = {}
-    for path in find_images(folder):
+    for path in find_images(folder, arrays):
         name = path.relative_to(folder).with_suffix("").as_posix()
+        if not name.endswith(suffix) or (without and name.endswith(without)):
+            continue
+        name = name.removesuffix(suffix)
         if name in paths:
             twice.setdefault(name, (paths[name], path))
         paths.setdefault(name, path)
@@ -171,8 +207,12 @@ class FolderDataModule(SegmentationDataModule):
         palette: one RGB colour per class; default: PASCAL VOC's.
         images: folder of the images below `root`.
         masks: folder of the masks below `root`.
+        mask_suffix: what the names of masks have after those of the images, such as `_mask`.
         ids: value in the mask files -> class (or 255), for files that do not hold 0..C-1; other
             values are an error.
+        colors: of masks that hold colours: one for each class, then those that mean ignore; or a
+            table, a name and red, green, blue on each line, of which `class_names` may choose some.
+            They are the default of `palette`. `ids` then lists positions among them.
         train_list: file of names, from the working folder or below `root`.
         val_list: likewise.
         test_list: likewise.
@@ -195,7 +235,9 @@ class FolderDataModule(SegmentationDataModule):
         palette: list[tuple[int, int, int]] | None = None,
         images: str = "images",
         masks: str = "masks",
+        mask_suffix: str = "",
         ids: dict[int, int] | None = None,
+        colors: list[tuple[int, int, int]] | Path | None = None,
         train_list: Path | None = None,
         val_list: Path | None = None,
         test_list: Path | None = None,
@@ -210,7 +252,17 @@ class FolderDataModule(SegmentationDataModule):
             val_fraction="(0, 1)",
             split_seed="[0, inf)",
         )
+        self.colors: list[Color] | None = None
+        if colors is not None:
+            self.colors, class_names = color_table(colors, class_names)
+            if class_names is None and num_classes is None:
+                num_classes = len(self.colors)
         class_names = named_classes(num_classes, class_names)
+        if self.colors is not None:
+            count = len(class_names)
+            palette = self.colors[:count] if palette is None and ids is None else palette
+            others = dict.fromkeys(range(count, len(self.colors)), IGNORE)
+            ids = {c: c for c in range(count)} | others if ids is None else ids
         if (train_list is None) != (val_list is None):
             raise GenSegError(
                 "train_list and val_list belong together: give both, or neither to draw a "
@@ -223,6 +275,7 @@ class FolderDataModule(SegmentationDataModule):
         self.file_palette = palette
         self.images = images
         self.masks = masks
+        self.mask_suffix = mask_suffix
         self.ids = ids
         sparse = self.sparse
         if isinstance(sparse, SparseMasks) and sparse.needs_masks:  # validation reads them too
@@ -259,6 +312,8 @@ class FolderDataModule(SegmentationDataModule):
             self.ids,
             transform,
             need_masks=sparse is None or sparse.needs_masks,
+            mask_suffix=self.mask_suffix,
+            colors=self.colors,
         )
 
     def check_classes(self) -> None:
@@ -317,7 +372,7 @@ class FolderDataModule(SegmentationDataModule):
         # Names without image or mask stay: the data set of their split complains of them.
         need_masks = self.sparse is None or self.sparse.needs_masks
         images, masks = self.root / self.images, self.root / self.masks
-        pairs, _ = pair_files(images, masks, need_masks=need_masks)
+        pairs, _ = pair_files(images, masks, None, need_masks, self.mask_suffix)
         rest = [pair.name for pair in pairs if pair.name not in test]
         held = set() if need_masks else self._masked().intersection(rest)
         if not 0 < len(held) < len(rest):
@@ -339,7 +394,9 @@ class FolderDataModule(SegmentationDataModule):
         folder = self.root / self.masks
         # Hidden files, such as macOS writes into any folder, make no masks.
         shown = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
-        return set(files_by_name(folder)[0]) if shown else set()
+        if not shown:
+            return set()
+        return set(files_by_name(folder, arrays=True, suffix=self.mask_suffix)[0])
 
 
 def named_classes(num_classes: int | None, class_names: Sequence[str] | None) -> list[str]:

@@ -26,6 +26,7 @@ def default_train_transform(
     scale: tuple[float, float] = (0.5, 2.0),
     max_class_share: float = 0.75,
     color_jitter: float = 0.3,
+    short_side: int | None = None,
 ) -> list[Transform]:
     """Random scale, crop, horizontal flip and colour jitter: the usual recipe for scenes.
 
@@ -36,10 +37,13 @@ def default_train_transform(
         max_class_share: largest share of one class in the labelled pixels of a crop, if possible.
         color_jitter: largest relative change of brightness, contrast and saturation (hue: a fifth
             of it); 0 is off.
+        short_side: pixels of the shorter side before the zoom; None: as in the file.
     """
     check_arguments(default_train_transform, locals(), color_jitter="[0, inf)")
     transforms: list[Transform] = [
-        RandomScaledCrop(*crop_size, scale=scale, max_class_share=max_class_share),
+        RandomScaledCrop(
+            *crop_size, scale=scale, short_side=short_side, max_class_share=max_class_share
+        ),
         A.HorizontalFlip(p=0.5),
     ]
     if color_jitter > 0:

@@ -547,3 +547,12 @@ def test_wrong_arguments(make, arguments):
     needed = {} if "size" in str(arguments) else {"height": 8, "width": 8}
     with pytest.raises(ValueError, match=rf"\b{list(arguments)[-1]}\b"):
         make(**{**needed, **arguments})
+
+
+def test_a_crop_of_a_photograph_shows_its_shorter_side():
+    """The columns of the image are numbered: the crop holds all of them, sixteen times smaller."""
+    image = np.arange(256, dtype=np.uint8)[None, :, None].repeat(1000, 0).repeat(3, 2)
+    arguments = {"scale": (1, 1), "color_jitter": 0, "short_side": 16}
+    pipeline = compose(default_train_transform((16, 16), **arguments))
+    crop = pipeline(image=image, mask=np.zeros((1000, 256), np.uint8))["image"][0, :, 0]
+    np.testing.assert_allclose(sorted(crop), np.arange(16) * 16 + 7.5, atol=1)

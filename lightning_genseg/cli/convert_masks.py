@@ -1,0 +1,249 @@
+"""`genseg convert-masks`: masks as people have them become the layout of `FolderDataModule`."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jsonargparse import Namespace
+from numpy.typing import NDArray
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lightning_genseg.cli.parser import Parser
+from lightning_genseg.data.annotations import Annotated, read_coco, read_labelme
+from lightning_genseg.data.images import read_mask
+from lightning_genseg.data.labels import IGNORE, Color, color_table, voc_palette
+from lightning_genseg.data.sets.folder import files_by_name
+from lightning_genseg.errors import GenSegError, MissingFileError, listed
+from lightning_genseg.files import make_folder
+from lightning_genseg.plots.pictures import class_table, indexed
+
+Painter = Callable[[], NDArray[np.integer[Any]]]
+_BACKGROUND = ("background", "_background_")
+_HELP = """Make masks of class numbers from what annotation tools and data sets give.
+
+SOURCE is a COCO file (.json), a folder of labelme's files, or a folder of masks: coloured ones,
+.npy arrays, three equal channels, names that end in _mask. Below ROOT, `masks` then holds a palette
+image for each, `images` the images of the same names (hard links where the disk allows), and
+`classes.json` the classes: what FolderDataModule reads."""
+
+
+def convert_masks(
+    source: Path,
+    root: Path,
+    images: Path | None = None,
+    classes: Sequence[str] = (),
+    colors: list[Color] | Path | None = None,
+    mask_suffix: str = "",
+    uncovered: Literal["background", "ignore"] = "background",
+) -> str:
+    """Write masks, images and classes below `root`; return what to say about it.
+
+    Raises:
+        GenSegError: a source that cannot be read, an image that is missing, masks that are there.
+    """
+    if (root / "masks").exists():
+        raise GenSegError(f"'{root / 'masks'}' is there already: remove it, or give another ROOT.")
+    if not source.exists():
+        raise MissingFileError(f"source '{source}' does not exist: check the path.")
+    is_json = source.is_file()
+    if is_json or any(source.rglob("*.json")):
+        annotated = read_coco(source) if is_json else read_labelme(source, classes)
+        names, painters = _numbered(annotated, uncovered)
+        if images is None and not is_json and _has_images(source):
+            images = source
+        palette: list[Color] | None = None
+        left_out = annotated.left_out
+    else:
+        names, painters, palette = _masks(source, classes, colors, mask_suffix)
+        left_out = {}
+    image_of = {} if images is None else _images(images, painters, mask_suffix, source)
+    palette = palette or voc_palette(256)
+    counts = _write(root, painters, image_of, palette)
+    names = names or [f"class_{c}" for c in range(len(counts))]
+    table = class_table(names, palette)
+    (root / "classes.json").write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+    return _summary(root, names, counts, len(painters), left_out, bool(image_of))
+
+
+def _numbered(
+    annotated: Annotated, uncovered: Literal["background", "ignore"]
+) -> tuple[list[str], dict[str, Painter]]:
+    """Names of the classes in the order of their numbers; what is not covered is the first one."""
+    names = list(annotated.classes)
+    own = next((name for name in names if name.lower() in _BACKGROUND), None)
+    if uncovered == "background" and own is None:
+        names = ["background", *names]
+    if len(names) > IGNORE:
+        raise GenSegError(f"there are {len(names)} classes, but a mask has room for 255.")
+    numbers = [names.index(name) for name in annotated.classes]
+    rest = IGNORE if uncovered == "ignore" else names.index(own or "background")
+    return names, {name: partial(paint, numbers, rest) for name, paint in annotated.masks.items()}
+
+
+def _masks(
+    source: Path, classes: Sequence[str], colors: list[Color] | Path | None, mask_suffix: str
+) -> tuple[list[str], dict[str, Painter], list[Color] | None]:
+    names = list(classes)
+    palette = None
+    if colors is not None:
+        palette, found = color_table(colors, classes or None)
+        names = found or [f"class_{c}" for c in range(len(palette))]
+
+    def read(path: Path) -> NDArray[np.integer[Any]]:
+        mask = read_mask(path, palette)
+        if palette is None:
+            return mask
+        return np.where(mask < len(names), mask, IGNORE).astype(np.uint8)
+
+    files = _files(source, arrays=True, suffix=mask_suffix)
+    return names, {name: partial(read, path) for name, path in files.items()}, palette
+
+
+def _files(folder: Path, **options: Any) -> dict[str, Path]:
+    """As `files_by_name`, which must be one for each name."""
+    files, twice = files_by_name(folder, **options)
+    for first, second in twice.values():
+        raise GenSegError(f"'{first}' and '{second}' share a name: rename or remove one of them.")
+    return files
+
+
+def _has_images(folder: Path) -> bool:
+    try:
+        return bool(files_by_name(folder)[0])
+    except GenSegError:
+        return False
+
+
+def _images(
+    folder: Path, painters: dict[str, Painter], mask_suffix: str, source: Path
+) -> dict[str, Path]:
+    """Image of each mask; a mask gets the name of its image, which may lie in a folder of its own.
+
+    Changes the names in `painters`.
+    """
+    known = _files(folder, without=mask_suffix if folder == source else "")
+    by_stem: dict[str, list[str]] = {}
+    for name in known:
+        by_stem.setdefault(Path(name).name, []).append(name)
+    found, missing = {}, []
+    for name in list(painters):
+        others = by_stem.get(Path(name).name, [])
+        match = name if name in known else others[0] if len(others) == 1 else None
+        if match is None:
+            missing.append(name)
+            continue
+        painters[match] = painters.pop(name)
+        found[match] = known[match]
+    if missing:
+        raise GenSegError(
+            f"{len(missing)} masks have no image in '{folder}' ({listed(missing, 3)}): give the "
+            "folder that holds them as --images."
+        )
+    return found
+
+
+def _write(
+    root: Path,
+    painters: Mapping[str, Painter],
+    image_of: Mapping[str, Path],
+    palette: Sequence[Color],
+) -> NDArray[np.int64]:
+    """Write all masks or none, then the images; pixels of each number."""
+    counts = np.zeros(IGNORE + 1, np.int64)
+    unfinished = root / "masks.unfinished"
+    make_folder(unfinished, "ROOT")
+    for name, paint in _progress(painters, "masks"):
+        mask = paint()
+        if mask.size and not 0 <= mask.min() <= mask.max() <= IGNORE:
+            raise GenSegError(
+                f"mask '{name}' holds numbers from {mask.min()} to {mask.max()}, and one of 8 bits "
+                "0 to 255: FolderDataModule reads it as it is, with ids."
+            )
+        path = unfinished / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        indexed(mask.astype(np.uint8), palette).save(path)
+        counts += np.bincount(mask.ravel(), minlength=IGNORE + 1)
+    for name, image in _progress(image_of, "images"):
+        target = root / "images" / f"{name}{image.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            try:
+                os.link(image, target)
+            except OSError:  # another disk, or one without links
+                shutil.copy2(image, target)
+    unfinished.rename(root / "masks")
+    last = int(np.flatnonzero(counts[:IGNORE]).max(initial=0))
+    return np.append(counts[: last + 1], counts[IGNORE])
+
+
+def _progress(items: Mapping[str, Any], unit: str) -> Iterator[tuple[str, Any]]:
+    bar: Iterator[tuple[str, Any]] = tqdm(items.items(), desc=unit, unit=unit[:-1], disable=None)
+    return bar
+
+
+def _summary(
+    root: Path,
+    names: Sequence[str],
+    counts: NDArray[np.int64],
+    masks: int,
+    left_out: Mapping[str, int],
+    images: bool,
+) -> str:
+    total = max(1, int(counts.sum()))
+    shares = [f"{name} {count / total:.1%}" for name, count in zip(names, counts, strict=False)]
+    shares += [f"ignored {counts[-1] / total:.1%}"] if counts[-1] else []
+    lines = [f"{masks} masks are in {root / 'masks'}: {', '.join(shares)}"]
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
+        lines.append(f"left out, since they have no area: {kinds}")
+    if not images and not (root / "images").is_dir():
+        lines.append(f"put the images of the same names into {root / 'images'}")
+    quoted = json.dumps(list(names), ensure_ascii=False)
+    lines.append(
+        "look at them: genseg check --data FolderDataModule "
+        f"--data.root {root} --data.class_names '{quoted}'"
+    )
+    return "\n".join(lines)
+
+
+class _Command:
+    """`genseg convert-masks`."""
+
+    help = _HELP.splitlines()[0]
+
+    def make_parser(self) -> Parser:
+        parser = Parser(prog="genseg convert-masks", description=_HELP, epilog=None)
+        parser.add_argument("source", type=Path, help="COCO file, or folder of files or masks")
+        parser.add_argument("root", type=Path, help="folder that gets masks and images")
+        parser.add_argument("--images", type=Path | None, help="folder of the images")
+        parser.add_argument(
+            "--classes", type=list[str], default=[], help="names in the order of their numbers"
+        )
+        parser.add_argument(
+            "--colors",
+            type=list[Color] | Path | None,
+            help="colours of the classes, or a table: a name and red, green, blue on each line",
+        )
+        parser.add_argument(
+            "--mask_suffix", type=str, default="", help="end of the masks' names, such as _mask"
+        )
+        parser.add_argument(
+            "--uncovered",
+            type=Literal["background", "ignore"],
+            default="background",
+            help="what pixels are that no outline covers: class 0, or 255",
+        )
+        return parser
+
+    def run(self, words: list[str]) -> None:
+        """Convert, and say what to do next."""
+        options: Namespace = self.make_parser().parse_args(words)
+        print(convert_masks(**vars(options)))
+
+
+COMMAND = _Command()

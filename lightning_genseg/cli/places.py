@@ -1,0 +1,101 @@
+"""Where a command writes: a fit into a folder of its own, everything else into that of its fit."""
+
+import csv
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+_FOLDERS = {"predict": "predictions"}  # of the other commands: their names
+
+
+def name_run(config: Any) -> None:
+    """Put the run's name into the logger's folders; the saved configuration then names them."""
+    arguments = getattr(config.trainer.logger, "init_args", {})
+    files = [Path(str(file)) for file in config.get("config") or () if file is not None]
+    folder = files[0].parent.name if files else ""
+    name = files[0].stem if files else config.model.class_path.rpartition(".")[2]
+    if "{folder}" in str(arguments.get("save_dir")):
+        root = Path(config.trainer.default_root_dir or "")
+        arguments["save_dir"] = str(root / arguments["save_dir"].replace("{folder}", folder))
+    if arguments.get("name") == "{config}":
+        arguments["name"] = name
+
+
+def place_run(config: Any, command: str) -> None:
+    """Let a resumed fit go on in its folder, and give other commands one inside that of the fit.
+
+    ``RUN/test`` for a checkpoint of ``RUN``, or the first of ``RUN/test_1`` ... that is free.
+    Predictions go to their `output_dir`. A version that the user gives stays, unless it is a fit's.
+    """
+    logger = config.trainer.logger
+    arguments = getattr(logger, "init_args", None)
+    if arguments is None or not str(logger.class_path).endswith("CSVLogger"):
+        return
+    base, version = Path(arguments.save_dir) / arguments.name, arguments.version
+    run = _run_of(config.get("ckpt_path"))
+    if run is not None and run.parent.resolve() != base.resolve():
+        run = None
+    if version is not None:
+        given = base / (f"version_{version}" if isinstance(version, int) else str(version))
+        run = given if _is_fit(given) else None
+    if command == "fit":
+        if version is None and run is not None:
+            match = re.fullmatch(r"version_(\d+)", run.name)
+            arguments.version = int(match[1]) if match else run.name
+        return
+    writer = config.predictions if command == "predict" else None
+    if version is not None and run is None:
+        return
+    folder = None if writer is None else writer.output_dir
+    if folder is None:
+        name = _FOLDERS.get(command, command)
+        again = writer is not None and (writer.resume or writer.overwrite)
+        folder = (run or base) / name
+        number = 0
+        while folder.exists() and not again:
+            number += 1
+            folder = folder.with_name(f"{name}_{number}")
+        if writer is not None:
+            writer.output_dir = folder
+    folder = Path(folder)
+    arguments.save_dir, arguments.name = str(folder.parent), ""
+    arguments.version = folder.name
+
+
+def go_on(logger: Any, step: int) -> None:
+    """Keep the log of a fit up to the step from which it goes on: CSVLogger would empty it."""
+    path = Path(getattr(logger, "log_dir", None) or "") / "metrics.csv"
+    first = not getattr(rank_zero_only, "rank", None)
+    if not isinstance(logger, CSVLogger) or not first or not path.is_file():
+        return
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if _is_before(row, step)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Experiment logs directory")
+        writer = logger.experiment
+    if rows:
+        writer.metrics_keys = list(rows[0])
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, writer.metrics_keys)
+            table.writeheader()
+            table.writerows(rows)
+
+
+def _is_before(row: dict[str, str], step: int) -> bool:
+    """Whether a row was logged before a checkpoint of `step` was written, at a validation."""
+    validated = any(value for key, value in row.items() if key.startswith("val_"))
+    return int(row["step"]) < step + validated
+
+
+def _run_of(checkpoint: str | Path | None) -> Path | None:
+    """Folder of the fit that has written ``RUN/checkpoints/NAME.ckpt``."""
+    folder = Path(checkpoint or "").parent
+    return folder.parent if folder.name == "checkpoints" and _is_fit(folder.parent) else None
+
+
+def _is_fit(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
