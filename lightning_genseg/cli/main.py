@@ -321,11 +321,12 @@ def _quiet() -> None:
     """Leave out what other packages say about themselves."""
     # lightning 2.6 against torch >= 2.14
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    logging.getLogger(rank_zero.__name__).addFilter(_is_no_advertisement)
+    logging.getLogger(rank_zero.__name__).addFilter(_is_news)
 
 
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless cloud" not in record.getMessage()
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "Tip: For seamless cloud" not in message and "`weights_only` was not set" not in message
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -59,9 +59,11 @@ def place_run(config: Any, command: str) -> None:
         while folder.exists() and not again:
             number += 1
             folder = folder.with_name(f"{name}_{number}")
-        if writer is not None:
-            writer.output_dir = folder
     folder = Path(folder)
+    if writer is not None:  # a logger would empty a log that lies there
+        writer.output_dir, config.trainer.default_root_dir = folder, str(folder)
+        config.trainer.logger = False
+        return
     arguments.save_dir, arguments.name = str(folder.parent), ""
     arguments.version = folder.name
 
