@@ -88,7 +88,7 @@ def range_of(pl_module: LightningModule) -> tuple[float, float] | None:
     """Range in which heat maps of a module's anomaly score are drawn, where it is known.
 
     Scores that are probabilities have one of their own. Others get that of validation images,
-    twice as wide: what is bright is stranger than nearly all that was seen there.
+    wider by a quarter: what is bright is stranger than nearly all that was seen there.
     """
     name = getattr(pl_module, "anomaly_score", None)
     if name == "msp":
@@ -96,7 +96,7 @@ def range_of(pl_module: LightningModule) -> tuple[float, float] | None:
     if name == "entropy":
         return 0.0, math.log(max(2, int(pl_module.num_classes)))  # type: ignore[arg-type]
     found = getattr(getattr(pl_module, "anomaly", None), "ranges", {}).get(name)
-    return None if found is None else (found[0], 2 * found[1] - found[0])
+    return None if found is None else (found[0], found[1] + (found[1] - found[0]) / 4)
 
 
 def threshold_of(pl_module: LightningModule) -> Threshold | None:

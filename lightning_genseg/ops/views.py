@@ -31,9 +31,8 @@ class InferenceOptions(TypedDict, total=False):
         scales: factors by which the image is resized, relative to `short_side` and `long_side`
             where they are given; the predictions are averaged.
         flip: whether the mirror image of every scale joins the average.
-        margin: pixels by which the image, as the network sees it, goes on in its mirror image on
-            every side; they are cut off again. Convolutions pad with zeros, which makes the border
-            of an image strange to a network: anomaly scores rise there.
+        margin: pixels of its mirror image around the image, cut off again. Networks pad with zeros,
+            which makes the border strange: anomaly scores rise there.
     """
 
     short_side: int

@@ -251,6 +251,7 @@ def test_all_commands_are_listed_alike(genseg, capsys):
         "check",
         "convert-masks",
         "reconstruct",
+        "add-class",
         "convert-dalle",
     ]
     assert re.findall(r"^    ([\w-]+)  +[A-Z]", text, re.M) == commands
