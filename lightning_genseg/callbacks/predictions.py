@@ -1,7 +1,6 @@
 """Predictions, written as they come."""
 
 import io
-import json
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -178,8 +177,8 @@ class PredictionWriter(Callback):
                 self._manifest.overwrite()
             trainer.strategy.barrier("predictions stale")
         if trainer.is_global_zero:
-            table = json.dumps(class_table(*classes_of(trainer, pl_module)), indent=2)
-            replace_file(self._manifest.folder / _TABLE, table.encode() + b"\n")
+            table = class_table(*classes_of(trainer, pl_module))
+            replace_file(self._manifest.folder / _TABLE, table)
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""

@@ -65,8 +65,7 @@ def convert_masks(
     palette = palette or voc_palette(256)
     counts = _write(root, painters, image_of, palette)
     names = names or [f"class_{c}" for c in range(len(counts))]
-    table = class_table(names, palette)
-    (root / "classes.json").write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+    (root / "classes.json").write_bytes(class_table(names, palette))
     return _summary(root, names, counts, len(painters), left_out, bool(image_of))
 
 

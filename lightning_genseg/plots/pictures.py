@@ -1,6 +1,7 @@
 """Pictures of images, masks and maps."""
 
 import io
+import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,17 +62,20 @@ def indexed(mask: NDArray[np.uint8], palette: Palette, ignore_index: int = 255) 
     colors = [*palette, *[(0, 0, 0)] * 256][:256]
     colors[ignore_index] = void_color(palette)
     image = Image.fromarray(mask)
-    image.putpalette(bytes(value for color in colors for value in color))
+    used = colors[: int(mask.max(initial=0)) + 1]
+    image.putpalette(bytes(value for color in used for value in color))
     return image
 
 
-def class_table(
-    names: Sequence[str], palette: Palette, ignore_index: int = 255
-) -> list[dict[str, Any]]:
-    """Number, name and colour of each class and of ignored pixels, for a ``classes.json``."""
+def class_table(names: Sequence[str], palette: Palette, ignore_index: int = 255) -> bytes:
+    """Content of a ``classes.json``: number, name and colour of each class and of ignored pixels."""
     rows = [*enumerate(zip(names, palette, strict=False))]
     rows.append((ignore_index, ("ignored", void_color(palette))))
-    return [{"index": c, "name": name, "color": list(color)} for c, (name, color) in rows]
+    lines = [
+        json.dumps({"index": c, "name": name, "color": list(color)}, ensure_ascii=False)
+        for c, (name, color) in rows
+    ]
+    return ("[\n  " + ",\n  ".join(lines) + "\n]\n").encode()
 
 
 def overlay(

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
@@ -42,7 +44,7 @@ def test_void_has_a_colour_of_its_own():
         image = indexed(np.array([[0, 255]], np.uint8), palette)
         np.testing.assert_array_equal(np.array(image), [[0, 255]])
         np.testing.assert_array_equal(np.array(image.convert("RGB")), shown)
-        assert class_table("ab", palette)[-1]["color"] == list(void_color(palette))
+        assert json.loads(class_table("ab", palette))[-1]["color"] == list(void_color(palette))
 
 
 def test_what_stands_beside_a_picture():
