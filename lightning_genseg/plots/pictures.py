@@ -68,7 +68,7 @@ def indexed(mask: NDArray[np.uint8], palette: Palette, ignore_index: int = 255) 
 
 
 def class_table(names: Sequence[str], palette: Palette, ignore_index: int = 255) -> bytes:
-    """Content of a ``classes.json``: number, name and colour of each class and of ignored pixels."""
+    """Content of a ``classes.json``: number, name and colour of classes and of ignored pixels."""
     rows = [*enumerate(zip(names, palette, strict=False))]
     rows.append((ignore_index, ("ignored", void_color(palette))))
     lines = [
