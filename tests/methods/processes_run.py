@@ -1,7 +1,11 @@
-"""What one, two or three gloo processes find: `python -m tests.methods.processes_run FOLDER N`."""
+"""What one, two or three gloo processes find: `python -m tests.methods.processes_run FOLDER N`.
+
+With `spawn` in place of N: the weights of two processes that `ddp_spawn` starts.
+"""
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ IMAGES = 5  # neither two nor three processes share them equally
 def make(method: type, **arguments: Any) -> Any:
     seed_everything(0, verbose=False)
     arguments = {"num_classes": NUM_CLASSES, "features": Features(), **arguments}
-    return method(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), **arguments)
+    return method(optimizer=partial(torch.optim.SGD, lr=0.1), **arguments)
 
 
 def trainer(folder: Path, processes: int, strategy: str = "ddp", **arguments: Any) -> Trainer:
@@ -56,7 +60,7 @@ def scores(folder: Path, processes: int, batch_size: int) -> dict[str, float]:
     )
     model = make(SoftmaxSegmenter, anomaly_score="energy")
     run = trainer(folder, processes, max_epochs=1, limit_train_batches=1)
-    model.optimizer = lambda groups: torch.optim.SGD(groups, lr=0.0)
+    model.optimizer = partial(torch.optim.SGD, lr=0.0)
     run.fit(model, data)
     found = {f"fit {name}": float(x) for name, x in run.callback_metrics.items() if "val_" in name}
     for verb in ("validate", "test"):
@@ -80,10 +84,10 @@ class Episodes(Dataset[dict[str, Any]]):
         return {
             **query,
             "mask": (query["mask"] == 1).long(),
-            "valid": whole.long(),
+            "valid": whole,
             "support_image": support["image"][None],
             "support_mask": (support["mask"] == 1).long()[None],
-            "support_valid": whole.long()[None],
+            "support_valid": whole[None],
             "class_index": 1 + index % 2,
         }
 
@@ -131,11 +135,12 @@ SPARSE: dict[str, Any] = {
 }
 
 
-def weights(folder: Path, processes: int, name: str) -> dict[str, torch.Tensor]:
+def weights(
+    folder: Path, processes: int, name: str, strategy: str = "ddp"
+) -> dict[str, torch.Tensor]:
     model = SPARSE[name]()
-    run = trainer(
-        folder, processes, max_epochs=1, limit_val_batches=0, use_distributed_sampler=False
-    )
+    whole = {"max_epochs": 1, "limit_val_batches": 0, "use_distributed_sampler": False}
+    run = trainer(folder, processes, strategy, **whole)
     run.fit(model, Uneven())
     return {key: value.clone() for key, value in model.state_dict().items()}
 
@@ -175,12 +180,10 @@ class Loss(nn.Module):
         return self.head.compute_loss(*arguments)
 
 
-def run(folder: Path, processes: int, full: bool) -> None:
+def run(folder: Path, processes: int) -> None:
     folder.mkdir(exist_ok=True)
-    found: dict[str, Any] = {"batches of 1": scores(folder, processes, 1)}
-    if full:
-        found["batches of 2"] = scores(folder, processes, 2)
-        found["episodes"] = episodes(folder, processes)
+    found = {f"batches of {n}": scores(folder, processes, n) for n in (1, 2)}
+    found["episodes"] = episodes(folder, processes)
     rank = torch.distributed.get_rank() if processes > 1 else 0
     states = {name: weights(folder, processes, name) for name in SPARSE if processes < 3}
     if processes > 1:
@@ -191,4 +194,8 @@ def run(folder: Path, processes: int, full: bool) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] == ["full"])
+    place, task = Path(sys.argv[1]), sys.argv[2]
+    if task == "spawn":
+        torch.save(weights(place, 2, "gmmseg", "ddp_spawn"), place / "spawn.pt")
+    else:
+        run(place, int(task))

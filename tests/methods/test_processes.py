@@ -65,6 +65,14 @@ def test_every_labelled_pixel_counts_alike(folder, method):
 
 @pytest.mark.slow
 @pytest.mark.ddp
+def test_processes_that_share_memory_share_none_of_the_mixture(folder):
+    spawned = torch.load(folder / "spawn.pt", weights_only=True)
+    for name, value in load(folder, 2)["gmmseg"].items():
+        torch.testing.assert_close(spawned[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
 def test_one_mixture_in_your_own_project(folder):
     first, second = (load(folder, 2, rank)["own project"] for rank in (0, 1))
     for name, value in first.items():
