@@ -84,6 +84,11 @@ class GenSegTrainer(Trainer):
         )
         if target.is_dir():
             raise GenSegError(f"output '{target}' is a folder: give the path of a new .ckpt file.")
+        if target.exists() and "anomaly" not in read_run(target):
+            raise GenSegError(
+                f"output '{target}' exists and genseg calibrate has not written it: give the path "
+                "of a new .ckpt file."
+            )
         checkpoint = read_run(ckpt_path)
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])

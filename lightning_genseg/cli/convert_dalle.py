@@ -31,10 +31,13 @@ def convert(encoder: Path, decoder: Path, output: Path) -> str:
         output: file to write, .safetensors.
 
     Raises:
-        GenSegError: a pickle is missing or no module of the dVAE, or `output` has another suffix.
+        GenSegError: a pickle is missing or no module of the dVAE, or `output` has another suffix
+            or exists.
     """
     if output.suffix != ".safetensors":
         raise GenSegError(f"output '{output}' must end in .safetensors.")
+    if output.exists():
+        raise GenSegError(f"output '{output}' exists: give the path of a new file.")
     state: dict[str, Tensor] = {}
     for name, path in (("encoder", encoder), ("decoder", decoder)):
         if not path.is_file():

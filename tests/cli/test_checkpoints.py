@@ -180,3 +180,17 @@ def test_where_weights_came_from_is_no_news(genseg, config, checkpoint, capsys):
     torch.save(SoftmaxSegmenter.load_from_checkpoint(checkpoint).state_dict(), "weights.pth")
     genseg(f"test --config {config} --ckpt_path {checkpoint} --model.encoder_weights weights.pth")
     assert " sets model." not in capsys.readouterr().out
+
+
+def test_calibrate_writes_over_nothing_of_others(config, checkpoint, fails, tmp_path):
+    """Neither notes nor a checkpoint, that which it reads least of all."""
+    (tmp_path / "notes.txt").write_text("mine")
+    before = Path(checkpoint).read_bytes()
+    for output, message in (
+        ("notes.txt", "is not a checkpoint that can be read safely"),
+        (checkpoint, "exists and genseg calibrate has not written it"),
+    ):
+        options = f"--config {config} --ckpt_path {checkpoint} --output {output}"
+        assert message in fails(f"calibrate {options}")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert Path(checkpoint).read_bytes() == before

@@ -27,10 +27,13 @@ def test_conversion(genseg, model, tmp_path, capsys):
     tokenizer = make_tokenizer(tmp_path / "dalle.safetensors", torch.eye(3))
     assert tokenizer.fingerprint() == model.fingerprint()
     assert model.fingerprint() in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        genseg(f"{line} --allow-unsafe-pickle")
+    assert "output 'dalle.safetensors' exists" in capsys.readouterr().err
 
 
 def test_pickles_are_never_loaded_elsewhere(model, tmp_path):
-    with pytest.raises(ValueError, match=r"encoder\.pkl' cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match=r"encoder\.pkl' holds objects .*, not only tensors"):
         make_tokenizer(tmp_path / "encoder.pkl", torch.eye(3))
 
 
