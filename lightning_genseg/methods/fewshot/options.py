@@ -53,14 +53,18 @@ class PosteriorOptions:
     """The posterior of the query's pixels.
 
     Args:
-        form: `bayes`, p = sigmoid(log p(x|fg) - log p(x|bg)); `tempered`, the same logit over
-            `temperature`; or `literal`, the ratio of log-densities that Eqs. 12-13 print, which
-            depends on the features' unit.
+        form: `bayes`, p = sigmoid(log p(x|fg) - log p(x|bg)), which is 0 or 1 nearly everywhere;
+            `tempered`, the same logit over `temperature`; `standardized`, over its standard
+            deviation in the image, without padding; or `literal`, the ratio of log-densities that
+            Eqs. 12-13 print, which depends on the features' unit. All but the last agree in what is
+            above 0.5. Validation mIoU of a decoder trained for 100 steps, fold 0 of MSRC: 0.558
+            `bayes`, 0.633 `tempered`, 0.601 `standardized` (docs/results.md).
         temperature: of `tempered`; the number of dimensions when left out.
-        gradient: whether the loss reaches the features through the posterior; only if `tempered`.
+        gradient: whether the loss reaches the features through the posterior; only if `tempered` or
+            `standardized`.
     """
 
-    form: Literal["standardized", "tempered", "bayes", "literal"] = "bayes"
+    form: Literal["tempered", "standardized", "bayes", "literal"] = "tempered"
     temperature: float | None = None
     gradient: bool = False
 

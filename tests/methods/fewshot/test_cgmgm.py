@@ -185,8 +185,14 @@ def test_what_cannot_be_used():
         ({"mixture": {"components": 0}}, "components is 0; it must be at least 1"),
         ({"mixture": {"variance_floor": 0.0}}, "variance_floor is 0.0; it must be positive"),
         ({"mixture": {"em_iterations": 3}}, "no argument 'em_iterations'; did you mean iterations"),
-        ({"posterior": {"temperature": 2.0}}, "temperature needs posterior.form tempered"),
-        ({"posterior": {"gradient": True}}, "posterior.gradient needs posterior.form standard"),
+        (
+            {"posterior": {"form": "bayes", "temperature": 2.0}},
+            "temperature needs posterior.form tempered",
+        ),
+        (
+            {"posterior": {"form": "bayes", "gradient": True}},
+            "posterior.gradient needs posterior.form standard",
+        ),
         ({"matching": {"threshold": 1.0}}, "threshold is 1.0; .* positive and less than 1"),
         ({"matching": {"level": "middle", **BAM["matching"]}}, "set matching.level to high"),
     ],
