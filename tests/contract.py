@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -200,6 +202,29 @@ class Foreign(LightningModule):
         return torch.optim.AdamW(self.inner.parameters(), lr=1e-2)
 
 
+@contextmanager
+def fake_gpu(model: nn.Module, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The batch on a GPU that need not be there, and the module likewise, in place.
+
+    Tensors have shapes and a device but no values: mixed devices are an error, and so is whatever
+    needs a value, for which the CPU would wait. There is no backward, which wants a real GPU.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    new = nn.Parameter(moved(parameter), requires_grad=parameter.requires_grad)
+                    module._parameters[name] = new
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = moved(buffer)
+        yield {key: moved(x) if isinstance(x, Tensor) else x for key, x in batch.items()}
+
+
 class ModuleContract:
     """The tests. `learning` are arguments under which `steps` are enough to learn something."""
 
@@ -228,6 +253,16 @@ class ModuleContract:
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
         assert any(p.grad.abs().sum() > 0 for p in model.features.parameters())
+
+    def test_no_step_waits_for_a_gpu(self):
+        model = self.make()
+        with fake_gpu(model, batch_of()) as batch:
+            losses = model.compute_loss(batch)
+            for _ in range(2):
+                finish_step(model, losses, batch)
+            model.eval()
+            found = {**losses, **model.predict_maps(batch["image"])}
+        assert all(x.device.type == "cuda" for x in found.values() if isinstance(x, Tensor))
 
     def test_odd_sizes_train(self):
         model = self.make()

@@ -78,25 +78,19 @@ def binarize(
         B x 1 x h x w bool.
     """
     check_arguments(binarize, locals())
-    masks = []
-    for values, counts in zip(maps[:, 0], valid[:, 0], strict=True):
-        inside = values[counts]
-        if not inside.numel():
-            masks.append(counts)
-            continue
-        limit: Tensor | float = threshold
-        if method == "quantile":
-            limit = inside.quantile(threshold)
-        elif method == "otsu":
-            limit = _otsu(inside)
-        mask = (values > limit) & counts
-        if not mask.any():
-            number = max(1, round(_FALLBACK_SHARE * inside.numel()))
-            likeliest = values.masked_fill(~counts, -torch.inf).flatten().topk(number).indices
-            # Not all that are as high: a constant map would be all object.
-            mask = mask.flatten().index_fill(0, likeliest, True).view_as(mask)
-        masks.append(mask)
-    return torch.stack(masks)[:, None]
+    # No shape depends on a value: the CPU never waits for the GPU.
+    values, counts = maps.flatten(1), valid.flatten(1)
+    limit: Tensor | float = threshold
+    if method == "quantile":
+        limit = values.masked_fill(~counts, torch.nan).nanquantile(threshold, 1, keepdim=True)
+    elif method == "otsu":
+        limit = _otsu(values, counts)
+    mask = (values > limit) & counts
+    number = (_FALLBACK_SHARE * counts.sum(1, keepdim=True)).round().clamp_min(1)
+    order = values.masked_fill(~counts, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    # By rank, not by value: a constant map would be all object.
+    likeliest = (order.argsort(1) < number) & counts
+    return torch.where(mask.any(1, keepdim=True), mask, likeliest).view_as(maps)
 
 
 def refine(
@@ -144,7 +138,7 @@ def refine(
         kept = inside & inside[back]
         if method == "cycle_support":
             kept = kept & (support_mask[b].flatten()[best] > 0.5)
-        refined.append((kept if kept.any() else inside).view_as(mask[b]))
+        refined.append(torch.where(kept.any(), kept, inside).view_as(mask[b]))
     return torch.stack(refined)
 
 
@@ -179,11 +173,13 @@ def _max_cosine(query: Tensor, support: Tensor) -> Tensor:
     return torch.stack(best).view(-1, 1, *query.shape[-2:])
 
 
-def _otsu(values: Tensor, bins: int = 64) -> Tensor:
-    """Threshold in [0, 1] that maximises the variance between the two sides (Otsu, 1979)."""
-    counts = torch.histc(values, bins, 0, 1)
+def _otsu(values: Tensor, valid: Tensor, bins: int = 64) -> Tensor:
+    """Thresholds B x 1 that maximise the variance between the two sides (Otsu, 1979) of B x N."""
+    index = (values * bins).long().clamp(0, bins - 1)
+    counts = values.new_zeros(len(values), bins).scatter_add(1, index, valid.to(values.dtype))
     centres = (torch.arange(bins, device=values.device) + 0.5) / bins
-    below, moment = counts.cumsum(0), (counts * centres).cumsum(0)
-    above = below[-1] - below
-    between = (moment[-1] * below - moment * below[-1]).square() / (below * above).clamp_min(1e-12)
-    return (between[:-1].argmax() + 1) / bins
+    below, moment = counts.cumsum(1), (counts * centres).cumsum(1)
+    total, whole = below[:, -1:], moment[:, -1:]
+    above = total - below
+    between = (whole * below - moment * total).square() / (below * above).clamp_min(1e-12)
+    return (between[:, :-1].argmax(1, keepdim=True) + 1) / bins

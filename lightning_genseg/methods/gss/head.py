@@ -8,6 +8,8 @@ from torch.utils.checkpoint import checkpoint
 from lightning_genseg.methods.gss.options import TokenDecoderOptions
 from lightning_genseg.networks.fcn import conv_bn_relu
 
+_IGNORED = -100  # target of cells that do not count
+
 
 class TokenHead(nn.Module):
     """Which of V tokens each cell holds.
@@ -61,7 +63,9 @@ class TokenHead(nn.Module):
             tokens: B x h x w int64.
             valid: B x h x w bool, cells that count.
         """
-        cells, targets = self.dropout(self.expand(features)).movedim(1, -1)[valid], tokens[valid]
+        cells = self.dropout(self.expand(features)).movedim(1, -1).flatten(0, 2)
+        # Cells that do not count stay: to leave them out the CPU would wait for the GPU.
+        targets = torch.where(valid, tokens, _IGNORED).flatten()
         weight, bias = self._classifier()
         if len(cells) <= self.cells_at_once:
             return _cross_entropy(cells, weight, bias, targets)
@@ -82,5 +86,5 @@ class TokenHead(nn.Module):
 
 def _cross_entropy(cells: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
     logits = F.linear(cells, weight, bias).float()
-    loss: Tensor = F.cross_entropy(logits, target, reduction="sum")
+    loss: Tensor = F.cross_entropy(logits, target, reduction="sum", ignore_index=_IGNORED)
     return loss

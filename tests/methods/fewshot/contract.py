@@ -18,7 +18,7 @@ from lightning_genseg.data import (
 )
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods import FewShotModule
-from tests.contract import ModuleContract, changed, copied, trainer
+from tests.contract import ModuleContract, changed, copied, fake_gpu, trainer
 
 SIZE = 65
 FROZEN = ("features.", "base_head.")
@@ -145,6 +145,13 @@ class EpisodeContract:
             other[image] = batch[image].masked_fill(padding, value)
         for name, expected in model.episode_outputs(batch).items():
             assert torch.equal(model.episode_outputs(other)[name], expected), name
+
+    def test_no_step_waits_for_a_gpu(self):
+        model = self.make()
+        with fake_gpu(model, batch_of()) as batch:
+            losses = model.compute_loss(batch)
+            outputs = model.eval().episode_outputs(batch)
+        assert all(x.device.type == "cuda" for x in (losses["loss"], *outputs.values()))
 
     @pytest.mark.parametrize("bfloat16", [False, True])
     def test_gradients(self, bfloat16):
