@@ -106,6 +106,8 @@ class GenSegCLI(LightningCLI):
         self.save_config_kwargs = {"config_filename": name, "overwrite": True}
         name_run(self.config[self.subcommand])
         place_run(self.config[self.subcommand], str(self.subcommand))
+        if self.subcommand != "fit":  # which is of no interest where nothing is saved
+            warnings.filterwarnings("ignore", message="The dirpath has changed from")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Complete `_TRAINER_DEFAULTS` where they depend on the other arguments."""
