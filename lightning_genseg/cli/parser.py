@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from lightning_genseg import data
 from lightning_genseg.errors import GenSegError
@@ -41,7 +42,7 @@ def _load(stream: str) -> Any:
     return _load_yaml(_TABLE.sub(lambda table: table[0].replace(":", ": "), stream))
 
 
-set_loader("yaml", _load)
+set_loader("yaml", _load, exceptions=(YAMLError, ValueError, RecursionError))
 
 
 class HelpFormatter(DefaultHelpFormatter):

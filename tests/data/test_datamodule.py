@@ -8,13 +8,14 @@ from torch.utils.data import Dataset
 
 from lightning_genseg.data import (
     CamVidDataModule,
+    FolderDataModule,
     SegmentationDataModule,
     SyntheticScenesDataModule,
 )
 from lightning_genseg.data.transforms import RandomCropLimitedClass
 from lightning_genseg.errors import GenSegError
 from tests.contract import trainer
-from tests.data.loading import Recorder, skewed, synthetic, write_skewed
+from tests.data.loading import SKEWED, Recorder, skewed, synthetic, write_skewed
 
 
 def write_image(path, size=(20, 30)):
@@ -147,3 +148,22 @@ def test_class_balanced_scenes_and_frames(shared_dir, tmp_path):
     assert shares[10] > present.mean(0)[10] + 0.05
     rarest = present.mean(0).argmin()
     assert shares[rarest] > present.mean(0)[rarest]
+
+
+@pytest.mark.parametrize(
+    "name", ["train_list", "val_list", "test_list", "root", "predict_root", "cache_dir"]
+)
+def test_paths_may_be_strings(tmp_path, name):
+    write_skewed(tmp_path)
+    words = {"root": tmp_path, "class_names": SKEWED, "num_workers": 0, "cache_dir": tmp_path}
+    words |= {"absent_classes": "warn", "batch_size": 2, "predict_root": tmp_path / "images"}
+    for split, names in (("train", "00\n01\n03\n05\n"), ("val", "02\n"), ("test", "04\n")):
+        (tmp_path / f"{split}.txt").write_text(names)
+        words[f"{split}_list"] = tmp_path / f"{split}.txt"
+    values = {**words, name: str(words[name])}
+    if name.endswith("_list"):
+        values[name] = f"{name.removesuffix('_list')}.txt"  # below root
+    data = FolderDataModule(**values)
+    data.setup()
+    lengths = [len(data.train_dataset), len(data.val_dataset), len(data.test_dataset)]
+    assert [*lengths, len(data.predict_dataset)] == [4, 1, 1, 40]
