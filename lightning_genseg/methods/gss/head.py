@@ -20,8 +20,7 @@ class TokenHead(nn.Module):
     (2048 / F)^0.5.
 
     The logits of 8 192 tokens at a quarter of 512 x 512 are 512 MB an image. Where there are many
-    they are made in parts, and in the backward pass once more; cells that do not count never get
-    any.
+    they are made in parts, and in the backward pass once more.
 
     Args:
         codebook_size: V.

@@ -167,7 +167,7 @@ def test_files_that_do_not_fit(prior, tmp_path):
         (prior, {"inverse_weights": inverse, "inverse": "swin"}, "does not fit SwinInverse"),
         (prior, {"inverse_weights": prior}, "inverse_weights '.*' is no checkpoint of a GSSInv"),
         (inverse, {}, r"prior '.*inverse.ckpt' is no checkpoint of a GSS: "),
-        (tmp_path / "text.ckpt", {}, r"prior '.*text.ckpt' is no checkpoint of a GSS: "),
+        (tmp_path / "text.ckpt", {}, r"prior '.*text.ckpt' is not a checkpoint that can"),
         (tmp_path / "none.ckpt", {}, r"prior '.*' does not exist: give the checkpoint"),
     ):
         with pytest.raises(ValueError, match=message):
