@@ -22,6 +22,7 @@ from lightning_genseg.arguments import arguments_of, as_options
 from lightning_genseg.data import SyntheticScenes
 from lightning_genseg.data.loaders import collate
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods import TrainedModule
 
 NUM_CLASSES = len(SyntheticScenes.CLASS_NAMES)
 # A real network of half a million parameters that needs no download.
@@ -329,6 +330,22 @@ class ModuleContract:
         fresh = self.make(class_names=model.class_names)
         trainer(tmp_path).validate(fresh, loader(2), ckpt_path=path, verbose=False)
         assert torch.equal(fresh.eval()(image), before["scores"])
+
+    def test_pretrained(self, tmp_path):
+        """Weights and arguments in a folder, and back, without naming the method."""
+        model = self.make()
+        model.save_pretrained(tmp_path)
+        files = {path.name for path in tmp_path.iterdir()}
+        assert files == {"README.md", "config.json", "model.safetensors"}
+        loaded = TrainedModule.from_pretrained(tmp_path)
+        assert type(loaded) is type(model)
+        assert not loaded.training
+        mine, theirs = model.state_dict(), loaded.state_dict()
+        assert mine.keys() == theirs.keys()
+        assert not changed(mine, theirs)
+        if not model.takes_supports:
+            image = torch.rand(1, 3, 40, 50)
+            assert torch.equal(model.eval()(image), loaded(image))
 
     def test_test_and_predict(self, tmp_path):
         model, run = self.make(), trainer(tmp_path)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,7 +21,14 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.callbacks.last_checkpoint import LastCheckpoint
 from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report
-from lightning_genseg.cli import add_class, check, convert_dalle, convert_masks, reconstruct
+from lightning_genseg.cli import (
+    add_class,
+    check,
+    convert_dalle,
+    convert_masks,
+    export,
+    reconstruct,
+)
 from lightning_genseg.cli.calibrate import GenSegTrainer
 from lightning_genseg.cli.messages import fail, say, user_message
 from lightning_genseg.cli.parser import TRAINER_EPILOG, Parser
@@ -64,6 +72,7 @@ _COMMANDS: dict[str, Any] = {
     "convert-masks": convert_masks.COMMAND,
     "reconstruct": reconstruct.COMMAND,
     "add-class": add_class.COMMAND,
+    "export": export.COMMAND,
     "convert-dalle": convert_dalle.COMMAND,
 }
 
@@ -94,7 +103,8 @@ class GenSegCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Refuse a seed that NumPy would refuse."""
+        """Refuse a seed that NumPy would refuse; keep the command line for the model card."""
+        self.command = shlex.join(["genseg", *(sys.argv[1:] if args is None else args)])
         super().parse_arguments(parser, args)
         seed = self.config[self.config.subcommand].get("seed_everything")
         if not isinstance(seed, bool):
@@ -141,7 +151,8 @@ class GenSegCLI(LightningCLI):
     before_predict = before_test = before_validate = before_calibrate = _require_checkpoint
 
     def before_fit(self) -> None:
-        """A resumed fit keeps its log."""
+        """A resumed fit keeps its log; the model card tells how the model was trained."""
+        self.model.facts["command"] = self.command
         path = self.config.fit.get("ckpt_path")
         if path is not None and Path(path).is_file():
             go_on(self.trainer.logger, read_run(path).get("global_step", 0))

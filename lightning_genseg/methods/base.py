@@ -140,6 +140,10 @@ class SegmentationModule(TrainedModule):
         maps = self.score_maps(image, [self.anomaly_score])
         return {"scores": maps["scores"], "anomaly": maps[self.anomaly_score]}
 
+    def undeployable(self) -> str | None:
+        """Why it cannot become a graph (`genseg export`), in a sentence; None if it can."""
+        return None
+
     def computable_scores(self) -> list[AnomalyName]:
         """Names of the anomaly scores that this module can give now."""
         return [
@@ -287,7 +291,7 @@ class SegmentationModule(TrainedModule):
         picture. Where `image` is uint8, so is `mask`.
         """
         image = batch["image"]
-        bar: Any = getattr(self.trainer, "progress_bar_callback", None)
+        bar: Any = getattr(self._trainer, "progress_bar_callback", None)
         pieces = infer_rows(
             self.maps, image, self.inference, {"scores": softmax}, progress=bar is not None
         )

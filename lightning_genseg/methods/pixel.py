@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.ops.resize import crop
 
 
 class PixelModule(SegmentationModule):
@@ -38,11 +39,18 @@ class PixelModule(SegmentationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
+        self._own_features = features is not None
         if features is None:
             features = PixelFeatures(
                 encoder, decoder, encoder_weights, num_classes=num_classes, options=network_options
             )
         self.features = features
+
+    @property
+    def own_features(self) -> str | None:
+        """Import path of the network that was given as `features`; None for one by name."""
+        kind = type(self.features)
+        return f"{kind.__module__}.{kind.__qualname__}" if self._own_features else None
 
     def extract(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features of images in [0, 1], and the network's auxiliary scores if it has any."""
@@ -58,7 +66,7 @@ class PixelModule(SegmentationModule):
             # Its last row and column may reach beyond the image, which it pads.
             scale = float(self.features.stride)
             scores = F.interpolate(scores.float(), scale_factor=scale, mode="bilinear")
-            return scores[..., :height, :width]
+            return crop(scores, height, width)
         return F.interpolate(scores.float(), (height, width), mode="bilinear")
 
     def cover(self, mask: Tensor, features: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from lightning_genseg.methods.checkpoints import (
     need_weights_only,
     read_run,
 )
-from lightning_genseg.methods.optimisation import OptimisedModule
+from lightning_genseg.methods.hub import SharedModule
 from lightning_genseg.methods.random_states import RandomStates
 from lightning_genseg.metrics import named_scores, segmentation_metrics
 from lightning_genseg.metrics.segmentation import better, score_keys
@@ -34,7 +34,7 @@ from lightning_genseg.networks.losses import over_processes
 SOURCES = ("encoder_weights", "extractor", "published", "base_learner", "prior", "inverse_weights")
 
 
-class TrainedModule(OptimisedModule, ABC):
+class TrainedModule(SharedModule, ABC):
     """Base of all that is trained: a loss, mIoU, an optimiser, and its arguments in checkpoints.
 
     A subclass writes `compute_loss` and `maps_at_labels`. It passes on what it does not use itself
@@ -239,6 +239,7 @@ class TrainedModule(OptimisedModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained on another number of classes."""
+        super().on_load_checkpoint(checkpoint)
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             for key in ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step"):

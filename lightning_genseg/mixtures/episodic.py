@@ -126,7 +126,7 @@ def fit_episodes(
         prior_strength="(0, inf)",
         variance_floor="(0, inf)",
     )
-    if x.ndim != 3 or weights.ndim != 3 or (len(weights), weights.shape[2]) != x.shape[:2]:
+    if x.ndim != 3 or weights.ndim != 3 or (weights.shape[0], weights.shape[2]) != x.shape[:2]:
         raise GenSegError(
             "fit_episodes takes features B x N x D and weights B x C x N; "
             f"got {tuple(x.shape)} and {tuple(weights.shape)}."
@@ -183,7 +183,7 @@ def _units(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def farthest_points(z: Tensor, weights: Tensor, components: int) -> Tensor:
     """Seeds B x C x M x D: pixels far from each other; the origin for a class without pixels."""
-    rows = torch.arange(len(z), device=z.device)[:, None]
+    rows = torch.arange(z.shape[0], device=z.device)[:, None]
 
     def pixel(score: Tensor) -> Tensor:
         return z[rows, score.argmax(-1)][:, :, None]  # B x C x 1 x D

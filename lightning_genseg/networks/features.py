@@ -19,6 +19,7 @@ from lightning_genseg.networks.fcn import FCNDecoder
 from lightning_genseg.networks.mla import MLADecoder
 from lightning_genseg.networks.ocrnet import OCRDecoder
 from lightning_genseg.networks.weights import load_encoder
+from lightning_genseg.ops.resize import crop
 from lightning_genseg.ops.views import evaluation_mode, pad_to_multiple
 
 # smp and timm are imported when a network is built: they take a third of this package's start.
@@ -120,7 +121,7 @@ class PixelFeatures(nn.Module):
     def extract(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features, and the auxiliary class scores B x C x h x w of ``ocrnet`` and ``mla``."""
         height, width = image.shape[-2:]
-        if len(image) == 1 and self._batch_pools and _trains_norms(self.decoder):
+        if self._batch_pools and _trains_norms(self.decoder) and len(image) == 1:
             raise GenSegError(
                 f"{self.name} batch-normalises a globally pooled pixel and cannot train on one "
                 "image: use a batch size of at least 2 and drop the last incomplete batch."
@@ -137,9 +138,9 @@ class PixelFeatures(nn.Module):
         if self._pool > 1:
             features = F.avg_pool2d(features, self._pool)
             auxiliary = None if auxiliary is None else F.avg_pool2d(auxiliary, self._pool)
-        rows, columns = -(-height // self.stride), -(-width // self.stride)
-        auxiliary = None if auxiliary is None else auxiliary[..., :rows, :columns]
-        return features[..., :rows, :columns], auxiliary
+        rows, columns = ((side + self.stride - 1) // self.stride for side in (height, width))
+        auxiliary = None if auxiliary is None else crop(auxiliary, rows, columns)
+        return crop(features, rows, columns), auxiliary
 
     @torch.no_grad()
     def _measure(self) -> tuple[int, int]:

@@ -1,10 +1,12 @@
 """Blocks of shifted-window attention over a feature map."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.swin_transformer import SwinTransformerBlock
+from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformerBlock
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.ops.resize import crop, is_exporting
 
 _WINDOW, _HEAD = 7, 32
 
@@ -41,6 +43,7 @@ class SwinBlocks(nn.Module):
                     [_WINDOW] * 2,
                     [_WINDOW // 2 if index % 2 else 0] * 2,
                     mlp_ratio=2.0,
+                    attn_layer=_WindowAttention,
                 )
                 for index in range(depth)
             )
@@ -53,3 +56,20 @@ class SwinBlocks(nn.Module):
             return features
         output: Tensor = self.norm(self.blocks(features.movedim(1, -1)))
         return output.movedim(-1, 1)
+
+
+class _WindowAttention(ShiftedWindowAttention):  # type: ignore[misc]
+    """Torchvision's; an exported graph is given whole windows, whatever the size of the map.
+
+    It shifts always: a graph is for maps of more than one window.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B x h x w x F to the same."""
+        if not is_exporting():
+            attended: Tensor = super().forward(x)
+            return attended
+        height, width = x.shape[1:3]
+        rows, columns = ((side + _WINDOW - 1) // _WINDOW * _WINDOW for side in (height, width))
+        padded = F.pad(x, (0, 0, 0, columns - width, 0, rows - height))
+        return crop(super().forward(padded).movedim(-1, 1), height, width).movedim(1, -1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_genseg.ops.resize import has_size
 
 
 def letterbox_size(height: int, width: int, size: int) -> tuple[int, int]:
@@ -12,17 +16,17 @@ def letterbox_size(height: int, width: int, size: int) -> tuple[int, int]:
 
     Both are cut to multiples of 8, at least 8 (BAM's rule): 500 x 375 becomes 472 x 352 for 473.
     """
-    longer = max(height, width)
+    longer = torch.sym_max(height, width)
     # Integers: 8 * 60 / 160 in floating point may fall below 3.
     rows, columns = (side * size // longer // 8 * 8 for side in (height, width))
-    return max(8, rows), max(8, columns)
+    return cast(int, torch.sym_max(8, rows)), cast(int, torch.sym_max(8, columns))
 
 
 def letterbox(images: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Images B x 3 x H x W in the upper left of a black square, and where: B x S x S bool."""
     height, width = letterbox_size(images.shape[-2], images.shape[-1], size)
-    if (height, width) != tuple(images.shape[-2:]):
+    if not has_size(images, (height, width)):
         images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
-    valid = torch.zeros(len(images), size, size, dtype=torch.bool, device=images.device)
-    valid[:, :height, :width] = True
+    side = torch.arange(size, device=images.device)
+    valid = ((side < height)[:, None] & (side < width)).expand(images.shape[0], -1, -1)
     return F.pad(images.clamp(0, 1), (0, size - width, 0, size - height)), valid

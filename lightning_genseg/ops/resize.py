@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Whether torch.export traces; PyTorch 2.6 does not tell this from torch.compile.
+is_exporting: Callable[[], bool] = getattr(
+    torch.compiler, "is_exporting", torch.compiler.is_compiling
+)
 
 
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -14,7 +19,7 @@ def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
 
     Maps that have the size already come back as they are, likewise from `resize_aligned`.
     """
-    if tuple(maps.shape[-2:]) == tuple(size):
+    if has_size(maps, size):
         return maps
     return F.interpolate(maps, list(size), mode="bilinear")
 
@@ -46,6 +51,32 @@ def resize_labels(labels: Tensor, size: Sequence[int], corner: bool = False) -> 
 
 def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
     """As `resize_maps`, with aligned corners, as PFENet and its descendants do."""
-    if tuple(maps.shape[-2:]) == tuple(size):
+    if has_size(maps, size):
         return maps
     return F.interpolate(maps, list(size), mode="bilinear", align_corners=True)
+
+
+def crop(maps: Tensor, rows: int, columns: int) -> Tensor:
+    """The upper left part of maps B x C x H x W."""
+    if not is_exporting():
+        return maps[..., :rows, :columns]
+    # A slice asks whether it leaves anything out, and a graph would hold for that case alone.
+    device = maps.device
+    rows_kept, columns_kept = (torch.arange(n, device=device) for n in (rows, columns))
+    return maps.index_select(-2, rows_kept).index_select(-1, columns_kept)
+
+
+def for_each(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
+    """A function of one image, for each of a batch: one after the other, which saves memory.
+
+    In an exported graph, whose batch has any size, for all at once.
+    """
+    if is_exporting():
+        result: Tensor = torch.vmap(function)(*batches)
+        return result
+    return torch.stack([function(*one) for one in zip(*batches, strict=True)])
+
+
+def has_size(maps: Tensor, size: Sequence[int]) -> bool:
+    """Whether maps have a size already; in an exported graph never, so that it resizes always."""
+    return not is_exporting() and tuple(maps.shape[-2:]) == tuple(size)

@@ -13,7 +13,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError, did_you_mean
-from lightning_genseg.ops.resize import resize_maps, resize_rows
+from lightning_genseg.ops.resize import is_exporting, resize_maps, resize_rows
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 Scores = TypeVar("Scores", Tensor, dict[str, Tensor])
@@ -302,9 +302,12 @@ def pad_to_multiple(image: Tensor, multiple: int, minimum: int = 0) -> Tensor:
     Both sides become multiples of `multiple` and at least `minimum`, itself such a multiple.
     """
     height, width = image.shape[-2:]
-    rows = max(-(-height // multiple) * multiple, minimum)
-    columns = max(-(-width // multiple) * multiple, minimum)
-    if (rows, columns) == (height, width):
+    # Not -(-a // b): ONNX rounds the negative towards zero.
+    rows, columns = ((side + multiple - 1) // multiple * multiple for side in (height, width))
+    if minimum > multiple:
+        rows, columns = (cast(int, torch.sym_max(side, minimum)) for side in (rows, columns))
+    # An exported graph pads always, for images of any size.
+    if not is_exporting() and (rows, columns) == (height, width):
         return image
     return F.pad(image, (0, columns - width, 0, rows - height))
 

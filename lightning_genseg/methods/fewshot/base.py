@@ -22,7 +22,7 @@ from lightning_genseg.metrics import few_shot_metrics
 from lightning_genseg.metrics.segmentation import score_keys
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.ops.letterbox import letterbox, letterbox_size
-from lightning_genseg.ops.resize import resize_aligned, resize_maps
+from lightning_genseg.ops.resize import crop, resize_aligned, resize_maps
 
 Scoring = Literal["compat", "exact"]
 
@@ -114,6 +114,12 @@ class FewShotModule(SegmentationModule):
             1] and maps for pictures, of its shape: `initial`, `coarse`, `refined`, `posterior`.
         """
 
+    def undeployable(self) -> str | None:
+        """It needs to know what to look for."""
+        if self.support is None:
+            return "nothing says what to look for: call set_support, or give support_root."
+        return super().undeployable()
+
     # --- plain images ------------------------------------------------------------------------
 
     def set_support(
@@ -151,7 +157,7 @@ class FewShotModule(SegmentationModule):
         square, valid = letterbox(image, self.support.images.shape[-1])
         batch = {"image": square, "valid": valid}
         for name, part in zip(("image", "mask", "valid"), self.support, strict=True):
-            batch[f"support_{name}"] = part.to(image.device).expand(len(image), *part.shape)
+            batch[f"support_{name}"] = part.to(image.device).expand(image.shape[0], *part.shape)
         logits = self.to_image(self.episode_outputs(batch)["logits"], square)
         return {"logits": self._to_query(logits, image.shape[-2:], "exact")}
 
@@ -177,7 +183,7 @@ class FewShotModule(SegmentationModule):
             longer = max(height, width)
             return resize_aligned(maps, (longer, longer))[..., :height, :width]
         rows, columns = letterbox_size(height, width, maps.shape[-1])
-        return resize_maps(maps[..., :rows, :columns], size)
+        return resize_maps(crop(maps, rows, columns), size)
 
     # --- steps -------------------------------------------------------------------------------
 

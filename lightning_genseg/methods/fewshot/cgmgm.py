@@ -205,6 +205,15 @@ class CGMGM(FewShotModule):
                 "data."
             )
 
+    def undeployable(self) -> str | None:
+        """Options whose size depends on the image."""
+        if self.matching.binarization != "fixed" or self.mixture.covariance == "full":
+            return (
+                "a graph holds neither matching.binarization otsu or quantile nor "
+                "mixture.covariance full: train with fixed and diagonal."
+            )
+        return super().undeployable()
+
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Cross-entropy of the final scores (`loss_final`), of the decoder's own (`loss_meta`)."""
         outputs, mask = self.episode_outputs(batch), batch["mask"]

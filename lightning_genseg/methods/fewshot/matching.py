@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.ops.resize import for_each
 
 PatchSimilarity = Literal["offsets", "mean"]
 Binarization = Literal["fixed", "otsu", "quantile"]
@@ -90,7 +91,7 @@ def binarize(
     order = values.masked_fill(~counts, -torch.inf).argsort(dim=1, descending=True, stable=True)
     # By rank, not by value: a constant map would be all object.
     likeliest = (order.argsort(1) < number) & counts
-    return torch.where(mask.any(1, keepdim=True), mask, likeliest).view_as(maps)
+    return (mask | (likeliest & ~mask.any(1, keepdim=True))).view_as(maps)
 
 
 def refine(
@@ -125,21 +126,23 @@ def refine(
     check_arguments(refine, locals())
     if method == "none":
         return mask
-    refined = []
-    for b in range(len(mask)):
-        inside = mask[b].flatten()
-        keys = F.normalize(support[b].transpose(0, 1).flatten(1).float(), dim=0)  # C x S
-        pixels = F.normalize(query[b].flatten(1).float(), dim=0)  # C x N
+
+    def one(mask: Tensor, query: Tensor, valid: Tensor, *of_support: Tensor) -> Tensor:
+        support, support_mask, support_valid = of_support
+        inside = mask.flatten()
+        keys = F.normalize(support.transpose(0, 1).flatten(1).float(), dim=0)  # C x S
+        pixels = F.normalize(query.flatten(1).float(), dim=0)  # C x N
         if method == "literal":
             pixels = pixels * inside
-        affinity = (keys.mT @ pixels).masked_fill(~support_valid[b].flatten()[:, None], -2)
+        affinity = (keys.mT @ pixels).masked_fill(~support_valid.flatten()[:, None], -2)
         best = affinity.argmax(0)  # support pixel of each query pixel
-        back = affinity.masked_fill(~valid[b].flatten(), -2).argmax(1)[best]
+        back = affinity.masked_fill(~valid.flatten(), -2).argmax(1)[best]
         kept = inside & inside[back]
         if method == "cycle_support":
-            kept = kept & (support_mask[b].flatten()[best] > 0.5)
-        refined.append(torch.where(kept.any(), kept, inside).view_as(mask[b]))
-    return torch.stack(refined)
+            kept = kept & (support_mask.flatten()[best] > 0.5)
+        return (kept | (inside & ~kept.any())).view_as(mask)
+
+    return for_each(one, mask, query, valid, support, support_mask, support_valid)
 
 
 def _patches(features: Tensor, patches: PatchSimilarity, repeat: bool) -> Tensor:
@@ -160,8 +163,9 @@ def _max_cosine(query: Tensor, support: Tensor) -> Tensor:
     Positions of the support that are all zero are masked out; 0 where all are. One image at a time:
     the affinity of two maps of 60 x 60 takes 52 MB.
     """
-    best = []
-    for pixels, keys in zip(query, support, strict=True):
+
+    def one(pixels: Tensor, keys: Tensor) -> Tensor:
+        positions = pixels.shape[0]
         pixels, keys = (
             F.normalize(f.flatten(2).float(), dim=1, eps=_EPSILON) for f in (pixels, keys)
         )
@@ -169,8 +173,10 @@ def _max_cosine(query: Tensor, support: Tensor) -> Tensor:
         seen = keys.ne(0).any(0)
         # Their cosine of 0 would beat the negative ones that features with signs have.
         affinity = (keys.mT @ pixels).masked_fill(~seen[:, None], -torch.inf)
-        best.append((affinity.amax(0) / len(query[0])).masked_fill(~seen.any(), 0))
-    return torch.stack(best).view(-1, 1, *query.shape[-2:])
+        return (affinity.amax(0) / positions).masked_fill(~seen.any(), 0)
+
+    cosines: Tensor = for_each(one, query, support).unflatten(1, query.shape[-2:])
+    return cosines[:, None]
 
 
 def _otsu(values: Tensor, valid: Tensor, bins: int = 64) -> Tensor:

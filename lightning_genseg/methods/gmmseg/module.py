@@ -113,6 +113,12 @@ class GMMSeg(PixelModule):
             # Lightning counts steps by an optimiser; DDP and the gradient scaler want a gradient.
             self.nothing = nn.Parameter(torch.zeros(()))
 
+    def undeployable(self) -> str | None:
+        """A full covariance is whitened by operations that ONNX does not have."""
+        if self.head.options.covariance == "full":
+            return "a graph holds no mixture.covariance full: train with diagonal."
+        return super().undeployable()
+
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """`logits`, `features` (the embedding) and `log_density`, as `SegmentationModule` asks."""
         embedding = self.head.embed(self.extract(image)[0])

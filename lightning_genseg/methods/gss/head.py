@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_genseg.methods.gss.options import TokenDecoderOptions
 from lightning_genseg.networks.fcn import conv_bn_relu
+from lightning_genseg.ops.resize import is_exporting
 
 _IGNORED = -100  # target of cells that do not count
 
@@ -48,6 +49,9 @@ class TokenHead(nn.Module):
 
     def predict(self, features: Tensor) -> Tensor:
         """Likeliest tokens B x h x w."""
+        if is_exporting():  # how many parts there are depends on the image
+            logits: Tensor = self(features)
+            return logits.argmax(1)
         cells = self.dropout(self.expand(features)).movedim(1, -1)
         parts = cells.flatten(0, 2).split(self.cells_at_once)
         with torch.no_grad():

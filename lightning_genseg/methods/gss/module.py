@@ -24,7 +24,7 @@ from lightning_genseg.methods.gss.tokenizers.load import lasting_source, make_to
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
-from lightning_genseg.ops.resize import resize_labels, resize_maps
+from lightning_genseg.ops.resize import crop, resize_labels, resize_maps
 from lightning_genseg.ops.views import has_several_views, infer
 
 _LEAST_VOTE = 1e-6  # log 0 is no score
@@ -217,8 +217,8 @@ class GSS(PixelModule):
     def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
         """Bring maps that cover all cells to the size of `image`, bilinearly and in float32."""
         (height, width), stride = image.shape[-2:], self.features.stride
-        covered = [-(-side // stride) * stride for side in (height, width)]
-        return resize_maps(scores.float(), covered)[..., :height, :width]
+        covered = [(side + stride - 1) // stride * stride for side in (height, width)]
+        return crop(resize_maps(scores.float(), covered), height, width)
 
     # --- training ----------------------------------------------------------------------------
 

@@ -54,6 +54,14 @@ class TestContract:
             return tokenizer_run(**arguments)
         return colors_run(self.dalle, **arguments)
 
+    def test_pretrained(self, kind, tmp_path):
+        model = self.make(kind)
+        model.save_pretrained(tmp_path / "shared")
+        self.dalle.unlink()
+        loaded = type(model).from_pretrained(tmp_path / "shared")
+        before, after = (m.eval().maps_at_labels(batch_of())["scores"] for m in (model, loaded))
+        assert torch.equal(before, after)
+
     def test_fit_log_save_and_load(self, kind, tmp_path):
         table = [[30 * i, 255 - 40 * i, 20] for i in range(NUM_CLASSES)] + [[0, 0, 0]]
         (tmp_path / "colors.json").write_text(json.dumps(table))

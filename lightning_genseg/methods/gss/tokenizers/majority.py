@@ -46,7 +46,7 @@ class CellMajority(Tokenizer):
         return F.avg_pool2d(votes.movedim(-1, 1).float(), f).argmax(1)
 
     def _decode(self, tokens: Tensor) -> Tensor:
-        cells = F.embedding(tokens, self.colors).movedim(-1, 1)
+        cells = F.embedding(tokens, self.colors).movedim(-1, 1).contiguous()
         return F.interpolate(cells, scale_factor=float(self.downsample), mode="nearest")
 
     def decode_soft(self, weights: Tensor) -> Tensor:

@@ -1,0 +1,90 @@
+"""`genseg export`: a trained model for others, without data, optimiser or this command."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_genseg.cli.parser import Parser
+from lightning_genseg.data.episodes.support import SupportFolder
+from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods.base import SegmentationModule
+from lightning_genseg.methods.deploy import SUFFIXES, Format, export_model, load_method
+from lightning_genseg.methods.fewshot.base import FewShotModule
+from lightning_genseg.methods.fewshot.support import Support
+from lightning_genseg.uncertainty.scores import AnomalyName
+
+_HELP = "Write a trained model as ONNX, torch.export, or a folder for the Hugging Face hub."
+
+
+def export(
+    ckpt_path: Path,
+    format: Format | Literal["pretrained"] = "onnx",
+    output: Path | None = None,
+    anomaly_score: AnomalyName | None = None,
+    whole_image: bool = False,
+    support_root: Path | None = None,
+    support_size: int = 473,
+    support_ids: dict[int, int] | None = None,
+) -> Path:
+    """Write a trained model in a form that needs no command, and with `onnx` no PyTorch.
+
+    Args:
+        ckpt_path: checkpoint, or a folder that `save_pretrained` has written.
+        format: `onnx`; `torch_export`, for `torch.export.load`; or `pretrained`, a folder for
+            `from_pretrained` and the Hugging Face hub.
+        output: file or folder to write; beside the checkpoint when left out.
+        anomaly_score: another score than that of the checkpoint.
+        whole_image: predict whole images once, also where the checkpoint's `inference` asks for
+            windows or scales, which no graph holds.
+        support_root: of a few-shot model, a folder with `images` and `masks` of the object.
+        support_size: side of the square that supports and images are seen in, in pixels.
+        support_ids: value in these masks -> 1, 0 or 255.
+
+    Returns:
+        `output`.
+
+    Raises:
+        GenSegError: the model cannot become a graph, or a package or the support is missing.
+    """
+    model = load_method(ckpt_path)
+    if format == "pretrained":
+        target = output or ckpt_path.with_name(f"{ckpt_path.stem}-pretrained")
+        model.save_pretrained(target)
+        return target
+    if not isinstance(model, SegmentationModule):
+        raise GenSegError(
+            f"a {type(model).__name__} knows masks only: export a segmentation model."
+        )
+    if anomaly_score is not None:
+        model.anomaly_score = anomaly_score
+    if support_root is not None:
+        if not isinstance(model, FewShotModule):
+            raise GenSegError(
+                f"support_root is for few-shot models, not for {type(model).__name__}."
+            )
+        supports = SupportFolder(support_root, support_size, support_ids).read()
+        model.support = Support(*supports.values())
+    target = output or ckpt_path.with_suffix(SUFFIXES[format])
+    export_model(model, target, format, whole_image)
+    return target
+
+
+class _Command:
+    """`genseg export`."""
+
+    help = _HELP
+
+    def make_parser(self) -> Parser:
+        parser = Parser(prog="genseg export", description=self.help, epilog=None)
+        parser.add_argument("-c", "--config", action="config", help="YAML file of these options.")
+        parser.add_function_arguments(export)
+        return parser
+
+    def run(self, words: list[str]) -> None:
+        """Export, and say where to."""
+        parser = self.make_parser()
+        arguments: dict[str, Any] = vars(parser.instantiate(parser.parse_args(words)))
+        arguments.pop("config")
+        print(f"The model is in {export(**arguments)}")
+
+
+COMMAND = _Command()
