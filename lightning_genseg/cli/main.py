@@ -222,7 +222,7 @@ class GenSegCLI(LightningCLI):
             )
         if str(word) not in ("last", "hpc"):
             path: str | Path = word
-            if "://" not in str(path) and not Path(path).exists():  # before a folder is made
+            if ":" not in str(path) and not os.path.lexists(path):  # before a folder is made
                 others = [str(other) for other in Path(path).parent.glob("*.ckpt")]
                 raise MissingFileError(
                     f"checkpoint '{path}' does not exist{did_you_mean(str(path), others)}"
