@@ -40,15 +40,10 @@ def served(folder):
             thread.join()
 
 
-def changed(source, target, **changes):
-    """Copy of a checkpoint with other hyper-parameters, or with other keys (None: without it)."""
+def changed(source, target, keys=None, **hyper_parameters):
+    """Copy of a checkpoint with other hyper-parameters and other keys (None: without it)."""
     content = torch.load(source, weights_only=True)
-    for name, value in changes.items():
-        if name in content:
-            content[name] = value
-            if value is None:
-                del content[name]
-        else:
-            content["hyper_parameters"][name] = value
-    torch.save(content, target)
+    content["hyper_parameters"] |= hyper_parameters
+    content |= keys or {}
+    torch.save({key: value for key, value in content.items() if value is not None}, target)
     return target

@@ -142,9 +142,9 @@ def test_what_is_no_whole_checkpoint(config, checkpoint, fails, tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.ckpt")
     one = next(iter(content["state_dict"]))
     rest = {key: value for key, value in content["state_dict"].items() if key != one}
-    changed(checkpoint, tmp_path / "misses.ckpt", state_dict=rest)
+    changed(checkpoint, tmp_path / "misses.ckpt", {"state_dict": rest})
     for key in ("state_dict", "pytorch-lightning_version", "loops", "optimizer_states"):
-        changed(checkpoint, tmp_path / f"{key}.ckpt", **{key: None})
+        changed(checkpoint, tmp_path / f"{key}.ckpt", {key: None})
     for name, command, message in (
         ("bare", "test", "'bare.ckpt' is a bare state dict: give a .ckpt file"),
         ("tensor", "test", "'tensor.ckpt' is no checkpoint of a run"),
