@@ -217,6 +217,7 @@ class _Command:
 
     def make_parser(self) -> Parser:
         parser = Parser(prog="genseg convert-masks", description=_HELP, epilog=None)
+        parser.add_argument("-c", "--config", action="config", help="YAML file of these options.")
         parser.add_argument("source", type=Path, help="COCO file, or folder of files or masks")
         parser.add_argument("root", type=Path, help="folder that gets masks and images")
         parser.add_argument("--images", type=Path | None, help="folder of the images")
@@ -242,6 +243,7 @@ class _Command:
     def run(self, words: list[str]) -> None:
         """Convert, and say what to do next."""
         options: Namespace = self.make_parser().parse_args(words)
+        options.pop("config")
         print(convert_masks(**vars(options)))
 
 
