@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ METHODS: dict[str, Callable[[Path], tuple[Any, Any]]] = {
         scenes(),
     ),
     "base learner": lambda _: (
-        BaseLearner(NUM_CLASSES - 1, encoder="tu-test_resnet", dropout=0.3),
+        BaseLearner(NUM_CLASSES, encoder="tu-test_resnet", dropout=0.3),
         fold(BaseClassesDataModule),
     ),
     "cgmgm": lambda _: (
@@ -150,6 +151,8 @@ def child(*arguments: Any) -> int:
         try:
             run(*arguments)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return pid
