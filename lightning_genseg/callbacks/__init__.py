@@ -8,6 +8,7 @@ from lightning_genseg.callbacks.manifest import read_manifest
 from lightning_genseg.callbacks.maskiges import MaskigePictures
 from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report, draw_samples
+from lightning_genseg.callbacks.update_mixtures import UpdateMixtures
 from lightning_genseg.methods.random_states import RandomStates
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PredictionWriter",
     "RandomStates",
     "Report",
+    "UpdateMixtures",
     "draw_samples",
     "read_manifest",
 ]

@@ -144,7 +144,11 @@ class GMMHead(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """B x F x h x w features to the B x D x h x w space of the mixture, float32."""
-        x: Tensor = self.projection(self.dropout(features)).float()
+        return self.normalized(self.projection(self.dropout(features)))
+
+    def normalized(self, projected: Tensor) -> Tensor:
+        """What follows the projection in `embed`: LayerNorm and unit length, in float32."""
+        x = projected.float()
         if not self.options.normalize_features:
             return x
         with torch.autocast(x.device.type, enabled=False):

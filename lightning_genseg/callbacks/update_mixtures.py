@@ -1,0 +1,121 @@
+"""EM in a Trainer whose module knows nothing of mixtures."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_genseg.errors import GenSegError, listed
+from lightning_genseg.methods.gmmseg.head import GMMHead
+from lightning_genseg.methods.gmmseg.module import GMMSeg
+
+
+class UpdateMixtures(Callback):
+    """Take the EM step of every `GMMHead` in any LightningModule, after each training batch.
+
+    What a head has seen last in the batch is taken, whoever called it, and the labels from the
+    batch. With gradient accumulation EM runs once a step of the optimiser; the batches before are
+    remembered. EM's memory is in the checkpoints. `GMMSeg` itself does not need it, but a GMMSeg
+    inside another module does.
+
+    Args:
+        labels: where the masks B x H x W are in a batch: a key, or the position in a tuple.
+
+    Raises:
+        GenSegError: while training: there is no head with EM, or no such labels.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[UpdateMixtures(labels=1)], logger=False)  # (image, mask)
+    """
+
+    def __init__(self, labels: str | int = "mask") -> None:
+        self.labels = labels
+        self._owners: dict[str, GMMHead | GMMSeg] = {}
+        self._seen: dict[str, Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._steps = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the heads."""
+        if isinstance(pl_module, GMMSeg):
+            raise GenSegError("GMMSeg runs EM itself: leave the callback UpdateMixtures out.")
+        inside = {
+            id(module.head): module for module in pl_module.modules() if isinstance(module, GMMSeg)
+        }
+        self._owners = {
+            name: inside.get(id(module), module)
+            for name, module in pl_module.named_modules()
+            if isinstance(module, GMMHead) and module.memory is not None
+        }
+        if not self._owners:
+            raise GenSegError(
+                f"{type(pl_module).__name__} has no GMMHead that learns by EM: build one into it, "
+                "or leave the callback UpdateMixtures out."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what the heads see."""
+        self._steps = trainer.global_step
+        for name in self._owners:
+            projection = self._head(name).projection
+            self._hooks.append(projection.register_forward_hook(partial(self._see, name)))
+
+    def _see(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if module.training:
+            self._seen[name] = output.detach()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """EM, on all processes together."""
+        mask = self._mask(batch)
+        stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
+        for name, owner in self._owners.items():
+            if name in self._seen:
+                head = self._head(name)
+                owner.update_mixture(
+                    head.normalized(self._seen.pop(name)),
+                    mask,
+                    remember_only=not stepped or (self._steps - 1) % head.em.interval != 0,
+                )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look no longer."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._seen.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """EM's memory, which no state dict of the heads holds."""
+        memories = {name: self._head(name).memory for name in self._owners}
+        return {name: x.state_dict() for name, x in memories.items() if x is not None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        for name, state in state_dict.items():
+            memory = self._head(name).memory if name in self._owners else None
+            if memory is not None:
+                memory.load_state_dict(state)
+
+    def _head(self, name: str) -> GMMHead:
+        owner = self._owners[name]
+        return owner if isinstance(owner, GMMHead) else owner.head
+
+    def _mask(self, batch: Any) -> Tensor:
+        known = batch.keys() if isinstance(batch, Mapping) else range(len(batch))
+        if self.labels not in known or not isinstance(batch[self.labels], Tensor):
+            raise GenSegError(
+                f"UpdateMixtures looks for the masks at {self.labels!r} of the batch, which has "
+                f"{listed(known)}: set labels to where they are."
+            )
+        mask: Tensor = batch[self.labels]
+        return mask

@@ -1,0 +1,116 @@
+"""EM in modules that know nothing of it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_genseg import EMOptions, GMMHead, GMMSeg, MixtureOptions
+from lightning_genseg.callbacks import UpdateMixtures
+from lightning_genseg.errors import GenSegError
+from tests.contract import TINY, changed, copied, loader, scenes, trainer
+
+EM = EMOptions(memory_size=50, interval=1)
+
+
+class Plain(LightningModule):
+    """Somebody's module: logits, a cross-entropy, tuples."""
+
+    def __init__(self, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        self.head = head or GMMHead(8, 6, MixtureOptions(2, 4), EM)
+
+    def training_step(self, batch, batch_idx):
+        image, mask = batch
+        scores = F.interpolate(self.head(self.stem(image)), mask.shape[-2:])
+        return F.cross_entropy(scores, mask, ignore_index=255)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Around(Plain):
+    """The same around a whole GMMSeg, whose features cover more than the image."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+        self.model = GMMSeg(**TINY, em=EM)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.model(batch[0]), batch[1], ignore_index=255)
+
+
+def pairs(count=8):
+    samples = [(x["image"][:, :46], x["mask"][:46]) for x in scenes()[:count]]
+    return DataLoader(samples, batch_size=2)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Plain, "head"), (Around, "model.head")])
+def test_the_mixture_learns(kind, name, tmp_path):
+    module = kind()
+    before = copied(module)
+    trainer(tmp_path).fit(module, pairs())
+    assert f"{name}.mixture.means" not in changed(before, copied(module))
+    trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)]).fit(module, pairs())
+    assert f"{name}.mixture.means" in changed(before, copied(module))
+    assert not module.get_submodule(name).projection._forward_hooks
+
+
+def test_it_is_what_update_mixture_does(tmp_path):
+    """The same as by hand, in a module without dropout whose optimiser stands still."""
+    torch.manual_seed(0)
+    mine = GMMHead(8, 6, MixtureOptions(2, 4), EM, dropout=0.0)
+    module = Plain(mine)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)
+    theirs = GMMHead(8, 6, MixtureOptions(2, 4), EM, dropout=0.0)
+    theirs.load_state_dict(mine.state_dict())
+    for image, mask in pairs():
+        theirs.update_mixture(theirs.embed(module.stem(image)).detach(), mask)
+    trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)]).fit(module, pairs())
+    for key, value in theirs.mixture.state_dict().items():
+        torch.testing.assert_close(mine.mixture.state_dict()[key], value)
+
+
+def test_once_a_step(tmp_path, monkeypatch):
+    steps = []
+    real = GMMHead.update_mixture
+
+    def counted(self, *args, remember_only, **kwargs):
+        steps.append(remember_only)
+        return real(self, *args, remember_only=remember_only, **kwargs)
+
+    monkeypatch.setattr(GMMHead, "update_mixture", counted)
+    callback = UpdateMixtures(labels=1)
+    trainer(tmp_path, callbacks=[callback], accumulate_grad_batches=2).fit(Plain(), pairs())
+    assert steps == [True, False, True, False]
+
+
+def test_a_resumed_run_has_the_memory(tmp_path):
+    run = trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)])
+    run.fit(first := Plain(), pairs())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    second, more = Plain(), trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)])
+    more.fit(second, pairs(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)  # no step is left
+    ours, theirs = first.head.memory.state_dict(), second.head.memory.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("module", "labels", "sentence"),
+    [
+        (Plain, "mask", "looks for the masks at 'mask' of the batch, which has 0, 1"),
+        (lambda: Plain(nn.Conv2d(8, 6, 1)), 1, "Plain has no GMMHead"),
+    ],
+)
+def test_what_cannot_be(module, labels, sentence, tmp_path):
+    with pytest.raises(GenSegError, match=sentence):
+        trainer(tmp_path, callbacks=[UpdateMixtures(labels=labels)]).fit(module(), pairs())
+
+
+def test_a_gmmseg_runs_em_itself(tmp_path):
+    run = trainer(tmp_path, callbacks=[UpdateMixtures()])
+    with pytest.raises(GenSegError, match="GMMSeg runs EM itself"):
+        run.validate(GMMSeg(**TINY, em=EM), loader(2))
