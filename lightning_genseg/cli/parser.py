@@ -12,6 +12,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from lightning_genseg import data
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.files import read_text
 
 _LIGHTNINGS = ("ckpt_path", "weights_only", "verbose")
 _TRAINER_OPTIONS = """
@@ -111,6 +112,11 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = {"formatter_class": HelpFormatter, "exit_on_error": False, "epilog": _CLASSES}
         super().__init__(*args, **{**options, **kwargs})
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Parse a configuration file; a GenSegError if it is no text."""
+        read_text(str(cfg_path), "the configuration")
+        return super().parse_path(cfg_path, *args, **kwargs)
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Put the names of commands beside what they do."""

@@ -192,8 +192,8 @@ def _read_array(path: Path) -> NDArray[np.integer[Any]]:
     check_exists(path, "mask")
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise GenSegError(f"mask '{path}' cannot be read ({error}): save it again.") from error
+    except Exception as error:  # NumPy raises half a dozen types on broken files
+        raise GenSegError(_unreadable(path, "mask", error)) from error
     array = array.astype(np.uint8) if array.dtype == bool else array
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
         array = array.squeeze(0 if array.shape[0] == 1 else 2)
