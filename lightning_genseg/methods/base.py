@@ -260,8 +260,8 @@ class SegmentationModule(TrainedModule):
 
     def on_train_start(self) -> None:
         """Forget what was fitted to other weights."""
-        super().on_train_start()
         self.anomaly = AnomalyScores()
+        super().on_train_start()
 
     def on_test_start(self) -> None:
         """As `on_predict_start`."""

@@ -122,7 +122,7 @@ class OptimisedModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Let a resumed schedule have the arguments of this run, and its rate at this step."""
-        for config in self.trainer.lr_scheduler_configs:
+        for config in () if self._trainer is None else self.trainer.lr_scheduler_configs:
             scheduler: Any = config.scheduler
             kept = vars(scheduler)
             changed = any(kept[key] != value for key, value in self._schedule.items())
