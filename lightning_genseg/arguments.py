@@ -69,6 +69,8 @@ def _check_type(name: str, value: object, hint: Any) -> None:
             )
     elif origin in (list, tuple, Sequence):
         _check_entries(name, value, parts, fixed=origin is tuple and Ellipsis not in parts)
+    elif hint is str and value is None:
+        raise GenSegError(f"{name} is null; it must be a word.")
     elif hint is bool and not isinstance(value, bool):
         raise GenSegError(f"{name} is {value!r}; it must be true or false.")
     elif hint is int and (isinstance(value, bool) or not isinstance(value, Integral)):

@@ -444,13 +444,13 @@ def test_memory_follows_the_window_and_not_the_picture(predict, tmp_path, out):
     picture = np.concatenate([picture, picture[..., :1]], 2)
     Image.fromarray(picture).save(tmp_path / "large" / "photo.png", compress_level=1)
     del picture
-    module = PixelSegmenter(20, inference={"window": (512, 512), "stride": (384, 384)})
+    module = PixelSegmenter(inference={"window": (512, 512), "stride": (384, 384)})
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = used("VmRSS")
     (line,) = predict(module, root=tmp_path / "large")
     assert used("VmHWM") - before < 1.5e9
     part = pixels(tmp_path / "large" / "photo.png")[:600, :700]
-    plain = PixelSegmenter(20)
+    plain = PixelSegmenter()
     plain.load_state_dict(module.state_dict())
     expected = plain.predict_image(part)["mask"]
     np.testing.assert_array_equal(pixels(out / line["mask"])[:600, :700], expected)

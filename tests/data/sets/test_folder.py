@@ -208,6 +208,7 @@ data:
         ({"split_seed": -1}, "split_seed is -1; it must be at least 0"),
         ({"num_classes": 0}, "num_classes is 0; it must be between 1 and 255"),
         ({"num_classes": -3}, "num_classes is -3; it must be between 1 and 255"),
+        ({"masks": None}, "masks is null; it must be a word"),
         ({"ids": {5: 3}}, r"ids leads to \[3\] but there are 3 classes"),
         ({"palette": [(0, 0, 0)]}, "palette has 1 colours but there are 3 classes"),
     ],
