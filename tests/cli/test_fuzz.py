@@ -170,6 +170,8 @@ class Inputs:
             checkpoint.write_bytes(self.damaged(self.checkpoint.read_bytes()))
             command = self.random.choice(["test", "predict", "validate", "calibrate", "fit"])
         words = [command, "--config", "own.yaml"]
+        if command == "fit":  # a configuration cut short would train for a thousand epochs
+            words += ["--trainer.max_steps", "1"]
         if command in ("test", "predict", "validate", "calibrate") or what == "checkpoint":
             words += ["--ckpt_path", str(checkpoint)]
         if command == "predict":
