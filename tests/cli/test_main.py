@@ -252,6 +252,7 @@ def test_all_commands_are_listed_alike(genseg, capsys):
         "convert-masks",
         "reconstruct",
         "add-class",
+        "export",
         "convert-dalle",
     ]
     assert re.findall(r"^    ([\w-]+)  +[A-Z]", text, re.M) == commands

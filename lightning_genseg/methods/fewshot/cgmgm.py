@@ -87,8 +87,8 @@ class CGMGM(FewShotModule):
         base_learner: checkpoint of a `BaseLearner` of the same fold. Without one, give `encoder`
             and set `ensemble` to false.
         shots: K of training; with another number of supports all count alike.
-        guidance: what the decoder is given beside the query's features: the `posterior`, the `mask`
-            M_q (Table 5 without C&Q), or the `prior`, the similarity of BAM and PFENet.
+        guidance: what the decoder is given beside features: the `posterior`, the `mask` M_q
+            (Table 5 without C&Q), or the `prior`, the similarity of BAM and PFENet.
         answer: who decides: the `decoder`, or the `guidance` itself, which needs no training: then
             `mixture.features` has to be `raw`, and no base learner takes part.
         mixture: the mixtures of an episode.

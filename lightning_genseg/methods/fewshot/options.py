@@ -17,14 +17,13 @@ class EpisodicMixtureOptions:
         components: M; the paper takes 3 on PASCAL, 6 on COCO.
         covariance: `diagonal`, or `full` (Fig. 6).
         iterations: of EM.
-        prior_strength: kappa, the pixels that the prior of the covariances counts for.
-        variance_floor: least variance, in units of the mean variance of a channel.
-        features: what is modelled: the `reduced` features of the decoder, before dropout, or the
-            `raw` ones of the encoder, without any learned parameter.
-        query_statistics: whether the query's own pixels take part (the "cross" of the title).
+        prior_strength: kappa: weight of the covariances' prior, in pixels.
+        variance_floor: least variance, in mean variances of a channel.
+        features: `reduced` ones of the decoder, before dropout, or `raw` ones of the encoder,
+            without any learned parameter.
+        query_statistics: whether the query's own pixels take part ("cross").
         query_background: which of them are background: the `complement` of M_q (the paper); without
-            the pixels that the refinement dropped; or only those `unlike` the object, of similarity
-            below half the threshold.
+            what the refinement dropped; or those of less than half the threshold (`unlike`).
     """
 
     components: int = 3
@@ -52,13 +51,15 @@ class EpisodicMixtureOptions:
 class PosteriorOptions:
     """The posterior of the query's pixels.
 
+    `bayes` is 0 or 1 nearly everywhere. `literal`, a ratio of log-densities, depends on the unit of
+    the features; all others agree in what is above 0.5. The cross-entropy on 240 validation
+    episodes of MSRC's four folds: 0.50 `standardized`, 0.58 `tempered`, 1.50 `bayes`
+    (docs/results.md).
+
     Args:
-        form: `bayes`, p = sigmoid(log p(x|fg) - log p(x|bg)), which is 0 or 1 nearly everywhere;
-            `tempered`, the same logit over `temperature`; `standardized`, over its standard
-            deviation in the image, without padding; or `literal`, the ratio of log-densities that
-            Eqs. 12-13 print, which depends on the features' unit. All but the last agree in what is
-            above 0.5. Its cross-entropy on 240 validation episodes of MSRC's four folds: 0.50
-            `standardized`, 0.58 `tempered`, 1.50 `bayes` (docs/results.md).
+        form: `bayes`, sigmoid(log p(x|fg) - log p(x|bg)); `tempered`, the same logit over
+            `temperature`; `standardized`, over its standard deviation in the image; `literal`, the
+            ratio that Eqs. 12-13 print.
         temperature: of `tempered`; the number of dimensions when left out.
         gradient: whether the loss reaches the features through the posterior; only if `tempered` or
             `standardized`.
@@ -84,23 +85,22 @@ class PosteriorOptions:
 class MatchingOptions:
     """The query's first mask M_q, by similarity to the supports.
 
+    Table 1's mixtures of the oracle `gt` are of the query alone; ours are of the supports as well.
+
     Args:
-        level: features by which supports and query are compared: `high`, the encoder's last stage
-            (the paper), or `middle`, the two before, which suits encoders whose last stage knows
-            nothing but ImageNet's classes.
+        level: features that are compared: `high`, the encoder's last stage (the paper), or
+            `middle`, the two before, for encoders that know nothing but ImageNet's classes.
         patch_similarity: cosine of two patches: mean over `offsets`, or of their `mean` features.
-        threshold: similarity above which a pixel is foreground (`fixed`), or the share of pixels
-            below it (`quantile`).
-        binarization: `fixed`, `quantile`, or `otsu`, which finds its own threshold.
+        threshold: least similarity of the foreground (`fixed`), or share of the rest (`quantile`).
+        binarization: `fixed`, `quantile`, or `otsu`, which finds its own.
         refinement: drops pixels whose best match leads back to the background: by a `cycle` between
             query and supports; by `cycle_support`, through labelled foreground only; as printed
             (`literal`), which drops none; `none` is Table 5 without IMR.
-        mask_before_last_stage: whether the similarity of guidance `prior` masks the supports before
-            the last stage as well as after (BAM), or only after.
+        mask_before_last_stage: whether guidance `prior` masks the supports before the last stage as
+            well as after (BAM), or only after.
         prior_cells: over which guidance `prior` is stretched to [0, 1]: `all`, padding too (BAM),
-            or the `valid` ones, with 0 on padding.
-        source: `imgr`, or `gt`: the query's own labels, the oracle of Table 1, whose mixtures are
-            of the query alone where ours are of the supports as well.
+            or the `valid` ones.
+        source: `imgr`, or `gt`: the query's own labels, the oracle of Table 1.
     """
 
     level: Literal["high", "middle"] = "high"
@@ -127,15 +127,12 @@ class DecoderOptions:
     """The decoder, and the reduced features that it reads.
 
     Args:
-        width: channels of the reduced features, which are what is modelled, and of the decoder;
-            fewer than the papers' 256 suit small data.
-        dropout: of whole channels of the reduced features, for the decoder only.
-        shared_reduction: one 1x1 convolution for supports and query; BAM has two, which no joint
-            mixture can have.
-        extra_inputs: what it is given beside features and guidance: the supports' mean foreground
-            feature (`prototype`), the `mask` M_q.
-        residual: whether its scores are added to those of the guidance; not in the papers, for
-            short schedules.
+        width: channels of the reduced features and of the decoder (papers: 256, much for few data).
+        dropout: of whole reduced channels, for the decoder only.
+        shared_reduction: one 1x1 convolution for supports and query; BAM has two.
+        extra_inputs: beside features and guidance: the supports' mean foreground feature
+            (`prototype`), the `mask` M_q.
+        residual: adds its scores to those of the guidance; not in the papers, for short schedules.
     """
 
     width: int = 256
