@@ -1,5 +1,6 @@
 """The documentation: links, Python, commands and YAML are what the package understands."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -111,6 +112,15 @@ def assert_parses(genseg, words):
     with pytest.raises(SystemExit) as end:
         genseg(shlex.join(words if words[1].endswith("help") else [*words, "--print_config"]))
     assert not end.value.code, f"genseg {shlex.join(words)}: see the captured stderr"
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=name)
+def test_notebooks_show_what_they_give(notebook):
+    assert notebook.stat().st_size < 400_000
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if "outputs" in cell]
+    counts = [cell["execution_count"] for cell in cells]
+    assert counts == list(range(1, len(cells) + 1)), "run notebooks/refresh.py"
+    assert "image/png" in {kind for c in cells for o in c["outputs"] for kind in o.get("data", ())}
 
 
 def test_the_readme_is_short():

@@ -53,7 +53,7 @@ class CalibrationError(Metric):
             state.index_add_(0, index, values.to(state.dtype))
 
     def compute(self) -> Tensor:
-        """Mean over pixels of |accuracy - confidence| of their bins; NaN without pixels."""
+        """Mean over pixels of the gap of accuracy and confidence in their bins; NaN without any."""
         gaps = (self.correct - self.confidence).abs().sum()
         return (gaps / self.counts.sum()).float()
 

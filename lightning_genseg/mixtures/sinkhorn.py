@@ -80,8 +80,8 @@ def sinkhorn(
         num_classes: C.
         epsilon: entropy weight, in units of the (rescaled) log-density.
         iterations: rounds of column and row normalisation.
-        rescale: divide by the class's largest |log-density|, as the authors' code does (not in the
-            paper, whose `epsilon` then means something else for every class and every D).
+        rescale: divide by the class's largest absolute log-density, as the authors' code does (not
+            in the paper, whose `epsilon` then means something else for every class and every D).
         processes: the classes' pixels are then those of all processes.
 
     Returns:

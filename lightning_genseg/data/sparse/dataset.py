@@ -28,6 +28,7 @@ class SparseDataset(Dataset[dict[str, Any]]):
     """A data set of which only a few pixels are labelled.
 
     A sample has, beside `image` and `name`:
+
     - `mask` int64 HxW, the class where there is a label and 255 everywhere else;
     - `unlabelled` bool HxW, true in the image where there is none, false on labels, on what an
       annotator has marked as void, and in padding;

@@ -57,7 +57,7 @@ class AGMM(SoftmaxSegmenter):
         num_classes: C.
         preset: what the next two are when left out.
         variance: 2 sigma_i^2 = 1 (`fixed`), or the image's mean of d_i^2, weighted by the
-            `predicted` probabilities or `uniform`ly; without gradient.
+            `predicted` probabilities or not at all (`uniform`); without gradient.
         contrast_centre: `mean` or `sum` over the images of a batch that have the class.
         gaussians: details of the maps.
         self_weight: of the agreement of prediction and G, over labelled and unlabelled pixels.

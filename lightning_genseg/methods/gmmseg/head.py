@@ -31,10 +31,10 @@ class GMMHead(nn.Module):
     """Projection and class mixtures in place of a softmax classifier.
 
     GMMSeg: Gaussian Mixture based Generative Semantic Segmentation Models, Liang et al., NeurIPS
-        2022.
-    The extractor and the projection learn by cross-entropy on the class log-densities; the mixture
-    learns by (Sinkhorn) EM, in `update_mixture`, never by gradient. Where paper and authors' code
-    differ both can be chosen; what is as the authors, as the paper and ours: see `GMMSeg`.
+    2022. The extractor and the projection learn by cross-entropy on the class log-densities; the
+    mixture learns by (Sinkhorn) EM, in `update_mixture`, never by gradient. Where paper and
+    authors' code differ both can be chosen; what is as the authors, as the paper and ours: see
+    `GMMSeg`.
 
     Args:
         in_channels: F, channels of the feature map.

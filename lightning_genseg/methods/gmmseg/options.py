@@ -64,8 +64,8 @@ class EMOptions:
         memory_start: `empty`, or full of `random` unit vectors (code), which keep the variances
             large until they are pushed out.
         memory_dtype: of the features in the ring.
-        memory_filter: which pixels may enter: all `labelled` ones (paper) or those that are
-            classified `correct`ly (code; starves rare classes in short runs).
+        memory_filter: which pixels may enter: all `labelled` ones (paper), or `correct`, those
+            that are classified correctly (code; starves rare classes in short runs).
         samples_per_component: at most so many enter per component and update.
         label_reduction: label of a feature, which is smaller than the labels: the `nearest`, that
             at the middle of its cell; that in its upper left `corner` (code); or, for points and
