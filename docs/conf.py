@@ -49,7 +49,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_extra_path = ["_extra"]  # the root leads to docs/index.html
 html_show_sourcelink = False
-html_sidebars = dict.fromkeys(["docs/index", "docs/start", "docs/data"], [])  # nothing below them
+html_sidebars = {page: [] for page in ("docs/index", "docs/start", "docs/data")}  # nothing below
 
 nb_execution_mode = "off"  # notebooks/refresh.py has run them
 myst_enable_extensions = ["dollarmath"]
