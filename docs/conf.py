@@ -64,6 +64,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autosummary_generate = False
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
 
 # Every public name of these must have an entry.
