@@ -13,6 +13,7 @@ from lightning_genseg.mixtures.em import estimate
 from lightning_genseg.mixtures.gaussian import (
     Covariance,
     double_precision,
+    few_products,
     full_log_density,
     full_precision,
     pairs_log_density,
@@ -25,6 +26,11 @@ _PIXELS_PER_COMPONENT = 16
 _KMEANS_STEPS = 3
 # Pixels that every component gets on top, so that its weight never becomes zero.
 _SPARE_WEIGHT = 1e-2
+# EM has converged once no pixel's share of a component changes by more.
+_SETTLED = 1e-6
+# Rows of features that a processor's cache holds.
+_IN_CACHE = 1024
+_OF_CLASSES = ("means", "covariances", "log_weights")
 
 
 class EpisodicMixture(NamedTuple):
@@ -52,12 +58,16 @@ class EpisodicMixture(NamedTuple):
         return (full_precision(x) - self.centre) * (self.alive / self.scale)
 
     def component_log_density(self, pairs: Tensor) -> Tensor:
-        """Standardised features `with_squares`, B x N x 2D, to log-densities B x N x C x M."""
+        """Standardised features `with_squares`, B x N x 2D, to log-densities B x N x C x M.
+
+        Pixels are last in memory.
+        """
         shape = self.means.shape[1:3]
         if self.covariances.ndim == 5:
             z = pairs[..., : self.means.shape[-1]]
             episodes = zip(z, self.means, self.covariances, strict=True)
-            return torch.stack([full_log_density(*episode) for episode in episodes])
+            densities = torch.stack([full_log_density(*episode) for episode in episodes])
+            return densities.movedim(1, -1).contiguous().movedim(-1, 1)
         means, variances = self.means.flatten(1, 2), self.covariances.flatten(1, 2)
         density: Tensor = pairs_log_density(pairs, means, variances).unflatten(2, shape)
         return density
@@ -132,32 +142,75 @@ def fit_episodes(
             f"got {tuple(x.shape)} and {tuple(weights.shape)}."
         )
     with torch.autocast(x.device.type, enabled=False):
-        # Padding may hold anything, and NaN times a weight of 0 is NaN.
-        x = full_precision(x).masked_fill((weights.amax(1) <= 0)[..., None], 0)
+        x, counted = full_precision(x), weights.amax(1) > 0
         weights = weights.to(x.dtype)
-        centre, scale, alive = _units(x, weights)
-        pairs = with_squares((x - centre) * (alive / scale))
-        z, full = pairs[..., : x.shape[-1]], covariance == "full"
-        prior = estimate(pairs, weights.sum(1).clamp_max(1)[:, None, None]).covariances
-        if full:
-            prior = prior.clamp_min(variance_floor).diag_embed()
 
-        def regularized(counts: Tensor, scatter: Tensor) -> Tensor:
-            counts = counts[(..., *[None] * (scatter.ndim - counts.ndim))]
-            posterior = (counts * scatter + prior_strength * prior) / (counts + prior_strength)
-            return posterior if full else posterior.clamp_min(variance_floor)
+        def fitted(features: Tensor, shares: Tensor) -> EpisodicMixture:
+            full = covariance == "full"
+            return _fit(features, shares, components, iterations, prior_strength, variance_floor, full)
 
+        if not _chooses_pixels(x):
+            # Padding may hold anything, and NaN times a weight of 0 is NaN.
+            return fitted(x.masked_fill(~counted[..., None], 0), weights)
+        each = [
+            fitted(one[None] if whole else one[rows][None], shares[None, :, rows])
+            for one, shares, rows, whole in zip(
+                x, weights, map(_some, counted), counted.all(1).tolist(), strict=True
+            )
+        ]
+        return EpisodicMixture(*map(torch.cat, zip(*each, strict=True)))
+
+
+def _chooses_pixels(x: Tensor) -> bool:
+    """Whether work may depend on numbers: a GPU would have to be waited for, a graph be fixed."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _some(counted: Tensor) -> Tensor:
+    """Positions of true entries; none of nothing would be no features: then the first."""
+    positions = counted.nonzero()[:, 0]
+    return positions if len(positions) else torch.zeros_like(counted[:1], dtype=torch.long)
+
+
+def _fit(
+    x: Tensor,
+    weights: Tensor,
+    components: int,
+    iterations: int,
+    prior_strength: float,
+    variance_floor: float,
+    full: bool,
+) -> EpisodicMixture:
+    """`fit_episodes` of features and weights of one dtype."""
+    centre, scale, variance = _units(x, weights)
+    alive = (variance > 0).to(x.dtype)
+    prior = (variance / scale.square())[:, :, None]
+    if full:
+        prior = prior.clamp_min(variance_floor).diag_embed()
+
+    def regularized(counts: Tensor, scatter: Tensor) -> Tensor:
+        counts = counts[(..., *[None] * (scatter.ndim - counts.ndim))]
+        posterior = (counts * scatter + prior_strength * prior) / (counts + prior_strength)
+        return posterior if full else posterior.clamp_min(variance_floor)
+
+    def mixture(pairs: Tensor, weights: Tensor) -> EpisodicMixture:
         active = (weights.sum(2) / _PIXELS_PER_COMPONENT).floor().clamp(1, components)  # B x C
         spare = torch.arange(components, device=x.device) >= active[..., None]  # B x C x M
-        means = k_means(z, weights, farthest_points(z, weights, components), spare)
+        z, squares = pairs[..., : x.shape[-1]], pairs[..., x.shape[-1] :].sum(-1)
+        seeds = farthest_points(z, squares, weights, components)
+        means = k_means(z, squares, weights, seeds, spare)
         whole = estimate(pairs, weights[:, :, None], full)
         spread = regularized(whole.counts, whole.covariances)
         spread = spread.expand(-1, -1, components, *[-1] * (spread.ndim - 3))
         log_weights = torch.where(spare, -torch.inf, -active.log()[..., None])
         state = EpisodicMixture(centre, scale, alive, means, spread, log_weights)
+        last: Tensor | None = None
         for _ in range(iterations):
-            density = state.component_log_density(pairs) + state.log_weights[:, None]
-            shares = density.softmax(-1).permute(0, 2, 3, 1) * weights[:, :, None]  # B x C x M x N
+            density = state.component_log_density(pairs).movedim(1, -1)  # B x C x M x N
+            shares = (density + state.log_weights[..., None]).softmax(2) * weights[:, :, None]
+            if last is not None and bool((shares - last).abs().max() < _SETTLED):
+                break
+            last = shares if _chooses_pixels(x) else None
             counts, average, scatter = estimate(pairs, shares, full)
             lost = (counts < 1) | spare
             weight = (counts + _SPARE_WEIGHT).masked_fill(spare, 0)
@@ -168,20 +221,38 @@ def fit_episodes(
             )
         return state
 
+    if not _chooses_pixels(x):
+        return mixture(with_squares((x - centre) * (alive / scale)), weights)
+    each = []
+    for shares in weights[0]:  # there is one episode
+        rows = _some(shares > 0)
+        pairs = x.new_empty(1, len(rows), 2 * x.shape[-1])
+        for part, own in zip(pairs[0].split(_IN_CACHE), rows.split(_IN_CACHE), strict=True):
+            z, squares = part.chunk(2, 1)
+            z.copy_(x[0, own].sub_(centre[0]).mul_((alive / scale)[0]))
+            torch.mul(z, z, out=squares)
+        each.append(mixture(pairs, shares[None, None, rows]))
+    parts = (torch.cat([getattr(one, name) for one in each], 1) for name in _OF_CLASSES)
+    return EpisodicMixture(centre, scale, alive, *parts)
+
 
 def _units(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre B x 1 x D and scale B x 1 x 1 of the pixels that count, and which channels vary."""
+    """Centre B x 1 x D, scale B x 1 x 1 and variance B x 1 x D of the pixels that count.
+
+    The variance is 0 for channels that do not vary but by rounding.
+    """
     share = weights.sum(1).clamp_max(1)
     share = (share / share.sum(1, keepdim=True).clamp_min(1e-12))[:, None]  # B x 1 x N
     centre = share @ x
-    variance = share @ (x - centre).square()
+    parts = zip(share.split(_IN_CACHE, 2), x.split(_IN_CACHE, 1), strict=True)
+    variance = torch.stack([own @ (part - centre).square_() for own, part in parts]).sum(0)
     alive = variance > 1e-6 * variance.amax(-1, keepdim=True)  # else: rounding, or a dead channel
-    number = alive.sum(-1, keepdim=True).clamp_min(1)
-    scale = ((variance * alive).sum(-1, keepdim=True) / number).sqrt()
-    return centre, torch.where(scale > 0, scale, 1.0), alive.to(x.dtype)
+    variance = variance * alive
+    scale = (variance.sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp_min(1)).sqrt()
+    return centre, torch.where(scale > 0, scale, 1.0), variance
 
 
-def farthest_points(z: Tensor, weights: Tensor, components: int) -> Tensor:
+def farthest_points(z: Tensor, squares: Tensor, weights: Tensor, components: int) -> Tensor:
     """Seeds B x C x M x D: pixels far from each other; the origin for a class without pixels."""
     rows = torch.arange(z.shape[0], device=z.device)[:, None]
 
@@ -190,18 +261,25 @@ def farthest_points(z: Tensor, weights: Tensor, components: int) -> Tensor:
 
     total = weights.sum(-1, keepdim=True)
     mean = (weights @ z / total.clamp_min(1e-12))[:, :, None]
-    nearest = -_squared_distances(z, mean)[:, :, 0]
-    seeds = pixel(nearest.masked_fill(weights == 0, -torch.inf))
+    distance = _squared_distances(z, squares, mean)[:, :, 0]
+    seeds = pixel((-distance).masked_fill(weights == 0, -torch.inf))
+    nearest: Tensor | None = None
     for _ in range(components - 1):
-        seeds = torch.cat([seeds, pixel(weights * _squared_distances(z, seeds).amin(2))], 2)
+        distance = _squared_distances(z, squares, seeds[:, :, -1:])[:, :, 0]
+        nearest = distance if nearest is None else nearest.minimum(distance)
+        seeds = torch.cat([seeds, pixel(weights * nearest)], 2)
     return seeds * (total > 0)[..., None]
 
 
-def k_means(z: Tensor, weights: Tensor, means: Tensor, spare: Tensor) -> Tensor:
+def k_means(
+    z: Tensor, squares: Tensor, weights: Tensor, means: Tensor, spare: Tensor
+) -> Tensor:
     """A few steps of k-means; a centre without pixels stays. Spare components take no part."""
     for _ in range(_KMEANS_STEPS):
-        distances = _squared_distances(z, means).masked_fill(spare[..., None], torch.inf)
-        owner = torch.zeros_like(distances).scatter_(2, distances.argmin(2, keepdim=True), 1.0)
+        distances = _squared_distances(z, squares, means).masked_fill(spare[..., None], torch.inf)
+        # The first of the nearest; `argmin` over a few numbers takes as long as the product.
+        owner = distances == distances.amin(2, keepdim=True)
+        owner &= owner.cumsum(2) == 1
         table = owner * weights[:, :, None]  # B x C x M x N
         counts = table.sum(-1, keepdim=True)
         sums = (table.flatten(1, 2) @ z).view_as(means)
@@ -209,10 +287,9 @@ def k_means(z: Tensor, weights: Tensor, means: Tensor, spare: Tensor) -> Tensor:
     return means
 
 
-def _squared_distances(z: Tensor, points: Tensor) -> Tensor:
-    """Features B x N x D and points B x C x M x D: B x C x M x N squared distances."""
+def _squared_distances(z: Tensor, squares: Tensor, points: Tensor) -> Tensor:
+    """Features B x N x D, their squared norms, and points B x C x M x D: B x C x M x N."""
     flat = points.flatten(1, 2)
-    squares = z.square().sum(-1)[:, None] + flat.square().sum(-1)[..., None]
-    squares = (squares - 2 * flat @ z.mT).clamp_min(0)
-    distances: Tensor = squares.unflatten(1, points.shape[1:3])
-    return distances
+    own = flat.square().sum(-1)[..., None]
+    distances = (squares[:, None] + own - 2 * few_products(z, flat)).clamp_min(0)
+    return distances.unflatten(1, points.shape[1:3])
