@@ -85,7 +85,9 @@ def episodic_em(repeats: int) -> Iterator[Row]:
     for b in range(EPISODES):
         each = [torch.from_numpy(m.score_samples(x[b].numpy())) for m in theirs[2 * b : 2 * b + 2]]
         # Of the tempered posterior, which the method uses: the densities are of 256 dimensions.
-        both = [(ratio / DIM).sigmoid() for ratio in (each[0] - each[1], mine[b, :, 0] - mine[b, :, 1])]
+        both = [
+            (ratio / DIM).sigmoid() for ratio in (each[0] - each[1], mine[b, :, 0] - mine[b, :, 1])
+        ]
         worst = max(worst, float((both[0] - both[1]).abs().max()))
     what = "largest difference of the posterior from that of scikit-learn's mixtures"
     yield Row(what, worst, "≤ 0.001", "mean over the channels")
@@ -106,5 +108,3 @@ def episode_share(repeats: int, device: str) -> Iterator[Row]:
         em = partial(fit_episodes, x, weights, COMPONENTS, ITERATIONS)
         times = compare(em, episode, max(2, repeats // 3), device)
     yield row("CGMGM's EM over a whole episode, ResNet-50, 473 x 473", times, "≤ 0.1")
-
-

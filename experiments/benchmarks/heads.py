@@ -1,4 +1,4 @@
-"""What the heads cost alone: GMMSeg's against a plain version, GSS' against softmax; EM's memory."""
+"""What the heads cost alone: GMMSeg's beside a plain version, GSS' beside softmax; EM's memory."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator

@@ -1,11 +1,20 @@
 """What the methods cost a whole network, beside softmax on the same one."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from measure import Row, compare, row
 
-from lightning_genseg import AGMM, EMOptions, GMMSeg, SoftmaxSegmenter
+from lightning_genseg import (
+    AGMM,
+    GSS,
+    EMOptions,
+    GMMSeg,
+    SoftmaxSegmenter,
+    TokenDecoderOptions,
+)
+from lightning_genseg.methods.base import SegmentationModule
 
 NETWORKS = {"Lite0": "tu-tf_efficientnet_lite0", "ResNet-50": "resnet50"}
 GOALS = {19: ("1.03", "1.02"), 150: ("1.05", "1.05")}
@@ -24,8 +33,17 @@ def batch_of(
     return {"image": image.to(device), "mask": mask.contiguous().to(device)}
 
 
+def step(model: SegmentationModule, batch: dict[str, torch.Tensor]) -> None:
+    """Losses, backward and, of a GMMSeg, memory and EM (which it takes every fifth time only)."""
+    losses = model.compute_loss(batch)
+    losses["loss"].backward()
+    model.zero_grad()
+    if isinstance(model, GMMSeg):
+        model.update_mixture(losses["embedding"], batch["mask"], losses["assignment"])
+
+
 def gmmseg(device: str, repeats: int) -> Iterator[Row]:
-    """A step is losses, backward, memory and every fifth time EM; FPN, batch 4 of 512 x 512."""
+    """FPN, batch 4 of 512 x 512."""
     for name, encoder in NETWORKS.items():
         for classes, (training, inference) in GOALS.items():
             network = {"encoder": encoder, "decoder": "fpn"}
@@ -34,31 +52,13 @@ def gmmseg(device: str, repeats: int) -> Iterator[Row]:
             batch = batch_of(classes, 4, 512, device)
             assert ours.head.memory is not None
             ours.head.memory.to(torch.device(device))
-            steps = 0
-
-            def train_ours(model: GMMSeg = ours, batch: dict[str, torch.Tensor] = batch) -> None:
-                nonlocal steps
-                losses = model.compute_loss(batch)
-                losses["loss"].backward()
-                model.zero_grad()
-                arguments = losses["embedding"], batch["mask"], losses["assignment"]
-                # Its M-step is measured in every turn but the first, which warms up: at most dear.
-                model.update_mixture(*arguments, remember_only=steps == 0)
-                steps += 1
-
-            def train_softmax(
-                model: SoftmaxSegmenter = softmax, batch: dict[str, torch.Tensor] = batch
-            ) -> None:
-                model.compute_loss(batch)["loss"].backward()
-                model.zero_grad()
-
             what = f"{name}, C = {classes}"
-            times = compare(train_ours, train_softmax, repeats, device)
+            both = [partial(step, model, batch) for model in (ours, softmax)]
+            times = compare(*both, repeats, device)
             yield row(f"GMMSeg training step over softmax, {what}", times, f"≤ {training}")
-            ours.eval(), softmax.eval()
-            image = batch["image"]
+            both = [partial(model.eval(), batch["image"]) for model in (ours, softmax)]
             with torch.inference_mode():
-                times = compare(lambda: ours(image), lambda: softmax(image), repeats + 2, device)
+                times = compare(*both, repeats + 2, device)
             yield row(f"GMMSeg inference over softmax, {what}", times, f"≤ {inference}")
 
 
@@ -73,9 +73,25 @@ def agmm(device: str, repeats: int) -> Iterator[Row]:
     held = (batch["mask"][:, None] == torch.arange(21, device=device)[:, None, None]).any((2, 3))
     batch |= {"unlabelled": batch["mask"] == 255, "image_classes": held}
 
-    def step(model: SoftmaxSegmenter) -> None:
-        model.compute_loss(batch)["loss"].backward()
-        model.zero_grad()
-
-    times = compare(lambda: step(ours), lambda: step(softmax), repeats, device)
+    both = [partial(step, model, batch) for model in (ours, softmax)]
+    times = compare(*both, repeats, device)
     yield row("AGMM training step over partial cross-entropy, Lite0, C = 21", times, "≤ 1.15")
+
+
+def gss(device: str, repeats: int) -> Iterator[Row]:
+    """ResNet-50 and GSS' decoder, 2 crops of 256 x 256, beside softmax on the same network."""
+    options = {"level_channels": 384, "fused_channels": 512}
+    network = {"encoder": NETWORKS["ResNet-50"]}
+    mla = {"level_channels": 384, "decoder_channels": 512, "depth": 2, "stride": 4}
+    softmax = SoftmaxSegmenter(150, decoder="mla", network_options=mla, **network).to(device)
+    batch = batch_of(150, 2, 256, device)
+
+    for vocabulary in (None, 512):
+        tokenizer = {"kind": "vq", "levels": [8, 8, 8, 16], "channels": 32, "blocks": 1}
+        decoder = TokenDecoderOptions(**options, vocabulary=vocabulary)
+        ours = GSS(150, decoder=decoder, tokenizer=tokenizer, **network).to(device)
+        which = "all have logits" if vocabulary is None else f"vocabulary of {vocabulary}"
+        times = compare(
+            partial(step, ours, batch), partial(step, softmax, batch), repeats // 2, device
+        )
+        yield row(f"GSS training step over softmax, 8192 tokens, {which}", times, "≤ 3")

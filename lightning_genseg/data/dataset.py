@@ -1,6 +1,6 @@
 """What every data set shares: samples of an image and its masks; folders of images to predict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from lightning_genseg.data.decoded import DecodedFiles
 from lightning_genseg.data.images import (
     find_images,
     find_unsupported,
@@ -93,6 +94,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     colors: Sequence[Color] | None = (
         None  # whose positions are the values, where masks hold colours
     )
+    decoded: DecodedFiles | None = None  # what has been decoded before, where that is kept
 
     def __init__(
         self,
@@ -169,7 +171,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 
     def read_pixels(self, index: int) -> NDArray[np.uint8]:
         """Read an image as HxWx3, without transforms."""
-        return read_image(self.samples[index].image)
+        path = self.samples[index].image
+        return self._decode(path, lambda: read_image(path), "image")
 
     def read_mask_labels(self, index: int) -> NDArray[np.uint8]:
         """Read the labels of an image as HxW classes (255 = ignore), without transforms."""
@@ -196,7 +199,13 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 
     def read_mask_values(self, index: int) -> NDArray[np.integer[Any]]:
         """Read what the file of a mask holds, HxW; override it for other formats."""
-        return read_mask(self.samples[index].mask, self.colors)
+        path, colors = self.samples[index].mask, self.colors
+        return self._decode(path, lambda: read_mask(path, colors), ("mask", colors))
+
+    def _decode(
+        self, path: Path, decode: Callable[[], NDArray[Any]], options: object
+    ) -> NDArray[Any]:
+        return decode() if self.decoded is None else self.decoded.read(path, decode, options)
 
 
 class ImageFolder(Dataset[dict[str, Any]]):

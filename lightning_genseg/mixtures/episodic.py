@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -145,10 +146,14 @@ def fit_episodes(
         x, counted = full_precision(x), weights.amax(1) > 0
         weights = weights.to(x.dtype)
 
-        def fitted(features: Tensor, shares: Tensor) -> EpisodicMixture:
-            full = covariance == "full"
-            return _fit(features, shares, components, iterations, prior_strength, variance_floor, full)
-
+        fitted = partial(
+            _fit,
+            components=components,
+            iterations=iterations,
+            prior_strength=prior_strength,
+            variance_floor=variance_floor,
+            full=covariance == "full",
+        )
         if not _chooses_pixels(x):
             # Padding may hold anything, and NaN times a weight of 0 is NaN.
             return fitted(x.masked_fill(~counted[..., None], 0), weights)
@@ -271,9 +276,7 @@ def farthest_points(z: Tensor, squares: Tensor, weights: Tensor, components: int
     return seeds * (total > 0)[..., None]
 
 
-def k_means(
-    z: Tensor, squares: Tensor, weights: Tensor, means: Tensor, spare: Tensor
-) -> Tensor:
+def k_means(z: Tensor, squares: Tensor, weights: Tensor, means: Tensor, spare: Tensor) -> Tensor:
     """A few steps of k-means; a centre without pixels stays. Spare components take no part."""
     for _ in range(_KMEANS_STEPS):
         distances = _squared_distances(z, squares, means).masked_fill(spare[..., None], torch.inf)
@@ -291,5 +294,5 @@ def _squared_distances(z: Tensor, squares: Tensor, points: Tensor) -> Tensor:
     """Features B x N x D, their squared norms, and points B x C x M x D: B x C x M x N."""
     flat = points.flatten(1, 2)
     own = flat.square().sum(-1)[..., None]
-    distances = (squares[:, None] + own - 2 * few_products(z, flat)).clamp_min(0)
-    return distances.unflatten(1, points.shape[1:3])
+    distances: Tensor = (squares[:, None] + own - 2 * few_products(z, flat)).clamp_min(0)
+    return distances.view(len(z), *points.shape[1:3], z.shape[1])

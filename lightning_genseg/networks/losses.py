@@ -41,6 +41,15 @@ def mean_over(total: Tensor, count: Tensor | int) -> Tensor:
     return total / (everywhere.clamp_min(1) / processes).to(total.dtype)
 
 
+def true_anywhere(flags: Tensor) -> Tensor:
+    """Booleans that are true in this process or (`over_processes`) in any."""
+    if not _together:
+        return flags
+    anywhere = flags.to(torch.uint8)
+    torch.distributed.all_reduce(anywhere, torch.distributed.ReduceOp.MAX)
+    return anywhere.bool()
+
+
 def pixel_cross_entropy(
     scores: Tensor, mask: Tensor, ignore_index: int = 255, avg_non_ignore: bool = True
 ) -> Tensor:

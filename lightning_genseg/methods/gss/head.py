@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_genseg.methods.gss.options import TokenDecoderOptions
 from lightning_genseg.networks.fcn import conv_bn_relu
+from lightning_genseg.networks.losses import true_anywhere
 from lightning_genseg.ops.resize import is_exporting
 
 _IGNORED = -100  # target of cells that do not count
@@ -23,29 +24,51 @@ class TokenHead(nn.Module):
     The logits of 8 192 tokens at a quarter of 512 x 512 are 512 MB an image. Where there are many
     they are made in parts, and in the backward pass once more.
 
+    With a `vocabulary` (ours) there are logits for the tokens only that have come in training so
+    far: each gets a place once it comes, and the state keeps who has which. The cross-entropy is
+    exact over these. Once no place is left, cells with other tokens are not learned.
+
     Args:
         codebook_size: V.
-        options: F, the channels before the classifier, dropout, and how many logits there may be.
+        options: F, the channels before the classifier, dropout, how many logits there may be, and
+            the size of the vocabulary.
     """
+
+    place_of: Tensor  # V: of each token, -1 without one
+    token_of: Tensor  # of each place, and one more that nobody reads
+    taken: Tensor  # number of places
 
     def __init__(self, codebook_size: int, options: TokenDecoderOptions) -> None:
         super().__init__()
         width = options.head_channels
         self.expand = conv_bn_relu(options.fused_channels, width, 1)
         self.dropout = nn.Dropout2d(options.dropout)
-        self.classifier = nn.Conv2d(width, codebook_size, 1)
+        places = options.vocabulary
+        self.has_vocabulary = places is not None and places < codebook_size
+        self.places = places if places is not None and self.has_vocabulary else codebook_size
+        self.classifier = nn.Conv2d(width, self.places, 1)
+        if self.has_vocabulary:
+            self.register_buffer("place_of", torch.full((codebook_size,), -1))
+            self.register_buffer("token_of", torch.zeros(self.places + 1, dtype=torch.long))
+            self.register_buffer("taken", torch.zeros((), dtype=torch.long))
         deviation = options.initial_deviation
         if deviation is None:
             deviation = 0.01 * (2048 / width) ** 0.5
         nn.init.normal_(self.classifier.weight, std=deviation)
         assert self.classifier.bias is not None
         nn.init.zeros_(self.classifier.bias)
-        self.cells_at_once = max(1, options.logits_at_once // codebook_size)
+        self.cells_at_once = max(1, options.logits_at_once // self.places)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits B x V x h x w, all at once."""
-        logits: Tensor = self.classifier(self.dropout(self.expand(features)))
-        return logits
+        logits = F.conv2d(
+            self.dropout(self.expand(features)), self.classifier.weight, self._classifier()[1]
+        )
+        if not self.has_vocabulary:
+            return logits
+        others = logits.new_full((), -torch.inf).expand_as(logits[:, :1])
+        index = torch.where(self.place_of < 0, self.places, self.place_of)
+        return torch.cat([logits, others], 1).index_select(1, index)
 
     def predict(self, features: Tensor) -> Tensor:
         """Likeliest tokens B x h x w."""
@@ -56,6 +79,8 @@ class TokenHead(nn.Module):
         parts = cells.flatten(0, 2).split(self.cells_at_once)
         with torch.no_grad():
             tokens = torch.cat([F.linear(part, *self._classifier()).argmax(1) for part in parts])
+        if self.has_vocabulary:
+            tokens = self.token_of[tokens]
         return tokens.view(cells.shape[:3])
 
     def cross_entropy(self, features: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
@@ -68,6 +93,11 @@ class TokenHead(nn.Module):
         """
         cells = self.dropout(self.expand(features)).movedim(1, -1).flatten(0, 2)
         # Cells that do not count stay: to leave them out the CPU would wait for the GPU.
+        if self.has_vocabulary:
+            if self.training:
+                self._remember(tokens, valid)
+            tokens = self.place_of[tokens]
+            valid = valid & (tokens >= 0)
         targets = torch.where(valid, tokens, _IGNORED).flatten()
         weight, bias = self._classifier()
         if len(cells) <= self.cells_at_once:
@@ -82,9 +112,31 @@ class TokenHead(nn.Module):
             total = total + loss
         return total
 
+    def is_full(self) -> bool:
+        """Whether no place of the vocabulary is left; waits for a GPU."""
+        return self.has_vocabulary and int(self.taken) == self.places
+
+    @torch.no_grad()
+    def _remember(self, tokens: Tensor, valid: Tensor) -> None:
+        """Give places to tokens that come for the first time, in all processes the same ones."""
+        size = len(self.place_of)
+        come = torch.zeros(size + 1, dtype=torch.bool, device=tokens.device)
+        come.index_fill_(0, torch.where(valid, tokens, size).flatten(), True)
+        new = true_anywhere(come[:-1]) & (self.place_of < 0)
+        place = self.taken + new.cumsum(0) - 1
+        new &= place < self.places
+        self.place_of.copy_(torch.where(new, place, self.place_of))
+        every = torch.arange(size, device=tokens.device)
+        self.token_of.scatter_(0, torch.where(new, place, self.places), every)
+        self.taken += new.sum()
+
     def _classifier(self) -> tuple[Tensor, Tensor]:
-        assert self.classifier.bias is not None
-        return self.classifier.weight.flatten(1), self.classifier.bias
+        weight, bias = self.classifier.weight.flatten(1), self.classifier.bias
+        assert bias is not None
+        if self.has_vocabulary:
+            free = torch.arange(self.places, device=bias.device) >= self.taken
+            bias = bias.masked_fill(free, -torch.inf)
+        return weight, bias
 
 
 def _cross_entropy(cells: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:

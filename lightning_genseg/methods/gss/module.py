@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_genseg.arguments import as_options, check_arguments
@@ -149,6 +150,7 @@ class GSS(PixelModule):
                 f"decoder.stride {stride}: choose another tokenizer."
             )
         self.head = TokenHead(self.tokenizer.codebook_size, decoder)
+        self._is_full = False  # its vocabulary, as far as was told
         self.token_loss_weight = token_loss_weight
         self.auxiliary_loss_weight = auxiliary_loss_weight
         self.avg_non_ignore = avg_non_ignore
@@ -258,6 +260,16 @@ class GSS(PixelModule):
         """Refuse a tokenizer that was never trained; others are frozen with good reason."""
         expect_frozen_parts()
         self.tokenizer.need_weights()
+
+    def on_train_epoch_end(self) -> None:
+        """Warn once `decoder.vocabulary` holds no more tokens."""
+        super().on_train_epoch_end()
+        if self.head.has_vocabulary and not self._is_full and self.head.is_full():
+            self._is_full = True
+            rank_zero_warn(
+                f"all {self.head.places} places of decoder.vocabulary are taken: tokens that come "
+                "from now on are not learned; give a larger number if there are many."
+            )
 
     # --- checkpoints -------------------------------------------------------------------------
 

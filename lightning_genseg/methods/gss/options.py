@@ -29,6 +29,8 @@ class TokenDecoderOptions:
             2 048 channels, and more at fewer, so that logits begin equally far apart.
         dropout: of whole channels before the classifier.
         logits_at_once: most logits of tokens that exist at a time; fewer need less memory.
+        vocabulary: how many different tokens are learned at most: those that come first in training
+            masks, and no other is predicted. None: all of the tokenizer's, as in paper and code.
     """
 
     stride: Literal[4, 8] = 4
@@ -40,6 +42,7 @@ class TokenDecoderOptions:
     initial_deviation: float | None = None
     dropout: float = 0.1
     logits_at_once: int = 2**26
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
@@ -53,6 +56,7 @@ class TokenDecoderOptions:
             initial_deviation="[0, inf)",
             dropout="[0, 1)",
             logits_at_once="[1, inf)",
+            vocabulary="[1, inf)",
         )
 
 

@@ -76,3 +76,55 @@ def test_initial_deviation_goes_by_the_width(width, given, expected):
     classifier = TokenHead(500, TokenDecoderOptions(**options)).classifier
     assert classifier.weight.std().item() == pytest.approx(expected, rel=0.03)
     assert not classifier.bias.any()
+
+
+def vocabulary_head(places):
+    options = {"fused_channels": 8, "head_channels": 12, "dropout": 0.0, "vocabulary": places}
+    return TokenHead(11, TokenDecoderOptions(**options))
+
+
+@pytest.mark.parametrize("at_once", [3, 2**26])
+def test_a_vocabulary_gives_the_cross_entropy_over_tokens_that_came(at_once):
+    features, tokens, valid = cells()
+    tokens = 2 * (tokens % 5)
+    head = vocabulary_head(8)
+    head.cells_at_once = at_once
+    loss = head.cross_entropy(features, tokens, valid)
+    assert head.classifier.out_channels == 8
+    logits = head(features)
+    came = tokens[valid].unique()
+    others = [token for token in range(11) if token not in came]
+    assert logits.isfinite().all((0, 2, 3)).nonzero().flatten().tolist() == came.tolist()
+    expected = F.cross_entropy(logits, tokens.masked_fill(~valid, -100), reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+    # One that comes later gets a place, and the others keep theirs.
+    places = head.place_of.clone()
+    tokens[0, 0, 0], valid[0, 0, 0] = others[0], True
+    head.eval().cross_entropy(features, tokens, valid)
+    assert torch.equal(head.place_of, places), "learned without training"
+    head.train().cross_entropy(features, tokens, valid)
+    assert (head.place_of != places).nonzero().flatten().tolist() == [others[0]]
+    assert int(head.taken) == len(came) + 1
+    again = vocabulary_head(8)
+    again.load_state_dict(head.state_dict())
+    for one in (head.eval(), again.eval()):
+        assert torch.equal(one.predict(features), head(features).argmax(1))
+
+
+def test_a_full_vocabulary_leaves_out_other_tokens():
+    features, tokens, valid = cells()
+    head = vocabulary_head(2)
+    loss = head.cross_entropy(features, tokens, valid)
+    first = tokens[valid].unique()[:2]
+    assert head.is_full()
+    assert head.token_of[:2].tolist() == first.tolist()
+    known = valid & torch.isin(tokens, first)
+    torch.testing.assert_close(loss, head.cross_entropy(features, tokens, known))
+    assert torch.isin(head.eval().predict(features), first).all()
+
+
+def test_a_vocabulary_of_all_tokens_is_none():
+    assert not vocabulary_head(11).has_vocabulary
+    assert vocabulary_head(11).state_dict().keys() == vocabulary_head(None).state_dict().keys()

@@ -35,6 +35,24 @@ class TestGSS(ModuleContract):
             self.make(features=torch.nn.Identity())
 
 
+class WithVocabulary(TestGSS):
+    def make(self, **arguments: Any) -> GSS:
+        return super().make(decoder={**DECODER, "vocabulary": 2}, **arguments)
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+def test_a_vocabulary_is_kept_and_told_when_full(tmp_path):
+    contract = WithVocabulary()
+    contract.test_no_step_waits_for_a_gpu()
+    model = contract.make()
+    with pytest.warns(UserWarning, match="all 2 places of decoder.vocabulary are taken"):
+        trainer(tmp_path).fit(model, loader(), loader())
+    again = GSS.load_from_checkpoint(save(model, tmp_path / "model.ckpt"))
+    assert torch.equal(again.head.place_of, model.head.place_of)
+    image = batch_of()["image"]
+    assert torch.equal(again.eval()(image), model.eval()(image))
+
+
 # The finest of four stages is at half the resolution.
 SHALLOW: dict[str, Any] = {"encoder": "resnet18", "network_options": {"encoder_depth": 4}}
 
