@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
@@ -24,7 +26,7 @@ class SamplePictures(Callback, ABC):
     """Base of callbacks that draw a few samples, a row each, at every validation of a fit.
 
     The samples are spread evenly over their data set and always the same. The pictures are
-    ``<folder>/step_<step>.png`` in the run's folder.
+    ``<folder>/step_<step>.png`` in the run's folder, and ``<folder>`` in loggers: see `Report`.
 
     Args:
         num_images: rows.
@@ -56,15 +58,39 @@ class SamplePictures(Callback, ABC):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the picture."""
         folder = run_folder(trainer)
-        if trainer.sanity_checking or not self.batches or folder is None:
+        if trainer.sanity_checking or not self.batches or not is_shown(trainer, folder):
             return
         names, palette = classes_of(trainer, pl_module)
         batches = move_data_to_device(self.batches, pl_module.device)
         rows = [self.row(pl_module, batch, palette) for batch in batches]
         legend = list(zip(names, palette, strict=True))
         picture = grid([list(row.values()) for row in rows], list(rows[0]), legend)
-        path = folder / self.folder / f"step_{trainer.global_step:06d}.png"
-        replace_file(path, encode(picture, "png"))
+        if folder is not None:
+            path = folder / self.folder / f"step_{trainer.global_step:06d}.png"
+            replace_file(path, encode(picture, "png"))
+        hand_to_loggers(trainer, self.folder, picture)
+
+
+def is_shown(trainer: Trainer, folder: Path | None) -> bool:
+    """Whether somebody gets to see what is drawn: in the run's folder, or in a logger."""
+    trial: int = trainer.fast_dev_run  # type: ignore[attr-defined]
+    return folder is not None or (not trial and bool(trainer.loggers))
+
+
+def hand_to_loggers(trainer: Trainer, name: str, picture: Image.Image) -> None:
+    """Give a picture to every logger that takes images: TensorBoard, W&B, MLflow and their like.
+
+    They are known by what they offer, so that none of them has to be installed.
+    """
+    step = trainer.global_step
+    for logger in trainer.loggers:
+        own: Any = logger
+        if hasattr(own, "log_image"):  # W&B
+            own.log_image(name, [picture], step=step)
+        elif hasattr(own.experiment, "add_image"):  # TensorBoard, and what takes after it
+            own.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        elif hasattr(own.experiment, "log_image") and hasattr(own, "run_id"):  # MLflow
+            own.experiment.log_image(own.run_id, picture, key=name, step=step, synchronous=True)
 
 
 def classes_of(trainer: Trainer, pl_module: LightningModule) -> tuple[list[str], list[Color]]:

@@ -17,6 +17,8 @@ from lightning_genseg import __version__
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.callbacks.pictures import (
     classes_of,
+    hand_to_loggers,
+    is_shown,
     range_of,
     threshold_of,
     to_array,
@@ -63,6 +65,10 @@ class Report(Callback):
     anomaly score, ``anomaly_histogram.png``. In ``metrics.json`` ``anomaly`` then names the score.
     Of a calibrated module it also holds the ``threshold`` with its promise, and the shares of the
     known and the anomalous test pixels above it.
+
+    Every logger of the Trainer that takes images gets the pictures as well (TensorBoard, W&B,
+    MLflow), as ``val_pictures``, ``test_pictures``, ``test_reliability`` and
+    ``test_anomaly_histogram``.
 
     Args:
         num_pictures: rows of the picture grid; 0 for none.
@@ -159,7 +165,7 @@ class Report(Callback):
         evaluation = getattr(pl_module, "evaluation", None)
         if metric_prefix == "test_" and isinstance(evaluation, Evaluation):
             reliability, counts = _reliability(evaluation), _score_counts(evaluation)
-        if not trainer.is_global_zero or folder is None:
+        if not trainer.is_global_zero or not is_shown(trainer, folder):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         scores: dict[str, Any] = {}
@@ -187,28 +193,32 @@ class Report(Callback):
                 "torch": str(torch.__version__),
             },
         }
-        scratch = folder / ".partial"
-        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        replace_file(folder / f"{file_prefix}metrics.json", text.encode(), scratch)
+        pictures: dict[str, Image.Image] = {}
         if self._samples:
             names, palette = classes_of(trainer, pl_module)
-            picture = draw_samples(
+            pictures["pictures"] = draw_samples(
                 self._samples, names, palette, _maps(pl_module), range_of(pl_module)
             )
-            replace_file(folder / f"{file_prefix}pictures.png", encode(picture, "png"), scratch)
         if reliability is not None and (reliability[:, 2] > 0).any():
-            picture = reliability_diagram(reliability)
-            replace_file(folder / "reliability.png", encode(picture, "png"), scratch)
+            pictures["reliability"] = reliability_diagram(reliability)
         if counts is not None:
             threshold = threshold_of(pl_module)
-            picture = anomaly_histogram(
+            pictures["anomaly_histogram"] = anomaly_histogram(
                 *counts,
                 threshold=None if threshold is None else threshold.value,
                 name=f"anomaly score: {pl_module.anomaly_score}",
             )
-            replace_file(folder / "anomaly_histogram.png", encode(picture, "png"), scratch)
-        shutil.rmtree(scratch, ignore_errors=True)
         self._samples = []
+        if folder is not None:
+            scratch = folder / ".partial"
+            text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            replace_file(folder / f"{file_prefix}metrics.json", text.encode(), scratch)
+            for name, picture in pictures.items():
+                path = folder / f"{file_prefix}{name}.png"
+                replace_file(path, encode(picture, "png"), scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
+        for name, picture in pictures.items():
+            hand_to_loggers(trainer, f"{metric_prefix}{name}", picture)
 
 
 def draw_samples(

@@ -1,14 +1,23 @@
+import io
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
+from PIL import Image
 from torch import nn
 
 from lightning_genseg.callbacks import ChannelsLast, CompareScores, LastCheckpoint, Report
@@ -152,6 +161,72 @@ def test_report_of_another_test_counts_anew(tmp_path):
     assert reports[0] == reports[1]
     known = sum((batch["mask"] != 255).sum().item() for batch in data.test_dataloader())
     assert module.evaluation.calibration.counts.sum() == known  # still there, for a notebook
+
+
+def tensorboard(folder):
+    """The logger, and a function from the name of a picture to the picture as it was logged."""
+    logger = TensorBoardLogger(folder, version="a")
+
+    def find(name):
+        events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        read = events.EventAccumulator(logger.log_dir).Reload()
+        return io.BytesIO(read.Images(name)[-1].encoded_image_string)
+
+    return logger, find
+
+
+def wandb(folder):
+    pytest.importorskip("wandb")
+    logger = WandbLogger(save_dir=folder, offline=True)
+    return logger, lambda name: next(folder.glob(f"wandb/offline-run-*/files/media/**/{name}_*"))
+
+
+def mlflow(folder):
+    """Without a folder of the run: the metrics are in a database."""
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    places = {"tracking_uri": f"sqlite:///{folder}/a.db", "artifact_location": f"{folder}/art"}
+    logger = MLFlowLogger(**places)
+    return logger, lambda name: next(folder.glob(f"art/*/artifacts/images/{name}+*.png"))
+
+
+@pytest.mark.filterwarnings("ignore:::(sqlalchemy|mlflow|wandb|lightning.pytorch.loggers)")
+@pytest.mark.parametrize("kind", [tensorboard, wandb, mlflow])
+def test_pictures_arrive_in_loggers(kind, tmp_path):
+    logger, find = kind(tmp_path)
+    options = {"logger": [CSVLogger(tmp_path, version="files"), logger]}
+    run, module = trainer(tmp_path, Report(num_pictures=2), **options), calibrated(-2.1)
+    run.fit(module, scenes())
+    run.test(module, scenes(held_out=True), verbose=False)
+    logger.finalize("success")
+    names = {"val_pictures", "test_pictures", "test_reliability", "test_anomaly_histogram"}
+    for name in names:
+        file = name if name == "val_pictures" else name.removeprefix("test_")
+        with Image.open(find(name)) as logged:
+            expected = pixels(tmp_path / "lightning_logs" / "files" / f"{file}.png")
+            np.testing.assert_array_equal(np.array(logged), expected)
+
+
+def test_pictures_arrive_where_there_is_no_folder(tmp_path):
+    """In a tracking server, such as MLflow's database; a trial draws nothing."""
+
+    class Kept(Logger):
+        name = version = "kept"
+        pictures: ClassVar[list[str]] = []
+
+        def log_image(self, key, images, step):
+            self.pictures.append(key)
+
+        log_metrics = log_hyperparams = lambda self, *_, **__: None
+
+    module = calibrated(-2.1)
+    trainer(tmp_path, Report(1), logger=Kept(), fast_dev_run=True).test(
+        module, scenes(), verbose=False
+    )
+    assert not Kept.pictures
+    trainer(tmp_path, Report(1), logger=Kept()).test(module, scenes(), verbose=False)
+    assert Kept.pictures == ["test_pictures", "test_reliability"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.ddp
