@@ -37,6 +37,15 @@ def golden_of(request: pytest.FixtureRequest) -> Callable[[str], dict[str, torch
     return lambda name: load_file(folder / f"{name}.safetensors")
 
 
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Let files of this process grow to so many bytes and no further; the kernel refuses more."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Small tensors run faster on one thread, and sums come out in one order."""

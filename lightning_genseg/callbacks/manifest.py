@@ -101,7 +101,8 @@ class Manifest:
         """Files that earlier runs have written, also one that was killed before it listed them."""
         names = [path.read_text(encoding="utf-8") for path in self.scratch.glob("image-rank*")]
         claimed = {place(kind, name) for name in names if name for kind in _PLACES}
-        return claimed.union(*(self._files(line) for line in self.read()))
+        listed = claimed.union(*(self._files(line) for line in self.read()))
+        return {file for file in listed if self._is_inside(self.folder / file)}
 
     def foreign(self) -> set[str]:
         """Files where predictions go that no earlier run has written."""
@@ -144,7 +145,7 @@ class Manifest:
             kept = {file for line in lines.values() for file in self._files(line)}
             for file in {file for line in everything for file in self._files(line)} - kept:
                 path = self.folder / file
-                if path.parent.resolve().is_relative_to(self.folder.resolve()):
+                if self._is_inside(path):
                     path.unlink(missing_ok=True)
             for path in self.scratch.glob("*"):
                 if re.fullmatch(r"\.[0-9a-f]{12}|image-rank\d+", path.name):
@@ -167,6 +168,10 @@ class Manifest:
     def _lists(self) -> list[Path]:
         found = self.folder.glob("predictions*.jsonl")
         return sorted(p for p in found if re.fullmatch(r"predictions(-rank\d+)?\.jsonl", p.name))
+
+    def _is_inside(self, path: Path) -> bool:
+        """Whether no link on the way leads out of the folder, wherever the list comes from."""
+        return path.parent.resolve().is_relative_to(self.folder.resolve())
 
     def _files(self, line: Mapping[str, Any]) -> set[str]:
         return {line[key] for key in _PLACES if line.get(key) is not None}

@@ -279,6 +279,11 @@ class PredictionWriter(Callback):
         if dataset is not None:
             own = {(self._manifest.folder / file).absolute() for file in self._manifest.own()}
             dataset.skip({name for name, path in dataset.samples if Path(path).absolute() in own})
+            if not dataset.samples:
+                raise GenSegError(
+                    f"'{dataset.root}' holds only what genseg predict has written: give another "
+                    "predict_root."
+                )
 
     def _refuse_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse at once what `_refuse` would refuse when it is written."""

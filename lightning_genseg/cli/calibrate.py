@@ -17,7 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.files import replace_file
+from lightning_genseg.files import is_address, local_copy, replace_file
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.checkpoints import read_run
 from lightning_genseg.metrics.anomaly import score_histogram
@@ -48,7 +48,7 @@ class GenSegTrainer(Trainer):
         self,
         model: SegmentationModule,
         datamodule: SegmentationDataModule | None = None,
-        ckpt_path: Path | None = None,
+        ckpt_path: str | Path | None = None,
         output: Path | None = None,
         false_positive_rate: float = 0.05,
         level: Level = "image",
@@ -63,8 +63,8 @@ class GenSegTrainer(Trainer):
         Args:
             model: the model to calibrate.
             datamodule: its data.
-            ckpt_path: checkpoint of the trained model.
-            output: checkpoint to write; default: `-calibrated` before the suffix of `ckpt_path`.
+            ckpt_path: checkpoint of the trained model, or its address.
+            output: checkpoint to write; default: `-calibrated` before the suffix of a path.
             false_positive_rate: promised share of known pixels above the threshold, in (0, 1).
             level: `pixel`, or `image` (the share within an image, with probability 1 - `risk`).
             risk: in (0, 1); only for `image`.
@@ -77,11 +77,15 @@ class GenSegTrainer(Trainer):
             )
         assert datamodule is not None
         assert ckpt_path is not None
-        ckpt_path = Path(ckpt_path)
-        stem = ckpt_path.stem.removesuffix("-calibrated")
-        target = (
-            Path(output) if output else ckpt_path.with_name(f"{stem}-calibrated{ckpt_path.suffix}")
-        )
+        if output is None:
+            if is_address(ckpt_path):
+                raise GenSegError(
+                    f"'{ckpt_path}' is an address: give --output, the .ckpt file to write."
+                )
+            path = Path(local_copy(ckpt_path))  # type: ignore[arg-type]
+            stem = path.stem.removesuffix("-calibrated")
+            output = path.with_name(f"{stem}-calibrated{path.suffix}")
+        target = Path(output)
         if target.is_dir():
             raise GenSegError(f"output '{target}' is a folder: give the path of a new .ckpt file.")
         if target.exists() and "anomaly" not in read_run(target):
@@ -230,7 +234,7 @@ def _thresholds(
     }
 
 
-def save_calibrated(model: SegmentationModule, source: Path, target: Path) -> None:
+def save_calibrated(model: SegmentationModule, source: str | Path, target: Path) -> None:
     """Write `source` with what `calibrate` has fitted, as a whole or not at all."""
     checkpoint = read_run(source)
     checkpoint["anomaly"] = model.anomaly.fitted_state()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from filecmp import cmp
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,11 @@ from lightning_genseg.data.images import read_mask
 from lightning_genseg.data.labels import IGNORE, Color, color_table, voc_palette
 from lightning_genseg.data.sets.folder import files_by_name
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
-from lightning_genseg.files import make_folder
+from lightning_genseg.files import make_folder, replace_file
 from lightning_genseg.plots.pictures import class_table, indexed
 
 Painter = Callable[[], NDArray[np.integer[Any]]]
+_UNFINISHED = "masks.unfinished"  # while they are written
 _BACKGROUND = ("background", "_background_")
 _HELP = """Make masks of class numbers from what annotation tools and data sets give.
 
@@ -46,8 +48,9 @@ def convert_masks(
     Raises:
         GenSegError: a source that cannot be read, an image that is missing, masks that are there.
     """
-    if (root / "masks").exists():
-        raise GenSegError(f"'{root / 'masks'}' is there already: remove it, or give another ROOT.")
+    for name in ("masks", _UNFINISHED, "classes.json"):
+        if (root / name).exists():
+            raise GenSegError(f"'{root / name}' is there already: remove it, or give another ROOT.")
     if not source.exists():
         raise MissingFileError(f"source '{source}' does not exist: check the path.")
     is_json = source.is_file()
@@ -65,7 +68,7 @@ def convert_masks(
     palette = palette or voc_palette(256)
     counts = _write(root, painters, image_of, palette)
     names = names or [f"class_{c}" for c in range(len(counts))]
-    (root / "classes.json").write_bytes(class_table(names, palette))
+    replace_file(root / "classes.json", class_table(names, palette))
     return _summary(root, names, counts, len(painters), left_out, bool(image_of))
 
 
@@ -154,21 +157,32 @@ def _write(
 ) -> NDArray[np.int64]:
     """Write all masks or none, then the images; pixels of each number."""
     counts = np.zeros(IGNORE + 1, np.int64)
-    unfinished = root / "masks.unfinished"
-    make_folder(unfinished, "ROOT")
-    for name, paint in _progress(painters, "masks"):
-        mask = paint()
-        if mask.size and not 0 <= mask.min() <= mask.max() <= IGNORE:
+    folder = root / "images"
+    targets = {f"{folder / name}{image.suffix}": image for name, image in image_of.items()}
+    for path, image in targets.items():
+        if Path(path).exists() and not cmp(image, path):
             raise GenSegError(
-                f"mask '{name}' holds numbers from {mask.min()} to {mask.max()}, and one of 8 bits "
-                "0 to 255: FolderDataModule reads it as it is, with ids."
+                f"'{path}' is there already and is not '{image}': remove it, or give another ROOT."
             )
-        path = unfinished / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        indexed(mask.astype(np.uint8), palette).save(path)
-        counts += np.bincount(mask.ravel(), minlength=IGNORE + 1)
-    for name, image in _progress(image_of, "images"):
-        target = root / "images" / f"{name}{image.suffix}"
+    unfinished = root / _UNFINISHED
+    make_folder(unfinished, "ROOT")
+    try:
+        for name, paint in _progress(painters, "masks"):
+            mask = paint()
+            if mask.size and not 0 <= mask.min() <= mask.max() <= IGNORE:
+                raise GenSegError(
+                    f"mask '{name}' holds numbers from {mask.min()} to {mask.max()}, and one of 8 "
+                    "bits 0 to 255: FolderDataModule reads it as it is, with ids."
+                )
+            target = unfinished / f"{name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            indexed(mask.astype(np.uint8), palette).save(target)
+            counts += np.bincount(mask.ravel(), minlength=IGNORE + 1)
+    except BaseException:
+        shutil.rmtree(unfinished)
+        raise
+    for path, image in _progress(targets, "images"):
+        target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
             try:

@@ -43,11 +43,17 @@ def export(
         `output`.
 
     Raises:
-        GenSegError: the model cannot become a graph, or a package or the support is missing.
+        GenSegError: the model cannot become a graph, a package or the support is missing, or
+            `output` exists.
     """
+    beside = ckpt_path.with_name(f"{ckpt_path.stem}-pretrained")
+    target = output or (
+        beside if format == "pretrained" else ckpt_path.with_suffix(SUFFIXES[format])
+    )
+    if target.exists():
+        raise GenSegError(f"output '{target}' exists: remove it, or give another name.")
     model = load_method(ckpt_path)
     if format == "pretrained":
-        target = output or ckpt_path.with_name(f"{ckpt_path.stem}-pretrained")
         model.save_pretrained(target)
         return target
     if not isinstance(model, SegmentationModule):
@@ -63,7 +69,6 @@ def export(
             )
         supports = SupportFolder(support_root, support_size, support_ids).read()
         model.support = Support(*supports.values())
-    target = output or ckpt_path.with_suffix(SUFFIXES[format])
     export_model(model, target, format, whole_image)
     return target
 

@@ -4,6 +4,7 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
+from errno import EDQUOT, EFBIG, ENOSPC
 from importlib import import_module
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ _BASES = {
     "data": data.SegmentationDataModule,
     "sparse": data.SparseLabels,
 }
+_FULL = (ENOSPC, EDQUOT, EFBIG)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -46,6 +48,8 @@ def user_message(error: BaseException) -> str | None:
         return _condense(str(error))
     if isinstance(error, OSError) and error.filename is not None:
         return f"'{error.filename}' cannot be used ({error.strerror}): choose another path."
+    if isinstance(error, OSError) and error.errno in _FULL:  # of a log or a configuration
+        return f"a file of the run cannot be written ({error.strerror}): make room on the disk."
     if isinstance(error, FileNotFoundError | MisconfigurationException):
         return str(error)
     if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on"):
@@ -75,6 +79,13 @@ def _condense(message: str) -> str:
         public = {name: getattr(room, name) for room in (methods, data) for name in room.__all__}
         known = [name for name, x in public.items() if isinstance(x, type) and issubclass(x, base)]
         return f"--{'.'.join(keys)}: there is no class {name[1]}{did_you_mean(name[1], known)}"
+    several = re.search(r"Multiple subclasses with name (\w+)\. [^:]*: ([\w., ]+\w)", message)
+    if several and path:
+        return f"--{'.'.join(path)}: several classes are called {several[1]}: give {several[2]}."
+    if path and re.search(r"Expected an instantiatable class, but \S+ is abstract", message):
+        return (
+            f"--{path[0]}: its class is not known yet: give it, or --config, before its arguments."
+        )
     noise = r"\s*(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)"
     lines = [line for line in message.splitlines() if not re.match(noise, line)]
     text = " ".join(line.strip().removeprefix("- ") for line in lines)

@@ -1,6 +1,7 @@
 """Where a command writes: a fit into a folder of its own, everything else into that of its fit."""
 
 import csv
+import io
 import re
 import warnings
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lightning_genseg.files import replace_file
 
 _FOLDERS = {"predict": "predictions"}  # of the other commands: their names
 
@@ -81,10 +84,11 @@ def go_on(logger: Any, step: int) -> None:
         writer = logger.experiment
     if rows:
         writer.metrics_keys = list(rows[0])
-        with path.open("w", newline="") as file:
-            table = csv.DictWriter(file, writer.metrics_keys)
-            table.writeheader()
-            table.writerows(rows)
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, writer.metrics_keys)
+        table.writeheader()
+        table.writerows(rows)
+        replace_file(path, text.getvalue().encode())
 
 
 def _is_before(row: dict[str, str], step: int) -> bool:

@@ -4,7 +4,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -156,6 +156,14 @@ class SegmentationDataModule(LightningDataModule, ABC):
         self.test_dataset: Dataset[Batch] | None = None
         self.predict_dataset: ImageFolder | None = None
         self._images_of: list[NDArray[np.intp]] | None = None
+
+    @classmethod
+    def load_from_checkpoint(cls, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: no checkpoint holds our data, and Lightning would run what the file names."""
+        raise GenSegError(
+            f"a checkpoint holds no {cls.__name__}: build it from its arguments, which config.yaml "
+            "of the run lists."
+        )
 
     @property
     def source(self) -> "SegmentationDataModule":

@@ -23,6 +23,13 @@ from lightning_genseg.files import is_address, load_tensors, local_copy, replace
 _PACKAGE = __name__.partition(".")[0]
 _LISTS = (list, tuple, Sequence)
 _WORDS = (str, Path)
+_CONTENT: dict[str, type] = {
+    "pytorch-lightning_version": str,
+    "epoch": int,
+    "global_step": int,
+    **dict.fromkeys(("hyper_parameters", "callbacks", "loops"), Mapping),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+}
 _INSTANTIATORS = (
     "lightning.pytorch.cli.instantiate_module",
     "pytorch_lightning.cli.instantiate_module",
@@ -92,8 +99,9 @@ def read_run(source: str | Path | io.BytesIO, name: str = "", mmap: bool = True)
         raise GenSegError(
             f"{name} is {what}: give a .ckpt file that `genseg fit` or a Trainer has written."
         )
-    for key, kind in (("pytorch-lightning_version", str), ("hyper_parameters", Mapping)):
-        if not isinstance(content.get(key, {} if kind is Mapping else None), kind):
+    for key, kind in _CONTENT.items():
+        needed = key == "pytorch-lightning_version"
+        if (needed or key in content) and not isinstance(content.get(key), kind):
             raise GenSegError(
                 f"{name} has no '{key}', which a Trainer writes: it was changed or is no "
                 "checkpoint of a run. Give another one."

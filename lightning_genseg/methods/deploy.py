@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -18,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError, MissingFileError
-from lightning_genseg.files import make_folder
+from lightning_genseg.files import make_folder, replace_file
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.checkpoints import read_run
 from lightning_genseg.methods.hub import subclass_named
@@ -119,7 +120,9 @@ def export_model(
     with _quiet():
         if format == "torch_export":
             program = export_program(graph, example)
-            torch.export.save(program, path, extra_files={"genseg.json": json.dumps(facts)})
+            content = io.BytesIO()
+            torch.export.save(program, content, extra_files={"genseg.json": json.dumps(facts)})
+            replace_file(path, content.getbuffer())
             return names
         missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
         if missing:

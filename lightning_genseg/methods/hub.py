@@ -12,7 +12,7 @@ import lightning
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError
@@ -46,6 +46,7 @@ class SharedModule(OptimisedModule, ModelHubMixin):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which method it is and what it was trained on."""
+        super().on_save_checkpoint(checkpoint)
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._note_training()
         checkpoint["method"] = type(self).__name__
@@ -53,6 +54,7 @@ class SharedModule(OptimisedModule, ModelHubMixin):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what it says of the training."""
+        super().on_load_checkpoint(checkpoint)
         self.facts = {**checkpoint.get("facts", {}), **self.facts}
 
     def on_fit_end(self) -> None:
@@ -104,7 +106,7 @@ class SharedModule(OptimisedModule, ModelHubMixin):
         }
         text = json.dumps(config, indent=2, ensure_ascii=False, default=_plain)
         copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        save_file(copies, save_directory / _WEIGHTS)
+        replace_file(save_directory / _WEIGHTS, save(copies))
         replace_file(save_directory / _CONFIG, text.encode())
 
     @property

@@ -239,7 +239,6 @@ class TrainedModule(SharedModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained on another number of classes."""
-        super().on_load_checkpoint(checkpoint)
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             for key in ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step"):
@@ -248,6 +247,12 @@ class TrainedModule(SharedModule, ABC):
                         f"the checkpoint has no '{key}': training cannot go on from it (was it "
                         "saved with save_weights_only?). Give another; test and predict take it."
                     )
+            whole = all("param_groups" in one for one in checkpoint["optimizer_states"])
+            if "fit_loop" not in checkpoint["loops"] or not whole:
+                raise GenSegError(
+                    "the checkpoint's state of the training is not as a Trainer writes it: "
+                    "training cannot go on from it. Give another; test and predict take it."
+                )
         super().on_load_checkpoint(checkpoint)
         theirs = checkpoint.get("num_classes", self.num_classes)
         if theirs != self.num_classes:

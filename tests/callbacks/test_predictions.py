@@ -256,6 +256,8 @@ def test_overwrite_removes_only_what_is_inside(predict, photos, out, tmp_path):
     (out / ".partial" / "notes.txt").touch()
     (out / "masks").rename(tmp_path / "elsewhere")
     (out / "masks").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(GenSegError, match="would be written over"):
+        predict(overwrite=True)
     predict(root=photos / "more", overwrite=True)
     assert (out / "predictions_2020.jsonl").exists()
     assert (out / ".partial" / "notes.txt").exists()

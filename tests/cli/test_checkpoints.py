@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_genseg import SoftmaxSegmenter
+from lightning_genseg.data import FolderDataModule
 from lightning_genseg.errors import GenSegError
 from tests.hostile import CODE, Touch, changed, served
 
@@ -48,7 +49,7 @@ def hostile(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("command", "address"),
     [
-        *((command, "http") for command in ("fit", "validate", "test", "predict")),
+        *((command, "http") for command in ("fit", "validate", "test", "predict", "calibrate")),
         *(("test", "file://{}"), ("test", "{}"), ("calibrate", "{}")),
     ],
 )
@@ -59,6 +60,12 @@ def test_no_command_unpickles(command, address, config, hostile, photos, fails):
         path = f"{url}/{path.name}" if address == "http" else address.format(path)
         message = fails(f"{command} --config {config} --ckpt_path {path} {options}")
     assert "pickle.ckpt' holds objects (posix.mkdir), not only tensors" in message
+    assert not (hostile / "ran").exists()
+
+
+def test_no_data_are_made_of_a_checkpoint(hostile):
+    with served(hostile) as url, pytest.raises(GenSegError, match="no FolderDataModule"):
+        FolderDataModule.load_from_checkpoint(f"{url}/pickle.ckpt")
     assert not (hostile / "ran").exists()
 
 
@@ -80,13 +87,15 @@ def test_weights_only_cannot_be_switched_off(config, checkpoint, fails):
     assert "weights_only is false" in fails(f"test {options}")
 
 
-def test_an_address_is_as_good_as_a_path(genseg, config, checkpoint, tmp_path, capsys):
+def test_an_address_is_as_good_as_a_path(genseg, fails, config, checkpoint, tmp_path, capsys):
     """Also its hyper-parameters win, and what is predicted names it."""
     (tmp_path / "www").mkdir()
     shutil.copy(checkpoint, tmp_path / "www" / "a.ckpt")
     with served(tmp_path / "www") as url:
         genseg(f"test --config {config} --ckpt_path {url}/a.ckpt --model.dropout 0.5")
-    assert f"{url}/a.ckpt sets model.dropout to 0.1, not 0.5" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "--output" in fails(f"calibrate --config {config} --ckpt_path {url}/a.ckpt")
+    assert f"{url}/a.ckpt sets model.dropout to 0.1, not 0.5" in shown
     (report,) = tmp_path.glob("runs/*/config/*/metrics.json")
     assert json.loads(report.read_text())["checkpoint"] == f"{url}/a.ckpt"
 
@@ -145,7 +154,13 @@ def test_what_is_no_whole_checkpoint(config, checkpoint, fails, tmp_path):
     changed(checkpoint, tmp_path / "misses.ckpt", {"state_dict": rest})
     for key in ("state_dict", "pytorch-lightning_version", "loops", "optimizer_states"):
         changed(checkpoint, tmp_path / f"{key}.ckpt", {key: None})
+    for key, value in (("epoch", "x"), ("callbacks", [1])):
+        changed(checkpoint, tmp_path / f"{key}.ckpt", {key: value})
+    changed(checkpoint, tmp_path / "empty.ckpt", {"loops": {}})
     for name, command, message in (
+        ("epoch", "test", "'epoch.ckpt' has no 'epoch', which a Trainer writes"),
+        ("callbacks", "test", "'callbacks.ckpt' has no 'callbacks', which a Trainer writes"),
+        ("empty", "fit", "state of the training is not as a Trainer writes it"),
         ("bare", "test", "'bare.ckpt' is a bare state dict: give a .ckpt file"),
         ("tensor", "test", "'tensor.ckpt' is no checkpoint of a run"),
         (

@@ -276,6 +276,20 @@ FIT = "check --data FolderDataModule --data.root . --data.images photos --data.n
             "masks' is there already",
         ),
         (
+            lambda root: write_masks(root / "mine/masks.unfinished", EXPECTED),
+            "convert-masks photos mine",
+            "masks.unfinished' is there already",
+        ),
+        (
+            lambda root: (
+                write_coco(root / "a.json")
+                or (root / "mine/images").mkdir(parents=True)
+                or (root / "mine/images/a.jpg").write_text("another")
+            ),
+            "convert-masks a.json mine --images photos",
+            "'mine/images/a.jpg' is there already and is not 'photos/a.jpg'",
+        ),
+        (
             lambda root: (root / "a.json").write_text("{"),
             "convert-masks a.json mine",
             "'a.json' is not JSON",

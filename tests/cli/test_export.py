@@ -151,6 +151,14 @@ def test_pretrained(genseg, tmp_path):
     assert torch.equal(loaded(image), load_method(model)(image))
 
 
+def test_nothing_is_written_over(fails, tmp_path):
+    save(calibrated(), tmp_path / "last.ckpt")
+    before = (tmp_path / "last.ckpt").read_bytes()
+    for words in ("--format torch_export", "--format pretrained", ""):
+        assert "exists" in fails(f"export --ckpt_path last.ckpt --output last.ckpt {words}")
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
 def test_after_a_fit(genseg, checkpoint, tmp_path):
     """The card of a model that the command has trained has data, scores and the command."""
     genseg(f"export --ckpt_path {checkpoint} --format pretrained --output shared")

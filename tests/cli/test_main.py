@@ -401,6 +401,10 @@ DIRPATH = "--trainer.callbacks ModelCheckpoint --trainer.callbacks.dirpath"
             "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 0",
             "lr_scheduler cannot be used (integer modulo by zero): correct its",
         ),
+        (
+            "--model.lr_scheduler ReduceLROnPlateau --model.lr_scheduler.monitor val_mIoU",
+            "--model.lr_scheduler: several classes are called ReduceLROnPlateau: give torch.optim.",
+        ),
         ("--trainer.accumulate_grad_batches 0", "accumulate_grad_batches is 0; it must be at leas"),
         ("--trainer.val_check_interval 0", "val_check_interval is 0; it must be positive."),
         ("--trainer.gradient_clip_val -1", "gradient_clip_val is -1.0; it must be at least 0."),
@@ -416,6 +420,10 @@ DIRPATH = "--trainer.callbacks ModelCheckpoint --trainer.callbacks.dirpath"
 def test_mistaken_fit(args, message, config, fails, tmp_path):
     (tmp_path / "a.yaml").touch()
     assert message in fails(f"fit --config {config} {args}")
+
+
+def test_the_class_comes_before_its_arguments(config, fails):
+    assert "--data: its class is not known yet" in fails(f"fit --data.seed 1 --config {config}")
 
 
 @pytest.mark.parametrize(
@@ -483,6 +491,11 @@ def test_a_mistake_found_by_a_worker_is_one_line(config, pairs, fails, tmp_path)
     message = fails(f"fit --config {config} {data}")
     assert "cannot be read" in message
     assert "worker" not in message
+
+
+def test_a_full_disk_is_told(config, fails, tmp_path, full_disk):
+    full_disk(300)  # config.yaml is longer
+    assert "cannot be written (File too large): make room" in fails(f"fit --config {config}")
 
 
 def test_debug_shows_the_traceback(genseg, config, monkeypatch):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lightning_genseg import EMOptions, GMMSeg, SegmentationModule, SoftmaxSegmenter
 from lightning_genseg.data import SyntheticScenesDataModule
-from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError
+from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError, UnwritableError
 from lightning_genseg.uncertainty.conformal import Threshold
 from tests.contract import TINY, PlainFeatures, trainer
 
@@ -161,6 +161,13 @@ class _Hub(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+def test_a_full_disk_is_told(trained, tmp_path, full_disk):
+    full_disk(20_000)
+    with pytest.raises(UnwritableError, match="cannot be written"):
+        trained.save_pretrained(tmp_path / "shared")
+    assert not (tmp_path / "shared" / "model.safetensors").exists()
 
 
 def test_push_to_hub(trained, tmp_path: Path, monkeypatch):

@@ -19,12 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one, two and three processes have found."""
+    """What one, two and three processes have found, and two that `ddp_spawn` has started."""
     folder = tmp_path_factory.mktemp("processes")
-    for processes in (1, 2, 3):
-        command = [sys.executable, "-m", "tests.methods.processes_run", str(folder)]
+    for task in ("1", "2", "3", "spawn"):
         done = subprocess.run(
-            [*command, str(processes), "full"],
+            [sys.executable, "-m", "tests.methods.processes_run", str(folder), task],
             cwd=ROOT,
             capture_output=True,
             text=True,

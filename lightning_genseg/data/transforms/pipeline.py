@@ -92,7 +92,8 @@ def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.C
     """Chain transforms, of points as well if asked to.
 
     Pixels of masks that a transform uncovers are 255 (ignore), however it is nested and whatever
-    its own `fill_mask` says: albumentations fills them with class 0.
+    its own `fill_mask` says: albumentations fills them with class 0. Class numbers are never
+    interpolated, whatever `mask_interpolation` says.
 
     Raises:
         GenSegError: a transform cannot move points.
@@ -101,6 +102,8 @@ def compose(transforms: Sequence[Transform] | None, points: bool = False) -> A.C
     for transform in leaves(chain):
         if getattr(transform, "fill_mask", None) is not None:
             transform.fill_mask = IGNORE
+        if hasattr(transform, "mask_interpolation"):
+            transform.mask_interpolation = cv2.INTER_NEAREST
     moving = points and any(isinstance(leaf, A.DualTransform) for leaf in leaves(chain))
     return A.Compose(
         exact_movers(chain) if points else chain,

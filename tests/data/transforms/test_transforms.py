@@ -4,6 +4,7 @@ import pickle
 import random
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -252,7 +253,7 @@ def test_tensor_transform_is_refused():
 
 UNCOVERING = [
     A.PadIfNeeded(64, 64, border_mode=0, p=1),
-    A.Rotate((30, 60), p=1),
+    A.Rotate((30, 60), mask_interpolation=cv2.INTER_LINEAR, p=1),
     A.SafeRotate((30, 60), p=1),
     A.Affine(rotate=(30, 60), fill_mask=0, p=1),
     A.CropAndPad(px=5, fill_mask=2, p=1),
