@@ -13,7 +13,9 @@ from PIL import Image
 
 from lightning_genseg import CGMGM, GMMSeg, GSSInverse, SoftmaxSegmenter
 from lightning_genseg.data import SyntheticScenes
+from lightning_genseg.data.episodes.support import SupportFolder
 from lightning_genseg.methods.deploy import Deployable, load_method
+from lightning_genseg.methods.fewshot.support import Support
 from lightning_genseg.uncertainty.conformal import Threshold
 from tests.contract import TINY, in_groups, save
 from tests.methods.agmm.test_module import make as agmm
@@ -168,8 +170,9 @@ def test_after_a_fit(genseg, checkpoint, tmp_path):
     assert "| val | mIoU | 0." in card
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "GMMSeg")) for name in DENSE]
+)
 def test_onnx(name, genseg, tmp_path, photographs):
     pytest.importorskip("onnxscript")
     model = DENSE[name](tmp_path)
@@ -188,11 +191,7 @@ def test_few_shot(name, genseg, tmp_path, support, photographs):
     model = FEW_SHOT[name]()
     save(model, tmp_path / "last.ckpt")
     genseg("export --ckpt_path last.ckpt --support_root object --support_size 65")
-    images, masks = (
-        [np.array(Image.open(file)) for file in sorted((support / kind).iterdir())]
-        for kind in ("images", "masks")
-    )
-    model.set_support(images, masks, size=65)
+    model.support = Support(*SupportFolder(support, 65).read().values())
     assert_same(run_onnx("last.onnx"), model, photographs)
 
 

@@ -88,8 +88,8 @@ def binarize(
         limit = _otsu(values, counts)
     mask = (values > limit) & counts
     number = (_FALLBACK_SHARE * counts.sum(1, keepdim=True)).round().clamp_min(1)
-    order = values.masked_fill(~counts, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    # By rank, not by value: a constant map would be all object.
+    # By rank, not by value: a constant map would be all object. ONNX has no stable sort.
+    order = values.masked_fill(~counts, -torch.inf).argsort(dim=1, descending=True)
     likeliest = (order.argsort(1) < number) & counts
     return (mask | (likeliest & ~mask.any(1, keepdim=True))).view_as(maps)
 
