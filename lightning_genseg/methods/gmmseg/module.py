@@ -248,6 +248,13 @@ class _EM(Callback):
     `on_train_batch_end`, and would save the mixture of the batch before.
     """
 
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the run begins, perhaps with a checkpoint."""
+        self._steps = trainer.global_step
+
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -256,13 +263,14 @@ class _EM(Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        """EM with the batch's embedding; batches are counted over epochs, which may be short."""
+        """EM with the batch's embedding, once a step of the optimiser; the rest is remembered."""
         assert isinstance(pl_module, GMMSeg)
         if pl_module.em.train == "gradient":
             return
+        stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         pl_module.update_mixture(
             outputs["embedding"],
             batch["mask"],
             outputs["assignment"],
-            remember_only=trainer.fit_loop.total_batch_idx % pl_module.em.interval != 0,
+            remember_only=not stepped or (self._steps - 1) % pl_module.em.interval != 0,
         )

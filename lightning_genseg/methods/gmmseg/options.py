@@ -54,8 +54,8 @@ class EMOptions:
         sinkhorn_epsilon: entropy weight.
         sinkhorn_iterations: rounds.
         loops: E- and M-steps per update.
-        interval: EM every so many batches, from the first (paper 1, code 5); the memory is fed at
-            every batch.
+        interval: EM every so many steps of the optimiser, from the first (paper 1, code 5); the
+            memory is fed at every batch.
         mean_momentum: share of the old means that stays in an update.
         variance_momentum: likewise of the deviations (code 0, paper 0.999).
         memory: `ring` (last features, exact) or `decay` (decayed moments; megabytes, not
