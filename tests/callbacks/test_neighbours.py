@@ -1,9 +1,15 @@
 """Callbacks, tuners and routines of others around a mixture: what `docs/neighbours.md` says."""
 
+import pytest
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 
 from lightning_genseg import EMOptions, GMMHead, GMMSeg
+from lightning_genseg.callbacks import UpdateMixtures
+from tests.callbacks.test_update_mixtures import pairs
 from tests.contract import TINY, changed, copied, loader, trainer
 
 EM = EMOptions(memory_size=50, interval=1, mean_momentum=0.5)
@@ -42,3 +48,33 @@ def test_em_once_a_step(tmp_path, monkeypatch):
     run = trainer(tmp_path, accumulate_grad_batches=2)
     run.fit(GMMSeg(**TINY, em=em), loader(12), loader(2))
     assert steps == [False, True, False, False, False, True]
+
+
+@pytest.mark.filterwarnings("ignore:The `LightningModule.validation_step`")
+def test_learning_rate_finder_leaves_the_mixture(tmp_path):
+    module = GMMSeg(**TINY, em=EM)
+    before = copied(module)
+    loaders = {"train_dataloaders": loader(8), "val_dataloaders": loader(2)}
+    tuner = Tuner(trainer(tmp_path))
+    finder = tuner.lr_find(module, **loaders, num_training=4, update_attr=False)
+    assert len(finder.results["loss"]) == 4
+    assert not changed(before, copied(module))
+    assert module.head.memory.moments().counts.sum() == 0
+
+
+@pytest.mark.filterwarnings("ignore:::torch_uncertainty")
+def test_torch_uncertainty(tmp_path):
+    routines = pytest.importorskip("torch_uncertainty.routines")
+    model = GMMSeg(**TINY, em=EM)
+    routine = routines.SegmentationRoutine(
+        model,
+        num_classes=6,
+        loss=torch.nn.CrossEntropyLoss(),
+        optim_recipe=torch.optim.SGD(model.parameters(), lr=0.01),
+    )
+    before = copied(model)
+    callbacks, logger = [UpdateMixtures(labels=1)], CSVLogger(tmp_path)
+    run = trainer(tmp_path, callbacks=callbacks, logger=logger, log_every_n_steps=1)
+    run.fit(routine, pairs(), pairs(2))
+    assert {"head.projection.0.weight", "head.mixture.means"} <= changed(before, copied(model))
+    assert run.callback_metrics
