@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from filecmp import cmp
@@ -60,16 +61,16 @@ def convert_masks(
         if images is None and not is_json and _has_images(source):
             images = source
         palette: list[Color] | None = None
-        left_out = annotated.left_out
+        notes = _notes(annotated, uncovered)
     else:
         names, painters, palette = _masks(source, classes, colors, mask_suffix)
-        left_out = {}
+        notes = []
     image_of = {} if images is None else _images(images, painters, mask_suffix, source)
     palette = palette or voc_palette(256)
     counts = _write(root, painters, image_of, palette)
     names = names or [f"class_{c}" for c in range(len(counts))]
     replace_file(root / "classes.json", class_table(names, palette))
-    return _summary(root, names, counts, len(painters), left_out, bool(image_of))
+    return _summary(root, names, counts, len(painters), notes, bool(image_of))
 
 
 def _numbered(
@@ -85,6 +86,21 @@ def _numbered(
     numbers = [names.index(name) for name in annotated.classes]
     rest = IGNORE if uncovered == "ignore" else names.index(own or "background")
     return names, {name: partial(paint, numbers, rest) for name, paint in annotated.masks.items()}
+
+
+def _notes(annotated: Annotated, uncovered: Literal["background", "ignore"]) -> list[str]:
+    """What the annotations hold that the masks show nothing of."""
+    notes = []
+    if annotated.left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in annotated.left_out.items())
+        notes.append(f"left out, since they have no area: {kinds}")
+    if annotated.bare:
+        rest = "background" if uncovered == "background" else "ignored"
+        notes.append(
+            f"without any outline, and therefore {rest} as a whole: {len(annotated.bare)} images "
+            f"({listed(annotated.bare, 3)}); remove these if nobody has labelled them"
+        )
+    return notes
 
 
 def _masks(
@@ -204,22 +220,20 @@ def _summary(
     names: Sequence[str],
     counts: NDArray[np.int64],
     masks: int,
-    left_out: Mapping[str, int],
+    notes: Sequence[str],
     images: bool,
 ) -> str:
     total = max(1, int(counts.sum()))
     shares = [f"{name} {count / total:.1%}" for name, count in zip(names, counts, strict=False)]
     shares += [f"ignored {counts[-1] / total:.1%}"] if counts[-1] else []
     lines = [f"{masks} masks are in {root / 'masks'}: {', '.join(shares)}"]
-    if left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
-        lines.append(f"left out, since they have no area: {kinds}")
+    lines += notes
     if not images and not (root / "images").is_dir():
         lines.append(f"put the images of the same names into {root / 'images'}")
-    quoted = json.dumps(list(names), ensure_ascii=False)
+    quoted = shlex.quote(json.dumps(list(names), ensure_ascii=False))
     lines.append(
         "look at them: genseg check --data FolderDataModule "
-        f"--data.root {root} --data.class_names '{quoted}'"
+        f"--data.root {shlex.quote(str(root))} --data.class_names {quoted}"
     )
     return "\n".join(lines)
 

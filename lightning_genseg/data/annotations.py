@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, listed
 
 _FINE = 5  # polygons are drawn this much larger, as in pycocotools
 Mask = NDArray[np.uint8]
@@ -30,12 +30,14 @@ class Annotated(NamedTuple):
         masks: for each image (path without suffix) what paints its mask.
         images: for each image the name of its file.
         left_out: kinds of shapes without an area, and how many of them there are.
+        bare: names of the images that have no shape with an area.
     """
 
     classes: list[str]
     masks: dict[str, Painter]
     images: dict[str, str]
     left_out: dict[str, int]
+    bare: list[str]
 
 
 def paint_polygon(mask: Mask, points: NDArray[np.float64], value: int) -> None:
@@ -87,7 +89,8 @@ def read_coco(path: Path) -> Annotated:
     their ids.
 
     Raises:
-        GenSegError: it is no such file.
+        GenSegError: it is no such file, has a category that it does not list, or two images of one
+            name.
     """
     content = _load(path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
@@ -99,7 +102,13 @@ def read_coco(path: Path) -> Annotated:
     index = {category["id"]: c for c, category in enumerate(categories)}
     shapes: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
-        shapes[annotation["image_id"]].append(annotation)
+        if annotation["category_id"] not in index:
+            raise GenSegError(
+                f"'{path}' has an annotation of category_id {annotation['category_id']}, which is "
+                f"none of its categories ({listed(index)}): export it again."
+            )
+        if annotation.get("segmentation"):
+            shapes[annotation["image_id"]].append(annotation)
     left_out = sum(not annotation.get("segmentation") for annotation in content["annotations"])
 
     def painter(image: Mapping[str, Any]) -> Painter:
@@ -110,18 +119,25 @@ def read_coco(path: Path) -> Annotated:
                     numbers[index[shape["category_id"]]],
                 )
                 for shape in shapes[image["id"]]
-                if shape.get("segmentation")
             ]
             return _paint(parts, int(image["height"]), int(image["width"]), rest)
 
         return paint
 
-    names = {_stem(image["file_name"]): image for image in content["images"]}
+    names: dict[str, Any] = {}
+    for image in content["images"]:
+        twin = names.setdefault(_stem(image["file_name"]), image)
+        if twin is not image:
+            raise GenSegError(
+                f"'{path}' has '{twin['file_name']}' and '{image['file_name']}', whose masks would "
+                "share a name: rename or remove one of them."
+            )
     return Annotated(
         [str(category["name"]) for category in categories],
         {name: painter(image) for name, image in names.items()},
         {name: str(image["file_name"]) for name, image in names.items()},
         {"boxes without outline": left_out} if left_out else {},
+        [name for name, image in names.items() if image["id"] not in shapes],
     )
 
 
@@ -141,6 +157,7 @@ def read_labelme(folder: Path, classes: Sequence[str] = ()) -> Annotated:
     labels: dict[str, Path] = {}
     left_out: dict[str, int] = defaultdict(int)
     images = {}
+    bare = []
     for path in sorted(folder.rglob("*.json")):
         content = _load(path)
         if not isinstance(content, dict) or "shapes" not in content:
@@ -154,6 +171,8 @@ def read_labelme(folder: Path, classes: Sequence[str] = ()) -> Annotated:
             labels.setdefault(shape["label"], path)
             if _kind(shape) not in _AREAS:
                 left_out[_kind(shape)] += 1
+        if all(_kind(shape) not in _AREAS for shape in content["shapes"]):
+            bare.append(name)
     names = list(classes) or sorted(labels)
     unlisted = [label for label in labels if label not in names]
     if unlisted:
@@ -176,7 +195,7 @@ def read_labelme(folder: Path, classes: Sequence[str] = ()) -> Annotated:
         return paint
 
     masks = {name: painter(path) for name, path in files.items()}
-    return Annotated(names, masks, images, dict(left_out))
+    return Annotated(names, masks, images, dict(left_out), bare)
 
 
 def _load(path: Path) -> Any:

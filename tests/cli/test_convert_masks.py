@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def runs(part):
     return counts
 
 
-def write_coco(path, **parts):
+def write_coco(path, twin=None, **parts):
     content = {
         "images": [
             {"id": i, "file_name": f"{name}.jpg", "height": SIZE[0], "width": SIZE[1]}
@@ -67,6 +68,8 @@ def write_coco(path, **parts):
     }
     if parts:
         content["annotations"] = [{"image_id": 0, "category_id": 7, **parts}]
+    if twin:
+        content["images"].append(content["images"][0] | {"id": 9, "file_name": twin})
     path.write_text(json.dumps(content))
 
 
@@ -94,6 +97,22 @@ def test_from_coco_to_a_trained_network(genseg, photos, tmp_path, capsys):
     options = "--trainer.accelerator cpu --trainer.fast_dev_run true --data.num_workers 0"
     data = said[-1].split("check ")[1]
     genseg(f"fit {network} {data} {options} --data.batch_size 2")
+
+
+@pytest.mark.parametrize("uncovered", ["background", "ignore"])
+def test_what_it_says_holds_for_a_shell_and_names_images_without_outline(
+    genseg, tmp_path, capsys, uncovered
+):
+    write_coco(tmp_path / "instances.json", segmentation=[box(0, 0, 9, 9)], area=81)
+    genseg(f'convert-masks instances.json "it\'s mine" --uncovered {uncovered}')
+    said = capsys.readouterr().out.splitlines()
+    rest = {"background": "background", "ignore": "ignored"}[uncovered]
+    note = f"{rest} as a whole: 3 images (b, deep/c, deep/d); remove these"
+    assert sum(note in line for line in said) == 1
+    words = shlex.split(said[-1])
+    assert words[words.index("--data.root") + 1] == "it's mine"
+    names = json.loads(words[words.index("--data.class_names") + 1])
+    assert names == ["background", "cow", "sky"][uncovered == "ignore" :]
 
 
 def test_run_lengths_as_cocos_own_tools_compress_them():
@@ -135,7 +154,9 @@ def test_from_labelme(genseg, photos, tmp_path, capsys):
         content = {"shapes": shapes, "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
         (photos / f"{name}.json").write_text(json.dumps(content))
     genseg("convert-masks photos mine")
-    assert "left out, since they have no area: 4 point" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "left out, since they have no area: 4 point" in said
+    assert "without any outline" not in said
     for mask in written(tmp_path / "mine").values():
         np.testing.assert_array_equal(mask, EXPECTED)
     assert sorted(p.name for p in (tmp_path / "mine/images").rglob("*.*")) == [
@@ -303,6 +324,16 @@ FIT = "check --data FolderDataModule --data.root . --data.images photos --data.n
             lambda root: write_coco(root / "a.json", segmentation={"counts": [3, 4]}, area=4),
             "convert-masks a.json mine",
             "has run lengths of 'a.jpg' that are not of 24 x 20 pixels",
+        ),
+        (
+            lambda root: write_coco(root / "a.json", category_id=9),
+            "convert-masks a.json mine",
+            "'a.json' has an annotation of category_id 9, which is none of its categories (7, 40)",
+        ),
+        (
+            lambda root: write_coco(root / "a.json", twin="a.png"),
+            "convert-masks a.json mine",
+            "'a.json' has 'a.jpg' and 'a.png', whose masks would share a name",
         ),
         (
             lambda root: write_coco(root / "a.json") or (root / "photos/a.jpg").unlink(),
