@@ -21,4 +21,5 @@ class LastCheckpoint(ModelCheckpoint):
         """Save what was trained after the last validation."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(self.dirpath or trainer.default_root_dir)
-            trainer.save_checkpoint(self.best_model_path or folder / "last.ckpt")
+            path = self.best_model_path or folder / "last.ckpt"
+            trainer.save_checkpoint(path, weights_only=False)  # unset: a line that puzzles
