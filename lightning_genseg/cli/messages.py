@@ -69,11 +69,14 @@ def _condense(message: str) -> str:
     last = message.rpartition("Parser key")[2]
     number = re.search(r"Expected a <class '(int|float|bool)'>", last)
     value = re.search(r"(?:Given value|Got value|import path string): ([^\n]*)", last)
+    named = re.search(r"Expected a dot import path string: (\w+)", last)
+    if named and number and number[1] == "bool":  # a logger, or whether there is one
+        number = None
     if path and number and value and not value[1].startswith("NestedArg"):
         given = value[1].partition(". Got value: ")[0]
         return f"--{'.'.join(path)} is {given}; it must be {_KINDS[number[1]]}."
     name = re.search(r"Expected a dot import path string: (\w+)", message)
-    keys = re.findall(r"Parser key \"(\w+)\"", message[: name.start()]) if name else []
+    keys = re.findall(r"Parser key \"([\w.]+)\"", message[: name.start()]) if name else []
     if name and keys:
         base = _BASES.get(keys[-1], ())
         public = {name: getattr(room, name) for room in (methods, data) for name in room.__all__}
