@@ -20,6 +20,10 @@ _BASES = {
     "data": data.SegmentationDataModule,
     "sparse": data.SparseLabels,
 }
+_BUILT = (
+    r"Does not validate against any of the Union subtypes\n"
+    r"Subtypes: .*lightning\.pytorch\.(?:callbacks|loggers)\..*\nErrors:\n\s*- ([^\n]*)"
+)
 _FULL = (ENOSPC, EDQUOT, EFBIG)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -46,6 +50,10 @@ def user_message(error: BaseException) -> str | None:
         return lacking[0].strip(" -")
     if isinstance(error, ArgumentError):
         return _condense(str(error))
+    # What a callback or logger says of its arguments, where jsonargparse builds it.
+    built = re.match(_BUILT, str(error)) if isinstance(error, ValueError) else None
+    if built:
+        return f"an argument of the Trainer cannot be used ({built[1].strip('. ')}): correct it."
     if isinstance(error, OSError) and error.filename is not None:
         return f"'{error.filename}' cannot be used ({error.strerror}): choose another path."
     if isinstance(error, OSError) and error.errno in _FULL:  # of a log or a configuration

@@ -373,10 +373,13 @@ class SegmentationDataModule(LightningDataModule, ABC):
         if self.on_error == "stop":
             more = f"; it is one of {len(problems)}" if len(problems) > 1 else ""
             raise GenSegError(
-                f"{problems[0]}{more} (genseg check lists all, --data.on_error skip leaves them "
-                "out)"
+                f"{str(problems[0]).rstrip('.')}{more} (genseg check lists all, --data.on_error "
+                "skip leaves them out)."
             )
         rank_zero_warn(f"{len(problems)} points or scribbles are left out: {listed(problems, 50)}")
+        marks = map(dataset.read_marks, range(len(dataset)))
+        if not any(one is None or len(one.classes) for one in marks):
+            raise GenSegError(f"no training image has a right point or scribble: {problems[0]}")
 
     def check_classes(self) -> None:
         """Warn of classes without a label in `train_dataset`, as far as files of labels tell."""

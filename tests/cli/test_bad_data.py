@@ -360,3 +360,13 @@ def test_wrong_marks_are_told_before_the_first_step_and_left_out_if_asked_for(
         genseg(f"fit --config {own(sparse=sparse, on_error='skip')}")
     assert any("3 points or scribbles are left out" in str(one.message) for one in record)
     assert list(tmp_path.rglob("last.ckpt"))
+
+
+@pytest.mark.filterwarnings("ignore:.* points or scribbles are left out")
+def test_nothing_is_trained_without_a_single_mark(own, fails, tmp_path):
+    write_folder(tmp_path / "photos", values=(0, 1))
+    content = {f"{index:02}": [WRONG[0]] for index in range(6)}
+    (tmp_path / "points.json").write_text(json.dumps(content))
+    sparse = {"class_path": "PointFiles", "init_args": {"files": "points.json"}}
+    config = own(sparse=sparse, on_error="skip")
+    assert "no training image has a right point or scribble" in fails(f"fit --config {config}")

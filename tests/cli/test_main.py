@@ -410,6 +410,10 @@ DIRPATH = "--trainer.callbacks ModelCheckpoint --trainer.callbacks.dirpath"
         ("--trainer.gradient_clip_val -1", "gradient_clip_val is -1.0; it must be at least 0."),
         ("--trainer.devices -3", "devices"),
         ("--seed_everything -1", "seed is -1; it must be between 0 and"),
+        (
+            "--trainer.callbacks ModelCheckpoint --trainer.callbacks.save_top_k -5",
+            "of the Trainer cannot be used (Invalid value for save_top_k=-5. Must be >= -1):",
+        ),
         ("--trainer.logger nonsense", "--trainer.logger: there is no class nonsense."),
         ("--trainer.callbacks [Nonsense]", "--trainer.callbacks: there is no class Nonsense."),
         ("--trainer.logger CometLogger", "Requirement 'comet-ml>="),
