@@ -51,7 +51,13 @@ def add_class(
         masks.append(torch.from_numpy((mask == value).astype("int64")))
     model = GMMSeg.load_from_checkpoint(ckpt_path, map_location="cpu")
     model.add_class(images, masks, name, seed)
-    trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     guard_checkpoints(trainer)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(output, weights_only=True)

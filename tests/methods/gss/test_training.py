@@ -254,7 +254,10 @@ def test_the_closed_form_inverse_gives_no_gradient(dalle):
 
 
 def test_fit_leaves_colours_for_the_next_stage(dalle, tmp_path):
-    model = colors_run(dalle, optimizer=lambda groups: torch.optim.Adam(groups, lr=0.5))
+    def adam(groups):
+        return torch.optim.Adam(groups, lr=0.5)
+
+    model = colors_run(dalle, optimizer=adam)
     start = model.color_table
     run = trainer(tmp_path, logger=True)
     run.fit(model, loader(), loader(2))
@@ -265,7 +268,7 @@ def test_fit_leaves_colours_for_the_next_stage(dalle, tmp_path):
     run.save_checkpoint(tmp_path / "learned.ckpt")
     dalle_copy = make_tokenizer(tmp_path / "learned.ckpt", torch.tensor(table[:-1]) / 255)
     assert dalle_copy.fingerprint() == model.tokenizer.fingerprint()
-    loaded = LearnedColors.load_from_checkpoint(tmp_path / "learned.ckpt")
+    loaded = LearnedColors.load_from_checkpoint(tmp_path / "learned.ckpt", optimizer=adam)
     assert loaded.color_table == table
     longer = trainer(tmp_path, max_epochs=2)
     longer.fit(loaded, loader(), loader(2), ckpt_path=tmp_path / "learned.ckpt")
