@@ -81,8 +81,10 @@ class _Command:
         options = parser.instantiate(parser.parse_args(words))
         options.pop("config")
         model = add_class(**vars(options))
+        assert model.class_names is not None
         say(
-            f"class {model.num_classes - 1} is '{options.name}'; the checkpoint is {options.output}"
+            f"class {model.num_classes - 1} is '{options.name}'; the checkpoint is "
+            f"{options.output}, for data with --data.class_names '[{','.join(model.class_names)}]'"
         )
 
 

@@ -5,6 +5,7 @@ from lightning_genseg.mixtures.episodic import EpisodicMixture, fit_episodes
 from lightning_genseg.mixtures.gaussian import (
     Covariance,
     GaussianMixture,
+    MeanStart,
     Mixture,
     diagonal_log_density,
     full_log_density,
@@ -28,6 +29,7 @@ __all__ = [
     "Estimate",
     "FeatureRing",
     "GaussianMixture",
+    "MeanStart",
     "Mixture",
     "Moments",
     "Processes",

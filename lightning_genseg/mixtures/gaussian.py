@@ -12,6 +12,7 @@ from lightning_genseg.errors import GenSegError
 
 Covariance = Literal["diagonal", "full"]
 Mixture = Literal["max", "logsumexp"]
+MeanStart = Literal["random", "orthogonal"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
 # A full covariance whitens every pixel's offset from every component; this bounds that tensor.
@@ -157,6 +158,20 @@ def _valid(labels: Tensor, count: int) -> Tensor:
     return torch.where((labels >= 0) & (labels < count), labels, 0)
 
 
+def orthogonal_vectors(count: int, dim: int) -> Tensor:
+    """Unit vectors N x D of zero sum, drawn at random, D - 1 at a time orthogonal to each other.
+
+    LayerNorm gives every feature the sum zero: what a start has besides lies outside their space.
+    """
+    if dim == 1:
+        return torch.ones(count, 1)
+    bases = []
+    for _ in range(-(-count // (dim - 1))):
+        vectors = torch.randn(dim, dim - 1, dtype=torch.float64)  # the last ones are hardly new
+        bases.append(torch.linalg.qr(vectors - vectors.mean(0)).Q.T)
+    return torch.cat(bases)[:count].float()
+
+
 class GaussianMixture(nn.Module):
     """One Gaussian mixture per class, all classes in tensors of one fixed shape.
 
@@ -173,6 +188,7 @@ class GaussianMixture(nn.Module):
             dimension, else at 1.
         trainable: parameters by gradient; `diagonal` only.
         variance_floor: no variance is used below it (EM adds its own; gradients need this one).
+        start: of the means: `random` unit vectors, or `orthogonal` ones of zero sum.
 
     Example:
         >>> mixture = GaussianMixture(num_classes=3, components=2, dim=4)
@@ -194,6 +210,7 @@ class GaussianMixture(nn.Module):
         unit_means: bool = False,
         trainable: bool = False,
         variance_floor: float = 0.0,
+        start: MeanStart = "random",
     ) -> None:
         super().__init__()
         sizes = dict.fromkeys(("num_classes", "components", "dim"), "[1, inf)")
@@ -206,7 +223,10 @@ class GaussianMixture(nn.Module):
         self.covariance, self.unit_means = covariance, unit_means
         self.variance_floor = variance_floor
         shape = (num_classes, components, dim)
-        state = {"means": F.normalize(torch.randn(shape), dim=-1)}
+        means = torch.randn(shape)
+        if start == "orthogonal":
+            means = orthogonal_vectors(num_classes * components, dim).view(shape)
+        state = {"means": F.normalize(means, dim=-1)}
         variance = 1 / dim + variance_floor if unit_means else 1.0
         if covariance == "full":
             state["covariances"] = variance * torch.eye(dim).repeat(num_classes, components, 1, 1)

@@ -196,3 +196,15 @@ def test_wrong_arguments(arguments, words):
 def test_refuses_features_of_another_shape(shape):
     with pytest.raises(GenSegError, match="takes N x 4 features; got"):
         GaussianMixture(2, 2, 4).log_density(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("classes", "components", "dim"), [(7, 5, 64), (19, 5, 64), (3, 1, 2)])
+def test_an_orthogonal_start(classes, components, dim):
+    mixture = GaussianMixture(classes, components, dim, start="orthogonal")
+    means = mixture.means.flatten(0, 1)
+    torch.testing.assert_close(means.sum(1), torch.zeros(len(means)), atol=1e-5, rtol=0)
+    for basis in means.split(dim - 1):
+        torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis)), atol=1e-5, rtol=0)
+    assert not torch.equal(
+        GaussianMixture(classes, components, dim, start="orthogonal").means, means
+    )

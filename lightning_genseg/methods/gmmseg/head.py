@@ -120,6 +120,7 @@ class GMMHead(nn.Module):
             unit_means=mixture.normalize_features,
             trainable=em.train == "gradient",
             variance_floor=mixture.variance_floor,
+            start=mixture.start,
         )
         self.memory = self._empty_memory()
 

