@@ -149,7 +149,8 @@ def read_mask(path: Path, colors: Sequence[Color] | None = None) -> NDArray[np.i
     if path.suffix.lower() == ".npy":
         return _read_array(path)
     mask = _open(path, "mask")
-    if mask.format in _LOSSY or mask.info.get("compression") == "jpeg":
+    lossy = mask.format in _LOSSY and not _is_lossless_webp(path)
+    if lossy or mask.info.get("compression") == "jpeg":
         raise GenSegError(
             f"mask '{path}' is compressed with loss ({mask.format}), which changes class numbers "
             "along every border: export the masks again as PNG; converting this file is too late."
@@ -168,6 +169,13 @@ def read_mask(path: Path, colors: Sequence[Color] | None = None) -> NDArray[np.i
         )
     array = np.array(mask)
     return array.astype(np.uint8) if array.dtype == bool else array
+
+
+def _is_lossless_webp(path: Path) -> bool:
+    """Whether a WebP has the chunk of lossless pictures, first or behind that of extensions."""
+    with path.open("rb") as file:
+        head = file.read(48)
+    return head[8:12] == b"WEBP" and b"VP8L" in head[12:]
 
 
 def image_size(path: Path) -> tuple[int, int]:

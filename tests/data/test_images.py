@@ -139,3 +139,12 @@ def test_wrong_image_folders(tmp_path):
     (tmp_path / "x.png").write_text("no image")
     with pytest.raises(GenSegError, match=r"image '.*x\.png' cannot be read"):
         ImageFolder(tmp_path)[0]
+
+
+def test_a_lossless_webp_is_a_mask_and_a_lossy_one_is_not(tmp_path):
+    values = np.random.default_rng(0).integers(0, 19, (20, 30)).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.webp", lossless=True)
+    assert np.array_equal(read_mask(tmp_path / "a.webp"), values)
+    Image.fromarray(values).save(tmp_path / "b.webp")
+    with pytest.raises(GenSegError, match="compressed with loss"):
+        read_mask(tmp_path / "b.webp")
