@@ -6,14 +6,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_genseg import __version__
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.callbacks.pictures import (
     classes_of,
@@ -27,6 +25,7 @@ from lightning_genseg.callbacks.pictures import (
 from lightning_genseg.files import replace_file, run_folder
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.evaluation import Evaluation
+from lightning_genseg.methods.hub import versions
 from lightning_genseg.metrics.anomaly import bin_upper_edge
 from lightning_genseg.plots.diagrams import anomaly_histogram, reliability_diagram
 from lightning_genseg.plots.pictures import (
@@ -187,11 +186,7 @@ class Report(Callback):
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             "model": type(pl_module).__name__,
             "data": None if data is None else type(data).__name__,
-            "versions": {
-                "lightning_genseg": __version__,
-                "lightning": lightning.__version__,
-                "torch": str(torch.__version__),
-            },
+            "versions": versions(),
         }
         pictures: dict[str, Image.Image] = {}
         if self._samples:

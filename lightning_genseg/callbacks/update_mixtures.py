@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_genseg.errors import GenSegError, listed
 from lightning_genseg.methods.gmmseg.head import GMMHead
-from lightning_genseg.methods.gmmseg.module import GMMSeg
+from lightning_genseg.methods.gmmseg.module import GMMSeg, StepCallback
 
 
-class UpdateMixtures(Callback):
+class UpdateMixtures(StepCallback):
     """Take the EM step of every `GMMHead` in any LightningModule, after each training batch.
 
     What a head has seen last in the batch is taken, whoever called it, and the labels from the
@@ -32,11 +32,11 @@ class UpdateMixtures(Callback):
     """
 
     def __init__(self, labels: str | int = "mask") -> None:
+        super().__init__()
         self.labels = labels
         self._owners: dict[str, GMMHead | GMMSeg] = {}
         self._seen: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
-        self._steps = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the heads."""
@@ -58,7 +58,7 @@ class UpdateMixtures(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what the heads see."""
-        self._steps = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         for name in self._owners:
             projection = self._head(name).projection
             self._hooks.append(projection.register_forward_hook(partial(self._see, name)))
@@ -77,14 +77,14 @@ class UpdateMixtures(Callback):
     ) -> None:
         """EM, on all processes together."""
         mask = self._mask(batch)
-        stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
+        stepped = self.took_step(trainer)
         for name, owner in self._owners.items():
             if name in self._seen:
                 head = self._head(name)
                 owner.update_mixture(
                     head.normalized(self._seen.pop(name)),
                     mask,
-                    remember_only=not stepped or (self._steps - 1) % head.em.interval != 0,
+                    remember_only=not (stepped and self.is_due(head.em.interval)),
                 )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

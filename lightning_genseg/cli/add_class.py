@@ -1,12 +1,13 @@
 """`genseg add-class`: a trained GMMSeg learns one more class from a few images."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
 from lightning_genseg.cli.messages import say
-from lightning_genseg.cli.parser import Parser
+from lightning_genseg.cli.parser import FunctionCommand
 from lightning_genseg.data.dataset import check_sizes
 from lightning_genseg.data.images import read_image, read_mask
 from lightning_genseg.data.sets.folder import pair_files
@@ -64,28 +65,17 @@ def add_class(
     return model
 
 
-class _Command:
-    """`genseg add-class`."""
-
-    help = "Teach a trained GMMSeg one more class from a few images, without training."
-
-    def make_parser(self) -> Parser:
-        parser = Parser(prog="genseg add-class", description=self.help, epilog=None)
-        parser.add_argument("-c", "--config", action="config", help="YAML file of the options.")
-        parser.add_function_arguments(add_class)
-        return parser
-
-    def run(self, words: list[str]) -> None:
-        """Write the checkpoint, and tell where it is."""
-        parser = self.make_parser()
-        options = parser.instantiate(parser.parse_args(words))
-        options.pop("config")
-        model = add_class(**vars(options))
-        assert model.class_names is not None
-        say(
-            f"class {model.num_classes - 1} is '{options.name}'; the checkpoint is "
-            f"{options.output}, for data with --data.class_names '[{','.join(model.class_names)}]'"
-        )
+def _tell(arguments: dict[str, Any], model: GMMSeg) -> None:
+    *_, name = names = model.all_class_names
+    say(
+        f"class {len(names) - 1} is '{name}'; the checkpoint is {arguments['output']}, for data "
+        f"with --data.class_names '[{','.join(names)}]'"
+    )
 
 
-COMMAND = _Command()
+COMMAND = FunctionCommand(
+    "add-class",
+    add_class,
+    "Teach a trained GMMSeg one more class from a few images, without training.",
+    _tell,
+)

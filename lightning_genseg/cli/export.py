@@ -1,9 +1,9 @@
 """`genseg export`: a trained model for others, without data, optimiser or this command."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from lightning_genseg.cli.parser import Parser
+from lightning_genseg.cli.parser import FunctionCommand
 from lightning_genseg.data.episodes.support import SupportFolder
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule
@@ -73,23 +73,6 @@ def export(
     return target
 
 
-class _Command:
-    """`genseg export`."""
-
-    help = _HELP
-
-    def make_parser(self) -> Parser:
-        parser = Parser(prog="genseg export", description=self.help, epilog=None)
-        parser.add_argument("-c", "--config", action="config", help="YAML file of these options.")
-        parser.add_function_arguments(export)
-        return parser
-
-    def run(self, words: list[str]) -> None:
-        """Export, and say where to."""
-        parser = self.make_parser()
-        arguments: dict[str, Any] = vars(parser.instantiate(parser.parse_args(words)))
-        arguments.pop("config")
-        print(f"The model is in {export(**arguments)}")
-
-
-COMMAND = _Command()
+COMMAND = FunctionCommand(
+    "export", export, _HELP, lambda _, target: print(f"The model is in {target}")
+)

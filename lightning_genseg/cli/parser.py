@@ -131,6 +131,37 @@ class Parser(LightningArgumentParser):
 
 
 @dataclass(frozen=True)
+class FunctionCommand:
+    """A command that calls a function with its arguments, and needs neither Trainer nor data.
+
+    Args:
+        name: `genseg <name>`.
+        function: whose arguments are the command's.
+        help: what the command does.
+        tell: takes the arguments and what the function has returned; says it to the user.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    help: str
+    tell: Callable[[dict[str, Any], Any], None]
+
+    def make_parser(self) -> Parser:
+        """Parser of the command."""
+        parser = Parser(prog=f"genseg {self.name}", description=self.help, epilog=None)
+        parser.add_argument("-c", "--config", action="config", help="YAML file of these options.")
+        parser.add_function_arguments(self.function)
+        return parser
+
+    def run(self, words: list[str]) -> None:
+        """Run it with words of the command line."""
+        parser = self.make_parser()
+        arguments: dict[str, Any] = vars(parser.instantiate(parser.parse_args(words)))
+        arguments.pop("config")
+        self.tell(arguments, self.function(**arguments))
+
+
+@dataclass(frozen=True)
 class DataCommand:
     """A command that calls a function with data, and needs neither Trainer nor model.
 

@@ -86,7 +86,7 @@ class Deployable(nn.Module):
         threshold = model.anomaly.thresholds.get(str(model.anomaly_score))
         return {
             "method": type(model).__name__,
-            "class_names": list(model.class_names or map(str, range(model.num_classes))),
+            "class_names": model.all_class_names,
             "anomaly_score": model.anomaly_score,
             "threshold": None if threshold is None else threshold._asdict(),
         }

@@ -102,7 +102,7 @@ class SharedModule(OptimisedModule, ModelHubMixin):
             "arguments": {k: v for k, v in arguments if not k.startswith("_")},
             "features": self.own_features,
             "checkpoint": plain,
-            "versions": _versions(),
+            "versions": versions(),
         }
         text = json.dumps(config, indent=2, ensure_ascii=False, default=_plain)
         copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
@@ -243,7 +243,8 @@ def _plain(value: Any) -> str:
     raise TypeError(f"{value!r} is no plain value")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and those that a result depends on."""
     from lightning_genseg import __version__  # whose import is the one of this module
 
     return {
@@ -257,7 +258,7 @@ def _card(model: Any) -> Iterator[str]:
     """Paragraphs of a model card."""
     name, facts = type(model).__name__, dict(model.facts)
     summary = re.split(r"\n\s*\n", type(model).__doc__ or "")[0].strip()
-    yield f"# {name}: {len(_classes(model))} classes\n\n{summary}"
+    yield f"# {name}: {len(model.all_class_names)} classes\n\n{summary}"
     own = ", features=network" if model.own_features else ""
     yield (
         f"```python\nfrom lightning_genseg import {name}\n\n"
@@ -268,7 +269,7 @@ def _card(model: Any) -> Iterator[str]:
         yield f"`network` is a `{model.own_features}`, whose code is not in this repository."
     palette = facts.pop("palette", None) or []
     rows = ["## Classes\n\n| number | name | colour |\n|---|---|---|"]
-    for index, label in enumerate(_classes(model)):
+    for index, label in enumerate(model.all_class_names):
         color = "#{:02x}{:02x}{:02x}".format(*palette[index]) if index < len(palette) else ""
         rows.append(f"| {index} | {label} | {color} |")
     yield "\n".join(rows)
@@ -293,9 +294,5 @@ def _card(model: Any) -> Iterator[str]:
     command = facts.pop("command", None)
     if command is not None:
         yield f"## Training\n\n```bash\n{command}\n```"
-    facts |= _versions()
+    facts |= versions()
     yield "## Facts\n\n| | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items())
-
-
-def _classes(model: Any) -> list[str]:
-    return list(model.class_names or map(str, range(model.num_classes)))

@@ -117,6 +117,11 @@ class TrainedModule(SharedModule, ABC):
                 "give one of the same architecture."
             ) from error
 
+    @property
+    def all_class_names(self) -> list[str]:
+        """`class_names`, or the numbers of the classes where these have no names."""
+        return list(self.class_names or map(str, range(self.num_classes)))
+
     @abstractmethod
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`loss` to be minimised, its parts `loss_*` to be logged, and what EM needs afterwards.

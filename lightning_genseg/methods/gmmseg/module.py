@@ -161,7 +161,7 @@ class GMMSeg(PixelModule):
         Raises:
             GenSegError: no mask for each image, no pixel of the class, or a name that is taken.
         """
-        names = self.class_names or [str(number) for number in range(self.num_classes)]
+        names = self.all_class_names
         if name in names:
             raise GenSegError(f"name is '{name}', which is a class already: give another one.")
         if self.num_classes == self.ignore_index:
@@ -241,12 +241,8 @@ class GMMSeg(PixelModule):
             self.head.memory.load_state_dict(checkpoint["mixture_memory"])
 
 
-class _EM(Callback):
-    """Calls `update_mixture` at the end of a batch.
-
-    A callback, because `ModelCheckpoint` runs after the other callbacks but before the module's own
-    `on_train_batch_end`, and would save the mixture of the batch before.
-    """
+class StepCallback(Callback):
+    """What EM asks of a run: whether a batch has ended a step of the optimiser, and which one."""
 
     def __init__(self) -> None:
         self._steps = 0
@@ -254,6 +250,23 @@ class _EM(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the run begins, perhaps with a checkpoint."""
         self._steps = trainer.global_step
+
+    def took_step(self, trainer: Trainer) -> bool:
+        """Whether the optimiser has gone on since the last call; called once a batch."""
+        stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
+        return stepped
+
+    def is_due(self, interval: int) -> bool:
+        """Whether the last step is one of every `interval`, from the first."""
+        return (self._steps - 1) % interval == 0
+
+
+class _EM(StepCallback):
+    """Calls `update_mixture` at the end of a batch.
+
+    A callback, because `ModelCheckpoint` runs after the other callbacks but before the module's own
+    `on_train_batch_end`, and would save the mixture of the batch before.
+    """
 
     def on_train_batch_end(
         self,
@@ -267,10 +280,10 @@ class _EM(Callback):
         assert isinstance(pl_module, GMMSeg)
         if pl_module.em.train == "gradient":
             return
-        stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
+        stepped = self.took_step(trainer)
         pl_module.update_mixture(
             outputs["embedding"],
             batch["mask"],
             outputs["assignment"],
-            remember_only=not stepped or (self._steps - 1) % pl_module.em.interval != 0,
+            remember_only=not (stepped and self.is_due(pl_module.em.interval)),
         )
