@@ -324,9 +324,15 @@ class SegmentationModule(TrainedModule):
         for name, value in scores.items():
             self.log(f"test_{name}", value.float(), sync_dist=True)
 
+    @property
+    def backbone(self) -> nn.Module:
+        """`features.encoder`, or all `features` where there is none; for `BackboneFinetuning`."""
+        encoder: nn.Module = getattr(self.features, "encoder", self.features)
+        return encoder
+
     def encoder_parameters(self) -> set[nn.Parameter]:
-        """Those of `features.encoder`, or of all `features` where there is none."""
-        return set(getattr(self.features, "encoder", self.features).parameters())
+        """Those of the `backbone`."""
+        return set(self.backbone.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what calibration has fitted."""

@@ -60,6 +60,7 @@ class OptimisedModule(LightningModule):
         self.head_lr_factor, self.decay_norms = head_lr_factor, decay_norms
         self._resumed: dict[str, Any] | None = None  # what the checkpoint says of its optimiser
         self._schedule: dict[str, Any] = {}  # arguments of the schedule
+        self._scheduled: int | None = None  # groups of the optimiser that it sets the rates of
 
     def encoder_parameters(self) -> set[nn.Parameter]:
         """Parameters that learn at the optimiser's own rate; all others belong to the head."""
@@ -110,15 +111,38 @@ class OptimisedModule(LightningModule):
                 scheduler.best = scheduler.mode_worse = math.inf if mode == "min" else -math.inf
         names = signature(type(scheduler)).parameters.keys() - {"optimizer", "last_epoch"}
         self._schedule = {key: vars(scheduler)[key] for key in names & vars(scheduler).keys()}
-        if self._resumed is not None:
-            _compare(optimizer, self._resumed)
+        self._scheduled = len(optimizer.param_groups)
         schedule = {"scheduler": scheduler, **how}
         return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """As Lightning's, with a sentence where a schedule has an end and the run goes on."""
-        with _sentence("lr_scheduler"):
-            super().lr_scheduler_step(scheduler, metric)
+        """As Lightning's, with a sentence where a schedule has an end and the run goes on.
+
+        Groups that a callback has added to the optimiser (`BackboneFinetuning`) are the callback's:
+        most schedules would stumble over them, or set their rates a second time.
+        """
+        optimizer = scheduler.optimizer
+        groups = optimizer.param_groups
+        optimizer.param_groups = groups[: self._scheduled]
+        try:
+            with _sentence("lr_scheduler"):
+                super().lr_scheduler_step(scheduler, metric)
+        finally:
+            optimizer.param_groups = groups
+
+    def on_fit_start(self) -> None:
+        """Compare the optimiser with the checkpoint's, before its state is restored.
+
+        Not earlier: `BackboneFinetuning` restores its groups only now, and leaves them frozen.
+        """
+        resumed, self._resumed = self._resumed, None
+        if resumed is None:
+            return
+        optimizer = self.trainer.optimizers[0]
+        for group in optimizer.param_groups[self._scheduled or 0 :]:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
+        _compare(optimizer, resumed)
 
     def on_train_start(self) -> None:
         """Let a resumed schedule have the arguments of this run, and its rate at this step."""
@@ -207,8 +231,8 @@ def _compare(optimizer: Optimizer, resumed: dict[str, Any]) -> None:
         for key in ("initial_lr", "weight_decay"):
             if key in group and old.get(key, group[key]) != group[key]:
                 rank_zero_warn(
-                    f"the run goes on with {key} {old[key]} of {group['name']} as in the "
-                    f"checkpoint, not with {group[key]}."
+                    f"the run goes on with {key} {old[key]} of {group.get('name', 'a group')} as "
+                    f"in the checkpoint, not with {group[key]}."
                 )
 
 

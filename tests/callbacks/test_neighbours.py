@@ -1,11 +1,14 @@
 """Callbacks, tuners and routines of others around a mixture: what `docs/neighbours.md` says."""
 
+from functools import partial
+
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import BackboneFinetuning, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
+from torch.optim.lr_scheduler import StepLR
 
 from lightning_genseg import EMOptions, GMMHead, GMMSeg
 from lightning_genseg.callbacks import UpdateMixtures
@@ -34,6 +37,50 @@ def test_averaged_weights_have_the_newest_mixture(tmp_path):
     assert not {name for name in differing if ".mixture." in name}
     loaded = copied(GMMSeg.load_from_checkpoint(tmp_path / "a.ckpt"))
     assert not changed(copied(module), loaded)
+
+
+class Groups(Callback):
+    """The optimiser's parameters, each once, and the rates of its groups, epoch by epoch."""
+
+    def __init__(self):
+        self.weights, self.rates = [], []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        groups = trainer.optimizers[0].param_groups
+        ids = [id(parameter) for group in groups for parameter in group["params"]]
+        assert len(ids) == len(set(ids))
+        self.weights.append(copied(pl_module.backbone))
+        self.rates.append([group["lr"] for group in groups])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "train_bn"), [(None, True), (partial(StepLR, step_size=1, gamma=0.5), False)]
+)
+@pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")
+def test_an_encoder_that_is_thawed_later(tmp_path, schedule, train_bn):
+    """The schedule moves the groups that it began with; the callback that of the encoder."""
+
+    def fit(epochs, **options):
+        module, groups = GMMSeg(**TINY, em=EM, lr_scheduler=schedule), Groups()
+        thaw = BackboneFinetuning(2, lambda epoch: 1.5, should_align=False, train_bn=train_bn)
+        run = trainer(tmp_path, callbacks=[thaw, groups], max_epochs=epochs, limit_val_batches=0)
+        run.fit(module, loader(4), loader(2), **options)
+        return run, module, groups
+
+    run, module, groups = fit(3)
+    first, second, third = groups.weights
+    parameters = dict(module.backbone.named_parameters())
+    norms = {name for name, parameter in parameters.items() if parameter.ndim == 1}
+    assert changed(first, second) & parameters.keys() == norms
+    assert changed(second, third) >= parameters.keys()
+    assert [len(rates) for rates in groups.rates] == [2, 2, 3]
+    assert groups.rates[2][-1] == pytest.approx(0.1 * groups.rates[1][0])
+
+    run.save_checkpoint(tmp_path / "thawed.ckpt")
+    _, _, again = fit(5, ckpt_path=tmp_path / "thawed.ckpt")
+    expected = [groups.rates[2][-1] * factor for factor in (1.5, 1.5**2)]
+    assert [rates[-1] for rates in again.rates] == pytest.approx(expected)
+    assert changed(third, again.weights[0]) >= parameters.keys()
 
 
 def test_em_once_a_step(tmp_path, monkeypatch):

@@ -285,6 +285,7 @@ class FewShotModule(SegmentationModule):
 
     def on_fit_start(self) -> None:
         """Refuse data of another fold: the encoder would know the novel classes."""
+        super().on_fit_start()
         expect_frozen_parts()
         self.on_validation_start()
 

@@ -207,6 +207,7 @@ class GMMSeg(PixelModule):
 
     def on_fit_start(self) -> None:
         """A mixture of random features would look like a result."""
+        super().on_fit_start()
         if self.posthoc and not (self.has_trained_features or self.trainer.ckpt_path):
             raise GenSegError(
                 "em.train='posthoc' needs a trained network; give the checkpoint of a softmax "

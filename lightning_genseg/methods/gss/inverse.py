@@ -149,6 +149,7 @@ class GSSInverse(SegmentationModule):
 
     def on_fit_start(self) -> None:
         """Refuse a prior without weights; others are frozen with good reason."""
+        super().on_fit_start()
         expect_frozen_parts()
         self.prior.tokenizer.need_weights()
 

@@ -258,6 +258,7 @@ class GSS(PixelModule):
 
     def on_fit_start(self) -> None:
         """Refuse a tokenizer that was never trained; others are frozen with good reason."""
+        super().on_fit_start()
         expect_frozen_parts()
         self.tokenizer.need_weights()
 

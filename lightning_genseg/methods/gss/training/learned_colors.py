@@ -131,6 +131,7 @@ class LearnedColors(MaskModule):
 
     def on_fit_start(self) -> None:
         """Refuse a tokenizer without weights; others are frozen with good reason."""
+        super().on_fit_start()
         expect_frozen_parts()
         self.tokenizer.need_weights()
 
