@@ -25,6 +25,7 @@ _BUILT = (
     r"Subtypes: .*lightning\.pytorch\.(?:callbacks|loggers)\..*\nErrors:\n\s*- ([^\n]*)"
 )
 _FULL = (ENOSPC, EDQUOT, EFBIG)
+_EXPECTED = "Expected a <class '"
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -75,14 +76,15 @@ def _condense(message: str) -> str:
     """Return the sentence inside jsonargparse's report of everything it has tried."""
     path = re.findall(r"Parser key \"([\w.]+)\"", message)
     last = message.rpartition("Parser key")[2]
-    number = re.search(r"Expected a <class '(int|float|bool)'>", last)
+    number = re.search(rf"{_EXPECTED}(int|float|bool)'>(\s+- {_EXPECTED}NoneType)?", last)
     value = re.search(r"(?:Given value|Got value|import path string): ([^\n]*)", last)
     named = re.search(r"Expected a dot import path string: (\w+)", last)
     if named and number and number[1] == "bool":  # a logger, or whether there is one
         number = None
     if path and number and value and not value[1].startswith("NestedArg"):
         given = value[1].partition(". Got value: ")[0]
-        return f"--{'.'.join(path)} is {given}; it must be {_KINDS[number[1]]}."
+        or_null = " or null" if number[2] else ""
+        return f"--{'.'.join(path)} is {given}; it must be {_KINDS[number[1]]}{or_null}."
     name = re.search(r"Expected a dot import path string: (\w+)", message)
     keys = re.findall(r"Parser key \"([\w.]+)\"", message[: name.start()]) if name else []
     if name and keys:

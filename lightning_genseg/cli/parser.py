@@ -39,8 +39,15 @@ _load_yaml = get_loader("yaml")
 
 
 def _load(stream: str) -> Any:
-    """Load YAML in which a table of numbers, `{0:0,255:1}`, needs no spaces."""
-    return _load_yaml(_TABLE.sub(lambda table: table[0].replace(":", ": "), stream))
+    """Load YAML in which a table of numbers, `{0:0,255:1}`, needs no spaces, and `None` is null.
+
+    jsonargparse passes a null for an option of a group on as the word `None`.
+    """
+    return (
+        None
+        if stream.strip() == "None"
+        else _load_yaml(_TABLE.sub(lambda table: table[0].replace(":", ": "), stream))
+    )
 
 
 set_loader("yaml", _load, exceptions=(YAMLError, ValueError, RecursionError))

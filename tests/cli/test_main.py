@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
+from types import NoneType
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from lightning_genseg.callbacks import ChannelsLast, LastCheckpoint, read_manife
 from lightning_genseg.cli.calibrate import GenSegTrainer
 from lightning_genseg.data import SyntheticScenes
 from tests.cli.conftest import CONFIG
+from tests.contract import types_of
 
 CLASSES = list(SyntheticScenes.CLASS_NAMES)
 
@@ -381,12 +385,14 @@ DIRPATH = "--trainer.callbacks ModelCheckpoint --trainer.callbacks.dirpath"
         ("--model.encodr resnet18", "Option 'encodr' is not accepted; did you mean encoder?"),
         ("--model GMMSeg --model.components 3", "did you mean mixture.components?"),
         (f"{NESTED}.componnts 3", "did you mean mixture.components?"),
+        (f"{NESTED}.components many", "mixture.components is many; it must be a whole number."),
+        (f"{NESTED}.embedding_dim many", "dim is many; it must be a whole number or null."),
         (f"{NESTED}.components 0", "components is 0; it must be at least 1."),
         ("--model GMMSg", "--model: there is no class GMMSg; did you mean GMMSeg?"),
         ("--data CamVidDatModule", "no class CamVidDatModule; did you mean CamVidDataModule?"),
         ("--data.sparse Pints", "--data.sparse: there is no class Pints; did you mean Points?"),
         ("--model.encoder resnt18", "encoder 'resnt18' is no encoder"),
-        ("--trainer.max_epochs many", "max_epochs is many; it must be a whole number."),
+        ("--trainer.max_epochs many", "max_epochs is many; it must be a whole number or null."),
         ("--data CamVidDataModule --data.root nowhere", "'nowhere/train' does not exist"),
         ("--data.batch_size 0", "batch_size is 0"),
         ("--trainer.accelerator abacus", "abacus"),
@@ -426,6 +432,34 @@ DIRPATH = "--trainer.callbacks ModelCheckpoint --trainer.callbacks.dirpath"
 def test_mistaken_fit(args, message, config, fails, tmp_path):
     (tmp_path / "a.yaml").touch()
     assert message in fails(f"fit --config {config} {args}")
+
+
+def optional_fields(method):
+    """Options of a method's groups that may be null."""
+    return [
+        (name, field)
+        for name, hint in types_of(method).items()
+        for kind in (hint, *get_args(hint))
+        if is_dataclass(kind)
+        for field, type_ in get_type_hints(kind).items()
+        if NoneType in get_args(type_)
+    ]
+
+
+@pytest.mark.parametrize(
+    "method", [kind for name in methods.__all__ if optional_fields(kind := getattr(methods, name))]
+)
+def test_an_option_of_a_group_may_be_null(method, genseg, capsys):
+    options = optional_fields(method)
+    words = " ".join(f"--model.{group}.{field} null" for group, field in options)
+    words += " --model.optimizer AdamW --model.optimizer.foreach null"
+    data = "--data SyntheticScenesDataModule --print_config"
+    with pytest.raises(SystemExit) as exit:
+        genseg(f"fit --model {method.__name__} {words} {data}")
+    assert not exit.value.code
+    found = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert found["optimizer"]["init_args"]["foreach"] is None
+    assert [found[group][field] for group, field in options] == [None] * len(options)
 
 
 def test_the_class_comes_before_its_arguments(config, fails):
