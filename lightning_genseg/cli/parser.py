@@ -43,11 +43,9 @@ def _load(stream: str) -> Any:
 
     jsonargparse passes a null for an option of a group on as the word `None`.
     """
-    return (
-        None
-        if stream.strip() == "None"
-        else _load_yaml(_TABLE.sub(lambda table: table[0].replace(":", ": "), stream))
-    )
+    if stream.strip() == "None":
+        return None
+    return _load_yaml(_TABLE.sub(lambda table: table[0].replace(":", ": "), stream))
 
 
 set_loader("yaml", _load, exceptions=(YAMLError, ValueError, RecursionError))

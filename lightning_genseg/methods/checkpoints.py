@@ -1,6 +1,7 @@
 """Checkpoints: read without running what they name, written beside the old one."""
 
 import io
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,12 +24,26 @@ from lightning_genseg.files import is_address, load_tensors, local_copy, replace
 _PACKAGE = __name__.partition(".")[0]
 _LISTS = (list, tuple, Sequence)
 _WORDS = (str, Path)
-_CONTENT: dict[str, type] = {
-    "pytorch-lightning_version": str,
-    "epoch": int,
-    "global_step": int,
-    **dict.fromkeys(("hyper_parameters", "callbacks", "loops"), Mapping),
-    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+_NAMED = {str: object}
+# What stands in a checkpoint: a type, a pattern of a word, what the parts of a list are, all (list)
+# or in their order (tuple), or those of a mapping, all (`str`) or by their names.
+_CONTENT: dict[str, Any] = {
+    "pytorch-lightning_version": re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)*(\+[\w.]+)?"),
+    **dict.fromkeys(("epoch", "global_step", "num_classes"), int),
+    **dict.fromkeys(("method", "optimizer", "hparams_name"), str),
+    **dict.fromkeys(("state_dict", "hyper_parameters", "facts", "mixture_memory"), _NAMED),
+    **dict.fromkeys(("fingerprints", "tokenizer"), _NAMED),
+    "callbacks": {str: Mapping},
+    "loops": {str: Mapping},
+    "optimizer_states": [{"state": Mapping, "param_groups": [{"params": list}]}],
+    "lr_schedulers": [_NAMED],
+    "base_classes": [object],
+    "anomaly": {
+        "statistics": {str: torch.Tensor},
+        "thresholds": {str: (Number, Number, str, Number, int)},
+        "inference": _NAMED,
+        "ranges": {str: (Number, Number)},
+    },
 }
 _INSTANTIATORS = (
     "lightning.pytorch.cli.instantiate_module",
@@ -99,14 +114,32 @@ def read_run(source: str | Path | io.BytesIO, name: str = "", mmap: bool = True)
         raise GenSegError(
             f"{name} is {what}: give a .ckpt file that `genseg fit` or a Trainer has written."
         )
-    for key, kind in _CONTENT.items():
+    for key, form in _CONTENT.items():
         needed = key == "pytorch-lightning_version"
-        if (needed or key in content) and not isinstance(content.get(key), kind):
+        if (needed or key in content) and not _has_form(content.get(key), form):
             raise GenSegError(
-                f"{name} has no '{key}', which a Trainer writes: it was changed or is no "
+                f"{name} has no '{key}' as a Trainer writes it: it was changed or is no "
                 "checkpoint of a run. Give another one."
             )
     return content
+
+
+def _has_form(value: object, form: Any) -> bool:
+    """Whether a value is what `_CONTENT` says."""
+    if isinstance(form, re.Pattern):
+        return isinstance(value, str) and form.fullmatch(value) is not None
+    if isinstance(form, list):
+        return isinstance(value, list | tuple) and all(_has_form(part, form[0]) for part in value)
+    if isinstance(form, tuple):
+        same = isinstance(value, list | tuple) and len(value) == len(form)
+        return same and all(map(_has_form, value, form))
+    if not isinstance(form, dict):
+        return isinstance(value, form)
+    if not isinstance(value, Mapping):
+        return False
+    if str in form:
+        return all(isinstance(k, str) and _has_form(part, form[str]) for k, part in value.items())
+    return all(_has_form(value[key], part) for key, part in form.items() if key in value)
 
 
 def read_checkpoint(

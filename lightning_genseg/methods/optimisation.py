@@ -26,6 +26,8 @@ _POSITION = re.compile(
     r"(^|[._])(pos_(emb|block)|rel_pos|relative_pos|position_(bias|emb)|attention_biases)"
 )
 
+_SCHEDULE = {"last_epoch", "lr_lambdas", "_schedulers"}  # what PyTorch's cannot be restored without
+
 
 class OptimisedModule(LightningModule):
     """A LightningModule whose optimiser and schedule are arguments.
@@ -143,6 +145,14 @@ class OptimisedModule(LightningModule):
             for parameter in group["params"]:
                 parameter.requires_grad_(True)
         _compare(optimizer, resumed)
+        configs = self.trainer.lr_scheduler_configs
+        for config, state in zip(configs, resumed["schedules"], strict=False):
+            if lacking := config.scheduler.state_dict().keys() & _SCHEDULE - state.keys():
+                raise GenSegError(
+                    f"'{self.trainer.ckpt_path}' holds no {', '.join(sorted(lacking))} of a "
+                    f"{type(config.scheduler).__name__}, this run's schedule: give the "
+                    "lr_scheduler that it was trained with."
+                )
 
     def on_train_start(self) -> None:
         """Let a resumed schedule have the arguments of this run, and its rate at this step."""
@@ -181,8 +191,11 @@ class OptimisedModule(LightningModule):
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         self._resumed = None
         if fitting and checkpoint.get("optimizer_states"):
-            groups = checkpoint["optimizer_states"][0]["param_groups"]
-            self._resumed = {"optimizer": checkpoint.get("optimizer"), "groups": groups}
+            self._resumed = {
+                "optimizer": checkpoint.get("optimizer"),
+                "groups": checkpoint["optimizer_states"][0]["param_groups"],
+                "schedules": checkpoint["lr_schedulers"],
+            }
 
     def _remaining(self, step: int) -> float:
         # Only asked for when training has begun: the number of steps makes Lightning build the

@@ -252,7 +252,8 @@ class TrainedModule(SharedModule, ABC):
                         f"the checkpoint has no '{key}': training cannot go on from it (was it "
                         "saved with save_weights_only?). Give another; test and predict take it."
                     )
-            whole = all("param_groups" in one for one in checkpoint["optimizer_states"])
+            states = checkpoint["optimizer_states"]
+            whole = all("state" in one and one.get("param_groups") for one in states)
             if "fit_loop" not in checkpoint["loops"] or not whole:
                 raise GenSegError(
                     "the checkpoint's state of the training is not as a Trainer writes it: "

@@ -12,6 +12,7 @@ import torch
 from lightning_genseg import SoftmaxSegmenter
 from lightning_genseg.data import FolderDataModule
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods.checkpoints import read_run
 from tests.hostile import CODE, Touch, changed, served
 
 LIGHTNINGS = "lightning.pytorch.cli.instantiate_module"
@@ -158,8 +159,8 @@ def test_what_is_no_whole_checkpoint(config, checkpoint, fails, tmp_path):
         changed(checkpoint, tmp_path / f"{key}.ckpt", {key: value})
     changed(checkpoint, tmp_path / "empty.ckpt", {"loops": {}})
     for name, command, message in (
-        ("epoch", "test", "'epoch.ckpt' has no 'epoch', which a Trainer writes"),
-        ("callbacks", "test", "'callbacks.ckpt' has no 'callbacks', which a Trainer writes"),
+        ("epoch", "test", "'epoch.ckpt' has no 'epoch' as a Trainer writes it"),
+        ("callbacks", "test", "'callbacks.ckpt' has no 'callbacks' as a Trainer writes it"),
         ("empty", "fit", "state of the training is not as a Trainer writes it"),
         ("bare", "test", "'bare.ckpt' is a bare state dict: give a .ckpt file"),
         ("tensor", "test", "'tensor.ckpt' is no checkpoint of a run"),
@@ -174,6 +175,52 @@ def test_what_is_no_whole_checkpoint(config, checkpoint, fails, tmp_path):
         ("optimizer_states", "fit", "has no 'optimizer_states': training cannot go on"),
     ):
         assert message in fails(f"{command} --config {config} --ckpt_path {name}.ckpt"), name
+
+
+WRONG = {
+    "pytorch-lightning_version": [3, "x", "2.", None],
+    "optimizer_states": [3, {}, [3], [{"param_groups": 3}], [{"param_groups": [3]}]],
+    "lr_schedulers": [3, {}, [3], [[]]],
+    "callbacks": [3, [], {"RandomStates": 3}],
+    "loops": [3, [], {"fit_loop": 3}],
+    "anomaly": [
+        3,
+        {"thresholds": 3},
+        {"thresholds": {"msp": 3}},
+        {"thresholds": {"msp": [1.0]}},
+        {"ranges": {"msp": [0.0, "x"]}},
+        {"statistics": {"sml.average": 3}},
+        {"inference": 3},
+    ],
+}
+
+
+def test_every_entry_of_a_checkpoint_has_its_form(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content |= {"state_dict": {}, "optimizer_states": []}  # which is small
+    words = {key for key, value in content.items() if isinstance(value, str)}
+    wrong = {key: [[3], 3 if key in words else "x"] for key in {*content, *WRONG}}
+    for key, values in wrong.items():
+        for value in values + WRONG.get(key, []):
+            torch.save({**content, key: value}, tmp_path / "a.ckpt")
+            with pytest.raises(
+                GenSegError, match=rf"a\.ckpt' (has no '{key}' as|is no checkpoint)"
+            ):
+                read_run(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("command", "keys", "message"),
+    [
+        ("fit", {"lr_schedulers": [{}]}, "'a.ckpt' holds no last_epoch, lr_lambdas of a LambdaLR"),
+        ("fit", {"optimizer_states": [{}]}, "training is not as a Trainer writes it"),
+        ("test", {"pytorch-lightning_version": "x"}, "'a.ckpt' has no 'pytorch-lightning_version'"),
+        ("predict", {"anomaly": {"thresholds": 3}}, "'a.ckpt' has no 'anomaly' as a Trainer"),
+    ],
+)
+def test_a_checkpoint_changed_by_hand(command, keys, message, config, checkpoint, fails, tmp_path):
+    changed(checkpoint, tmp_path / "a.ckpt", keys)
+    assert message in fails(f"{command} --config {config} --ckpt_path a.ckpt")
 
 
 @pytest.mark.parametrize("bytes_left", [0, 5000, 0.5, -1])
