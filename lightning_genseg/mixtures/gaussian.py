@@ -1,7 +1,7 @@
 """Gaussian log-densities by matrix products, and class mixtures in fixed-shape tensors."""
 
 import math
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ MeanStart = Literal["random", "orthogonal"]
 _LOG_2PI = math.log(2.0 * math.pi)
 # A full covariance whitens every pixel's offset from every component; this bounds that tensor.
 _MAX_WHITENED_ELEMENTS = 2**24
+# Log-densities that a processor's cache holds beside their gradient.
+_CACHED_ELEMENTS = 2**17
 # Of unit vectors: their squares over it stay below 1e3, which float32 holds to 1e-4.
 _LEAST_BOUNDED_VARIANCE = 1e-3
 
@@ -95,14 +97,18 @@ def pairs_log_density(pairs: Tensor, means: Tensor, variances: Tensor) -> Tensor
     Returns:
         N x K or B x N x K log-densities (nats), of the dtype of `pairs`.
     """
-    means, variances = means.to(pairs.dtype), variances.to(pairs.dtype)
-    precisions, dim = variances.reciprocal(), means.shape[-1]
-    scaled = means * precisions
-    constant = -0.5 * ((means * scaled).sum(-1) - precisions.log().sum(-1) + dim * _LOG_2PI)
-    factors = torch.cat([scaled, -0.5 * precisions], -1)
+    factors, constant = _linear(means.to(pairs.dtype), variances.to(pairs.dtype))
     if pairs.ndim == 2:
         return torch.addmm(constant, pairs, factors.mT)
     return (few_products(pairs, factors) + constant[..., None]).mT
+
+
+def _linear(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors ... x 2D of pairs, and constants, that make the log-density."""
+    precisions, dim = variances.reciprocal(), means.shape[-1]
+    scaled = means * precisions
+    constant = -0.5 * ((means * scaled).sum(-1) - precisions.log().sum(-1) + dim * _LOG_2PI)
+    return torch.cat([scaled, -0.5 * precisions], -1), constant
 
 
 def few_products(rows: Tensor, vectors: Tensor) -> Tensor:
@@ -146,6 +152,87 @@ def full_log_density(x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
         ]
         density: Tensor = -0.5 * (torch.cat(squared) + dim * _LOG_2PI) - log_det
         return density.to(dtype).reshape(x.shape[0], *shape)
+
+
+class Densities(NamedTuple):
+    """What a training step takes of N pixels' log-densities.
+
+    `classes` N x C; `total` N, of all components, without weights, by `logsumexp`; `own` N x M,
+    the components of the pixel's class (class 0's where it is ignored).
+    """
+
+    classes: Tensor
+    total: Tensor
+    own: Tensor
+
+
+class _Densities(torch.autograd.Function):
+    """`Densities` from features around the origin, with their gradient, some pixels at a time.
+
+    The gradient of all components is as large as they are, and made of several parts; here it
+    never leaves the processor's cache. Components come before classes in memory: the largest of
+    few is then found for many classes at once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        factors: Tensor,
+        constant: Tensor,
+        log_weights: Tensor,
+        labels: Tensor,
+        mixture: Mixture,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features N x D, factors M C x 2D, constants M C, log-weights M x C, labels N."""
+        density = x.new_empty(len(x), len(factors))
+        classes, total = [], []
+        rows = _rows_in_cache(density)
+        for part, out in zip(x.split(rows), density.split(rows), strict=True):
+            torch.addmm(constant, with_squares(part), factors.T, out=out)
+            weighted = out.view(-1, *log_weights.shape) + log_weights
+            largest = mixture == "max"
+            classes.append(weighted.amax(1) if largest else weighted.logsumexp(1))
+            total.append(out.logsumexp(1))
+        own = _own_columns(density.view(-1, *log_weights.shape), labels).squeeze(2)
+        ctx.mixture = mixture
+        result = torch.cat(classes), torch.cat(total), own
+        ctx.save_for_backward(x, factors, log_weights, labels, density, *result[:2])
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of the features."""
+        x, factors, log_weights, labels, density, classes, total = ctx.saved_tensors
+        rows, result = _rows_in_cache(density), torch.empty_like(x)
+        everything = (x, labels, density, classes, total, *gradients, result)
+        for parts in zip(*(tensor.split(rows) for tensor in everything), strict=True):
+            z, label, d, best, whole, of_classes, of_total, of_own, out = parts
+            gradient = (d - whole[:, None]).exp_().mul_(of_total[:, None])
+            by_class = gradient.view(-1, *log_weights.shape)
+            weighted = d.view_as(by_class) + log_weights
+            if ctx.mixture == "max":
+                won = (weighted == best[:, None]).to(d.dtype)  # of equal ones, all alike
+                by_class.addcmul_(won, (of_classes / won.sum(1))[:, None])
+            else:
+                by_class += (weighted - best[:, None]).exp_() * of_classes[:, None]
+            index = label[:, None, None].expand(-1, len(log_weights), 1)
+            by_class.scatter_add_(2, index, of_own[:, :, None])
+            first, second = (gradient @ factors).chunk(2, -1)
+            torch.addcmul(first, z, second, value=2, out=out)
+        return result, None, None, None, None, None
+
+
+def _rows_in_cache(density: Tensor) -> int:
+    """How many pixels at a time; on a GPU all."""
+    if density.device.type != "cpu" or torch.compiler.is_compiling():
+        return max(1, len(density))
+    return max(1, _CACHED_ELEMENTS // density.shape[1])
+
+
+def _own_columns(density: Tensor, labels: Tensor) -> Tensor:
+    """Of N x M x C the classes N, as N x M x 1."""
+    return density.gather(2, labels[:, None, None].expand(-1, density.shape[1], 1))
 
 
 def own_class(component_log_density: Tensor, labels: Tensor) -> Tensor:
@@ -271,8 +358,34 @@ class GaussianMixture(nn.Module):
             )
         if self.covariance == "full":
             return full_log_density(x, self.centres[classes], self.covariances[classes])
-        bounded = self.unit_means and self.variance_floor >= _LEAST_BOUNDED_VARIANCE
-        return diagonal_log_density(x, self.centres[classes], self.variances[classes], bounded)
+        return diagonal_log_density(
+            x, self.centres[classes], self.variances[classes], self._is_bounded
+        )
+
+    @property
+    def _is_bounded(self) -> bool:
+        return self.unit_means and self.variance_floor >= _LEAST_BOUNDED_VARIANCE
+
+    def densities(self, x: Tensor, labels: Tensor, mixture: Mixture = "max") -> Densities:
+        """All that a training step needs of N x D features and their labels N.
+
+        Its gradient reaches the features and, where they are `nn.Parameter`, the Gaussians.
+        """
+        index = _valid(labels, self.num_classes)
+        simple = self.covariance == "diagonal" and self._is_bounded and x.dtype == torch.float32
+        if not simple or self.means.requires_grad or self.means.dtype != torch.float32:
+            components = self.component_log_density(x)
+            own = own_class(components, index)
+            total = components.flatten(1).logsumexp(1)
+            return Densities(self.combine(components, mixture), total, own)
+        with torch.autocast(x.device.type, enabled=False):
+            means, variances = (
+                t.transpose(0, 1).flatten(0, 1) for t in (self.centres, self.variances)
+            )
+            centre = means.mean(0)
+            factors, constant = _linear(means - centre, variances)
+            arguments = factors, constant, self.log_weights.T.contiguous(), index, mixture
+            return Densities(*_Densities.apply(x - centre, *arguments))
 
     @torch.no_grad()
     def own_log_density(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from lightning_genseg.arguments import as_options, check_arguments, check_ignore
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.options import EMOptions, LogitNorm, MixtureOptions
 from lightning_genseg.mixtures.em import e_step, fit, m_step
-from lightning_genseg.mixtures.gaussian import GaussianMixture, own_class
+from lightning_genseg.mixtures.gaussian import GaussianMixture
 from lightning_genseg.mixtures.memory import (
     DecayedMoments,
     FeatureRing,
@@ -23,7 +23,7 @@ from lightning_genseg.mixtures.memory import (
     total_over,
 )
 from lightning_genseg.mixtures.sinkhorn import Processes, segments
-from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
 from lightning_genseg.ops.resize import resize_labels
 
 
@@ -224,19 +224,22 @@ class GMMHead(nn.Module):
             `assignment` (B h w), each feature's component c M + m, or C M where it is ignored.
         """
         embedding = self.embed(features)
-        components = self.component_log_density(embedding)
-        logits = self.logits(self.mixture.combine(components, self.options.density))
+        labels = self.labels(mask, embedding)
+        rows = rearrange(embedding, "b d h w -> (b h w) d")
+        densities = self.mixture.densities(rows, labels, self.options.density)
+        logits = self.logits(densities.classes)
         logits = F.interpolate(_to_map(logits, embedding), mask.shape[-2:], mode="bilinear")
         loss = pixel_cross_entropy(logits, mask, self.ignore_index, self.avg_non_ignore)
         losses = {"loss": loss, "loss_ce": loss, "embedding": embedding.detach()}
         if self.component_loss_weight or self.memory is not None:
-            labels = self.labels(mask, embedding)
-            own = own_class(components.detach(), labels)
-            losses["assignment"] = self._groups(self._e_step(own, labels), labels)
+            log_q = self._e_step(densities.own.detach(), labels)
+            losses["assignment"] = self._groups(log_q, labels)
         if self.component_loss_weight:
-            losses["loss_component"] = pixel_cross_entropy(
-                components.flatten(1), losses["assignment"], ignore_index=self._no_group
-            )
+            # The cross-entropy over all components, towards the assigned one.
+            assigned = densities.own.gather(1, log_q.argmax(1, keepdim=True)).squeeze(1)
+            valid = losses["assignment"] != self._no_group
+            terms = torch.where(valid, densities.total - assigned, 0.0)
+            losses["loss_component"] = mean_over(terms.sum(), valid.sum())
             losses["loss"] = loss + self.component_loss_weight * losses["loss_component"]
         return losses
 
