@@ -17,7 +17,7 @@ MeanStart = Literal["random", "orthogonal"]
 _LOG_2PI = math.log(2.0 * math.pi)
 # A full covariance whitens every pixel's offset from every component; this bounds that tensor.
 _MAX_WHITENED_ELEMENTS = 2**24
-# Log-densities that a processor's cache holds beside their gradient.
+# As many log-densities does a processor's cache hold beside their gradient.
 _CACHED_ELEMENTS = 2**17
 # Of unit vectors: their squares over it stay below 1e3, which float32 holds to 1e-4.
 _LEAST_BOUNDED_VARIANCE = 1e-3
@@ -225,7 +225,7 @@ class _Densities(torch.autograd.Function):
 
 def _rows_in_cache(density: Tensor) -> int:
     """How many pixels at a time; on a GPU all."""
-    if density.device.type != "cpu" or torch.compiler.is_compiling():
+    if density.device.type != "cpu":
         return max(1, len(density))
     return max(1, _CACHED_ELEMENTS // density.shape[1])
 
@@ -372,8 +372,10 @@ class GaussianMixture(nn.Module):
         Its gradient reaches the features and, where they are `nn.Parameter`, the Gaussians.
         """
         index = _valid(labels, self.num_classes)
-        simple = self.covariance == "diagonal" and self._is_bounded and x.dtype == torch.float32
-        if not simple or self.means.requires_grad or self.means.dtype != torch.float32:
+        simple = self.covariance == "diagonal" and self._is_bounded
+        simple = simple and x.dtype == self.means.dtype == torch.float32
+        # A compiler makes one pass of it by itself.
+        if not simple or self.means.requires_grad or torch.compiler.is_compiling():
             components = self.component_log_density(x)
             own = own_class(components, index)
             total = components.flatten(1).logsumexp(1)

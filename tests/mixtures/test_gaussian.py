@@ -136,6 +136,35 @@ def test_own_density_is_a_part_of_all_densities(classes, covariance):
     close(own, everything[torch.arange(50), valid], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mixture", ["max", "logsumexp"])
+@pytest.mark.parametrize("pixels", [0, 50])
+def test_densities_of_a_training_step_and_their_gradient(mixture, pixels, monkeypatch):
+    """In one pass, some pixels at a time, as from all log-densities."""
+    monkeypatch.setattr("lightning_genseg.mixtures.gaussian._CACHED_ELEMENTS", 200)
+    torch.manual_seed(0)
+    model = GaussianMixture(7, 3, 8, unit_means=True, variance_floor=1e-2)
+    model.log_variances.copy_(torch.rand(7, 3, 8) - 3)
+    model.log_weights.copy_(torch.randn(7, 3).log_softmax(1))
+    x = F.normalize(torch.randn(pixels, 8), dim=1).requires_grad_()
+    labels = torch.randint(8, (pixels,))  # 7 is no class
+
+    def gradient(classes, total, own):
+        cost = (classes.sin().sum() + total.square().sum() + own.cos().sum()) / 50
+        return torch.autograd.grad(cost, x)[0]
+
+    found = model.densities(x, labels, mixture)
+    each = model.component_log_density(x)
+    index = torch.where(labels == 7, 0, labels)
+    expected = (
+        model.combine(each, mixture),
+        each.flatten(1).logsumexp(1),
+        each[torch.arange(pixels), index],
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(gradient(*found), gradient(*expected), atol=1e-3, rtol=1e-3)
+
+
 def test_class_density_is_the_mixture():
     mixture = GaussianMixture(3, 2, 4)
     mixture.log_weights.copy_(torch.tensor([[0.3, 0.7]] * 3).log())
