@@ -5,7 +5,9 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -103,6 +105,27 @@ def replace_file(path: Path, content: bytes | memoryview, scratch: Path | None =
         raise
 
 
+def replace_written(path: Path, write: Callable[[Path], object]) -> None:
+    """As `replace_file`, for a function that writes a file itself, and may write others beside it.
+
+    Args:
+        path: of the file; its folder exists. It appears after the others.
+        write: takes another path of the same name, in a folder of its own.
+
+    Raises:
+        UnwritableError: it cannot be written; what was there before is unchanged.
+    """
+    try:
+        with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+            write(Path(folder, path.name))
+            for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == path.name):
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
+                part.replace(path.with_name(part.name))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file; it is on the disk when this returns.
 
@@ -118,10 +141,11 @@ def append_line(path: Path, line: str) -> None:
         raise _unwritable(path, error, len(line)) from error
 
 
-def _unwritable(path: Path, error: OSError, size: int) -> UnwritableError:
+def _unwritable(path: Path, error: OSError, size: int | None = None) -> UnwritableError:
+    needed = "" if size is None else f", which takes {size / 1e6:.1f} MB"
     return UnwritableError(
-        f"'{path}' cannot be written ({error.strerror}), which takes {size / 1e6:.1f} MB: make "
-        "room, or choose another folder. What was there before is unchanged."
+        f"'{path}' cannot be written ({error.strerror}){needed}: make room, or choose another "
+        "folder. What was there before is unchanged."
     )
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.plugins import AsyncCheckpointIO
 
 from lightning_genseg import GMMSeg
 from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError, UnwritableError
-from lightning_genseg.files import replace_file
+from lightning_genseg.files import replace_file, replace_written
 from lightning_genseg.methods.checkpoints import SafeCheckpointIO, refuse_foreign_arguments
 from lightning_genseg.methods.gmmseg.options import MixtureOptions
 from lightning_genseg.methods.trained import TrainedModule
@@ -151,6 +151,28 @@ def test_what_cannot_be_written_is_told(tmp_path):
         with pytest.raises(UnwritableError, match=r"cannot be written \(.+\), which takes 0\.0 MB"):
             replace_file(path, b"content")
     replace_file(tmp_path / ("a" * 255), b"content")  # as long as a name may be
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_file_that_others_write_appears_whole_or_not_at_all(error, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+
+    def write(target, failure=None):
+        assert target.name == path.name
+        target.with_name("model.onnx.data").write_bytes(b"weights")
+        target.write_bytes(b"half")
+        if failure:
+            raise failure
+        target.write_bytes(b"whole")
+
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UnwritableError):
+        replace_written(path, lambda target: write(target, error))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    replace_written(path, write)
+    assert path.read_bytes() == b"whole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
 
 
 def test_abstract_bases_load_what_derives_from_them(good, tmp_path):
