@@ -34,7 +34,7 @@ def export(
         output: file or folder to write; beside the checkpoint when left out.
         anomaly_score: another score than that of the checkpoint.
         whole_image: predict whole images once, also where the checkpoint's `inference` asks for
-            windows or scales, which no graph holds.
+            windows, scales or mirror images, which no graph holds; sizes and margin it does hold.
         support_root: of a few-shot model, a folder with `images` and `masks` of the object.
         support_size: side of the square that supports and images are seen in, in pixels.
         support_ids: value in these masks -> 1, 0 or 255.

@@ -19,12 +19,12 @@ from torch.export import Dim, ExportedProgram
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError, MissingFileError
-from lightning_genseg.files import make_folder, replace_file
+from lightning_genseg.files import make_folder, replace_file, replace_written
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.checkpoints import read_run
 from lightning_genseg.methods.hub import subclass_named
 from lightning_genseg.methods.trained import TrainedModule
-from lightning_genseg.ops.views import plain_options, softmax
+from lightning_genseg.ops.views import graph_options, infer_once, plain_options, softmax
 
 Format = Literal["onnx", "torch_export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -47,6 +47,7 @@ class Deployable(nn.Module):
         model: the method; a few-shot method has a support.
         whole_image: predict an image whole and once where `model.inference` has windows, scales or
             mirror images, which no graph holds. Thresholds that were found with them are left out.
+            Its sizes and its margin are always followed.
 
     Raises:
         GenSegError: the method, or one of its options, cannot become a graph.
@@ -57,16 +58,18 @@ class Deployable(nn.Module):
         problem = model.undeployable()
         if problem is not None:
             raise GenSegError(problem)
-        options = plain_options(model.inference)
-        if options and not whole_image:
+        options = graph_options(model.inference)
+        left_out = plain_options(model.inference).keys() - options.keys()
+        if left_out and not whole_image:
             raise GenSegError(
-                f"the model predicts with inference {options}, and a graph predicts whole images "
-                "once: set whole_image to true, or change the checkpoint's inference."
+                f"the model predicts with inference {', '.join(sorted(left_out))}, and a graph "
+                "predicts an image whole and once: set whole_image to true, or change the "
+                "checkpoint's inference."
             )
         # Without its Trainer, of which it is no part.
         self.model = deepcopy(model, {id(model._trainer): None}).eval().cpu()
-        self.model.inference = None
-        if options != {} or self.model.anomaly.inference:
+        self.model.inference = options
+        if self.model.anomaly.inference != options:
             self.model.anomaly.thresholds = {}
         self.model.requires_grad_(False)
         for name, module in list(self.model.named_modules()):
@@ -75,7 +78,7 @@ class Deployable(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """See the class."""
-        maps = self.model.maps(image)
+        maps = infer_once(self.model.maps, image, self.model.inference or {})
         prediction = self.model._prediction(maps)
         mask, probabilities = prediction.pop("mask"), softmax(maps["scores"])
         return {"mask": mask, "probabilities": probabilities, **prediction}
@@ -111,6 +114,7 @@ def export_model(
 
     Raises:
         GenSegError: the method cannot become a graph, or a package is missing.
+        UnwritableError: the file cannot be written; what was there before is unchanged.
     """
     check_arguments(export_model, locals())
     graph = Deployable(model, whole_image)
@@ -144,7 +148,7 @@ def export_model(
         key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()
     }
     written.model.metadata_props.update(values)
-    written.save(path)
+    replace_written(path, written.save)
     return names
 
 

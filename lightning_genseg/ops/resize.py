@@ -56,13 +56,15 @@ def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, list(size), mode="bilinear", align_corners=True)
 
 
-def crop(maps: Tensor, rows: int, columns: int) -> Tensor:
-    """The upper left part of maps B x C x H x W."""
+def crop(maps: Tensor, rows: int, columns: int, top: int = 0, left: int = 0) -> Tensor:
+    """A part of maps B x C x H x W: so many rows and columns, from `top` and `left`."""
     if not is_exporting():
-        return maps[..., :rows, :columns]
+        return maps[..., top : top + rows, left : left + columns]
     # A slice asks whether it leaves anything out, and a graph would hold for that case alone.
-    device = maps.device
-    rows_kept, columns_kept = (torch.arange(n, device=device) for n in (rows, columns))
+    rows_kept, columns_kept = (
+        first + torch.arange(count, device=maps.device)
+        for first, count in ((top, rows), (left, columns))
+    )
     return maps.index_select(-2, rows_kept).index_select(-1, columns_kept)
 
 

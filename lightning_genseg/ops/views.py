@@ -13,7 +13,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError, did_you_mean
-from lightning_genseg.ops.resize import is_exporting, resize_maps, resize_rows
+from lightning_genseg.ops.resize import crop, is_exporting, resize_maps, resize_rows
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 Scores = TypeVar("Scores", Tensor, dict[str, Tensor])
@@ -173,6 +173,40 @@ def infer_rows(
             yield parts[0][0], cast(Scores, total[""] if single else total)
 
 
+def infer_once(
+    forward: Callable[[Tensor], dict[str, Tensor]], image: Tensor, options: InferenceOptions
+) -> dict[str, Tensor]:
+    """`infer` of `graph_options`, by what an exported graph holds for images of any size.
+
+    Args:
+        forward: image (B x 3 x h x w) -> maps by name.
+        image: B x 3 x H x W in [0, 1].
+        options: of these, windows, scales and mirror images are left out.
+
+    Returns:
+        maps of H x W.
+    """
+    options = graph_options(options)
+    size = (image.shape[-2], image.shape[-1])
+    resized, margin = options.keys() & {"short_side", "multiple"}, options.get("margin")
+    rows, columns = input_size(size, options) if resized else size
+    scaled = resize_maps(image, (rows, columns)) if resized else image
+    if margin:
+        above, beside = (cast(int, torch.sym_min(margin, n - 1)) for n in (rows, columns))
+        scaled = _mirrored(_mirrored(scaled, above, -2), beside, -1)
+    maps = forward(scaled)
+    if margin:
+        maps = {name: crop(x, rows, columns, above, beside) for name, x in maps.items()}
+    return {name: resize_maps(x, size) for name, x in maps.items()} if resized else maps
+
+
+def graph_options(options: InferenceOptions | None) -> InferenceOptions:
+    """Those options that an exported graph follows."""
+    kept = {"short_side", "long_side", "multiple", "margin"}
+    plain = plain_options(options)
+    return cast(InferenceOptions, {key: plain[key] for key in plain if key in kept})
+
+
 def merge_rows(pieces: Iterable[tuple[slice, Scores]], height: int) -> Scores:
     """Maps of `height` rows from pieces of rows; the rows are the last dimension but one."""
     whole: dict[str, Tensor] = {}
@@ -204,15 +238,23 @@ def input_size(
         options: only ``short_side``, ``long_side`` and ``multiple`` are used.
         scale: one of ``scales``.
     """
-    factor = scale
+    height, width = size
+    limits = [(1, 1)]  # pixels to be, of pixels that are
     if short := options.get("short_side"):
-        factor = scale * short / min(size)
+        limits = [(short, torch.sym_min(height, width))]
         if long := options.get("long_side"):
-            factor = min(factor, scale * long / max(size))
-    # Half a pixel counts as one (Python's round would take the even neighbour).
-    height, width = (max(int(pixels * factor + 0.5), 1) for pixels in size)
+            limits.append((long, torch.sym_max(height, width)))
     multiple = options.get("multiple") or 1
-    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+    whole = int(scale) if scale == int(scale) else scale
+
+    def seen(pixels: int) -> int:
+        # Half a pixel counts as one. Whole numbers stay such: an exported graph computes them.
+        sides = [(2 * whole * pixels * most + side) // (2 * side) for most, side in limits]
+        side = sides[0] if len(sides) == 1 else torch.sym_min(*sides)
+        side = torch.sym_max(int(side) if isinstance(side, float) else side, 1)
+        return cast(int, (side + multiple - 1) // multiple * multiple)
+
+    return seen(height), seen(width)
 
 
 def has_several_views(options: InferenceOptions | None) -> bool:
@@ -310,6 +352,13 @@ def pad_to_multiple(image: Tensor, multiple: int, minimum: int = 0) -> Tensor:
     if not is_exporting() and (rows, columns) == (height, width):
         return image
     return F.pad(image, (0, columns - width, 0, rows - height))
+
+
+def _mirrored(image: Tensor, margin: int, axis: int) -> Tensor:
+    """Continued by its mirror image on both sides of an axis: `F.pad`'s for sizes of a graph."""
+    last = image.shape[axis] - 1
+    place = torch.arange(image.shape[axis] + 2 * margin, device=image.device) - margin
+    return image.index_select(axis, last - (last - place.abs()).abs())
 
 
 def _window_rows(

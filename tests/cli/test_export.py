@@ -11,16 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_genseg import CGMGM, GMMSeg, GSSInverse, SoftmaxSegmenter
+from lightning_genseg import GMMSeg, GSSInverse, SoftmaxSegmenter
 from lightning_genseg.data import SyntheticScenes
 from lightning_genseg.data.episodes.support import SupportFolder
 from lightning_genseg.methods.deploy import Deployable, load_method
 from lightning_genseg.methods.fewshot.support import Support
+from lightning_genseg.ops.views import plain_options
 from lightning_genseg.uncertainty.conformal import Threshold
 from tests.contract import TINY, in_groups, save
 from tests.methods.agmm.test_module import make as agmm
 from tests.methods.fewshot.test_base import make as prototypes
 from tests.methods.fewshot.test_base_learner import TestBaseLearner as _BaseLearner
+from tests.methods.fewshot.test_cgmgm import BAM
+from tests.methods.fewshot.test_cgmgm import make as cgmgm
 from tests.methods.gss.test_module import make as gss
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +50,7 @@ def calibrated(**arguments):
     model = GMMSeg(**{**TINY, **in_groups(memory_size=50), **arguments}).eval()
     with torch.no_grad():
         middle = float(model.maps(torch.rand(1, 3, 64, 64))["anomaly"].median())
+    model.anomaly.inference = plain_options(model.inference)
     model.anomaly.thresholds = {"density": Threshold(middle, 0.05, "image", 0.1, 19)}
     return model
 
@@ -65,6 +69,10 @@ def inverse(tmp_path):
 
 DENSE = {
     "GMMSeg": lambda _: calibrated(),
+    "own_images": lambda _: calibrated(inference={"short_side": 50, "margin": 10}),
+    "sizes": lambda _: calibrated(
+        inference={"short_side": 40, "long_side": 50, "multiple": 16, "margin": 60}
+    ),
     "softmax": lambda _: SoftmaxSegmenter(**TINY, anomaly_score="energy"),
     "AGMM": lambda _: agmm(anomaly_score="msp"),
     "GSS": lambda _: gss(),
@@ -78,7 +86,8 @@ DENSE = {
 }
 FEW_SHOT = {
     "CosinePrototypes": prototypes,
-    "CGMGM": lambda: CGMGM(encoder="tu-test_resnet", num_base_classes=4),
+    "CGMGM": cgmgm,
+    "BAM": lambda: cgmgm(**BAM),
 }
 
 
@@ -100,7 +109,7 @@ def assert_same(run, model, photographs):
     model.eval()
     for size in SIZES:
         image = photographs(*size)
-        found, maps = run(image), model.maps(image)
+        found, maps = run(image), model.predict_maps(image)
         expected = model._prediction(maps)
         expected["probabilities"] = maps["scores"].softmax(1)
         assert found.keys() == expected.keys()
@@ -237,7 +246,6 @@ def test_what_no_graph_holds(make, options, sentence, fails, tmp_path):
 
 def test_thresholds_of_other_predictions_are_left_out():
     model = calibrated(inference={"flip": True})
-    model.anomaly.inference = {"flip": True}
     found = Deployable(model, whole_image=True)(torch.rand(1, 3, 40, 50))
     assert set(found) == {"mask", "probabilities", "anomaly"}
     assert model.inference == model.anomaly.inference == {"flip": True}

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from lightning_genseg.ops.views import (
     check_options,
     infer,
+    infer_once,
     infer_rows,
     input_size,
     merge_rows,
@@ -229,6 +230,24 @@ def test_scores_of_a_resized_image_have_the_original_size(image, options, seen):
 
     assert infer(forward, image, options).shape == (2, 4, 37, 53)
     assert calls == seen
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"short_side": 48},
+        {"short_side": 20, "margin": 7},
+        {"short_side": 48, "long_side": 60, "multiple": 32},
+        {"margin": 100},  # more than there is to mirror
+    ],
+)
+@pytest.mark.parametrize("size", [(37, 53), (53, 37), (1, 9)])
+def test_what_a_graph_does_is_the_same(options, size):
+    image = torch.rand(2, 3, *size)
+    expected = infer(blurred, image, options)
+    found = infer_once(lambda x: {"scores": blurred(x)}, image, {**options, "flip": True})
+    torch.testing.assert_close(found["scores"], expected)
 
 
 def test_a_resized_image_is_predicted_as_if_it_came_so(image):
