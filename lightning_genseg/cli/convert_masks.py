@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jsonargparse import Namespace
 from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lightning_genseg.cli.parser import Parser
+from lightning_genseg.cli.parser import FunctionCommand
 from lightning_genseg.data.annotations import Annotated, read_coco, read_labelme
 from lightning_genseg.data.images import read_mask
 from lightning_genseg.data.labels import IGNORE, Color, color_table, voc_palette
@@ -45,6 +44,15 @@ def convert_masks(
     uncovered: Literal["background", "ignore"] = "background",
 ) -> str:
     """Write masks, images and classes below `root`; return what to say about it.
+
+    Args:
+        source: COCO file, or folder of files or masks.
+        root: folder that gets masks and images.
+        images: folder of the images.
+        classes: names in the order of their numbers.
+        colors: colours of the classes, or a table: a name and red, green, blue on each line.
+        mask_suffix: end of the masks' names, such as _mask.
+        uncovered: what pixels are that no outline covers: class 0, or 255.
 
     Raises:
         GenSegError: a source that cannot be read, an image that is missing, masks that are there.
@@ -238,41 +246,6 @@ def _summary(
     return "\n".join(lines)
 
 
-class _Command:
-    """`genseg convert-masks`."""
-
-    help = _HELP.splitlines()[0]
-
-    def make_parser(self) -> Parser:
-        parser = Parser(prog="genseg convert-masks", description=_HELP, epilog=None)
-        parser.add_argument("-c", "--config", action="config", help="YAML file of these options.")
-        parser.add_argument("source", type=Path, help="COCO file, or folder of files or masks")
-        parser.add_argument("root", type=Path, help="folder that gets masks and images")
-        parser.add_argument("--images", type=Path | None, help="folder of the images")
-        parser.add_argument(
-            "--classes", type=list[str], default=[], help="names in the order of their numbers"
-        )
-        parser.add_argument(
-            "--colors",
-            type=list[Color] | Path | None,
-            help="colours of the classes, or a table: a name and red, green, blue on each line",
-        )
-        parser.add_argument(
-            "--mask_suffix", type=str, default="", help="end of the masks' names, such as _mask"
-        )
-        parser.add_argument(
-            "--uncovered",
-            type=Literal["background", "ignore"],
-            default="background",
-            help="what pixels are that no outline covers: class 0, or 255",
-        )
-        return parser
-
-    def run(self, words: list[str]) -> None:
-        """Convert, and say what to do next."""
-        options: Namespace = self.make_parser().parse_args(words)
-        options.pop("config")
-        print(convert_masks(**vars(options)))
-
-
-COMMAND = _Command()
+COMMAND = FunctionCommand(
+    "convert-masks", convert_masks, _HELP, lambda _, summary: print(summary), positional=True
+)

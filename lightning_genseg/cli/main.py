@@ -32,8 +32,8 @@ from lightning_genseg.cli import (
 from lightning_genseg.cli.calibrate import GenSegTrainer
 from lightning_genseg.cli.messages import fail, say, user_message
 from lightning_genseg.cli.parser import TRAINER_EPILOG, Parser
-from lightning_genseg.cli.places import go_on, name_run, place_run
-from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean, listed
+from lightning_genseg.cli.places import find_checkpoint, go_on, name_run, place_run
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.checkpoints import (
     class_named,
     need_weights_only,
@@ -85,7 +85,9 @@ class GenSegCLI(LightningCLI):
         super().setup_parser(*args, **kwargs)
         assert isinstance(self.parser, Parser)
         for name, command in _COMMANDS.items():
-            self.parser.commands.add_subcommand(name, command.make_parser(), help=command.help)
+            self.parser.commands.add_subcommand(
+                name, command.make_parser(), help=command.help.splitlines()[0]
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -189,7 +191,7 @@ class GenSegCLI(LightningCLI):
         if not config.get("ckpt_path"):
             return
         need_weights_only(config.get("weights_only"))
-        path = config.ckpt_path = self._find_checkpoint(config)
+        path = config.ckpt_path = find_checkpoint(config, str(command))
         saved = dict(read_run(path).get("hyper_parameters", {}))
         saved.pop("_instantiator", None)
         mine = config.model.class_path
@@ -208,52 +210,6 @@ class GenSegCLI(LightningCLI):
                     print(f"genseg: {path} sets {name} to {value}, not {old[name]}")
         model = {"class_path": named, "init_args": saved}
         self.config = self.parser.parse_object({command: {"model": model}}, self.config)
-
-    def _find_checkpoint(self, config: Any) -> str | Path:
-        """The path that `--ckpt_path` means; Lightning would pass over a `last` that is not there.
-
-        Raises:
-            GenSegError: a word for which there is no file.
-        """
-        word = config.ckpt_path
-        if str(word) == "best":
-            raise GenSegError(
-                "--ckpt_path best is known only to the process that trained: give the path."
-            )
-        if str(word) not in ("last", "hpc"):
-            path: str | Path = word
-            if ":" not in str(path) and not os.path.lexists(path):  # before a folder is made
-                others = [str(other) for other in Path(path).parent.glob("*.ckpt")]
-                raise MissingFileError(
-                    f"checkpoint '{path}' does not exist{did_you_mean(str(path), others)}"
-                )
-            return path
-        name_run(config)
-        root = Path(config.trainer.default_root_dir or "")
-        folders = [root]
-        if word == "last":
-            logger = getattr(config.trainer.logger, "init_args", None) or {}
-            version, name = logger.get("version"), logger.get("name")
-            folders = [root / "checkpoints"]
-            if logger.get("save_dir") is not None and isinstance(name, str):
-                pattern = f"version_{'*' if version is None else version}"
-                runs = Path(logger["save_dir"], name)
-                named = runs.glob(version if isinstance(version, str) else pattern)
-                folders = [run / "checkpoints" for run in named] or [runs]
-            callbacks = config.trainer.callbacks or []
-            callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-            given = [(getattr(one, "init_args", None) or {}).get("dirpath") for one in callbacks]
-            folders = [Path(folder) for folder in given if folder] or folders
-        pattern = "last*.ckpt" if word == "last" else "hpc_ckpt_*.ckpt"
-        found = [path for folder in folders for path in folder.glob(pattern)]
-        if not found:
-            raise GenSegError(
-                f"--ckpt_path {word}: there is no {pattern} in {listed(folders)}; give the path"
-                f"{', or leave it out to start anew' if self.config.subcommand == 'fit' else ''}."
-            )
-        path = max(found, key=lambda path: path.stat().st_mtime)
-        say(f"--ckpt_path {word} is {path}")
-        return path
 
 
 class _WayOn(Callback):

@@ -142,20 +142,22 @@ class FunctionCommand:
     Args:
         name: `genseg <name>`.
         function: whose arguments are the command's.
-        help: what the command does.
+        help: what the command does; its first line stands in the list of commands.
         tell: takes the arguments and what the function has returned; says it to the user.
+        positional: whether arguments without a default are given without their names.
     """
 
     name: str
     function: Callable[..., Any]
     help: str
     tell: Callable[[dict[str, Any], Any], None]
+    positional: bool = False
 
     def make_parser(self) -> Parser:
         """Parser of the command."""
         parser = Parser(prog=f"genseg {self.name}", description=self.help, epilog=None)
         parser.add_argument("-c", "--config", action="config", help="YAML file of these options.")
-        parser.add_function_arguments(self.function)
+        parser.add_function_arguments(self.function, as_positional=self.positional)
         return parser
 
     def run(self, words: list[str]) -> None:

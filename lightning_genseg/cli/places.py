@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import warnings
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_genseg.cli.messages import say
+from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean, listed
 from lightning_genseg.files import replace_file
 
 _FOLDERS = {"predict": "predictions"}  # of the other commands: their names
@@ -69,6 +72,53 @@ def place_run(config: Any, command: str) -> None:
         return
     arguments.save_dir, arguments.name = str(folder.parent), ""
     arguments.version = folder.name
+
+
+def find_checkpoint(config: Any, command: str) -> str | Path:
+    """The path that `--ckpt_path` means; Lightning would pass over a `last` that is not there.
+
+    Raises:
+        GenSegError: a word for which there is no file.
+    """
+    word = config.ckpt_path
+    if str(word) == "best":
+        raise GenSegError(
+            "--ckpt_path best is known only to the process that trained: give the path."
+        )
+    if str(word) not in ("last", "hpc"):
+        path: str | Path = word
+        if ":" not in str(path) and not os.path.lexists(path):  # before a folder is made
+            others = [str(other) for other in Path(path).parent.glob("*.ckpt")]
+            raise MissingFileError(
+                f"checkpoint '{path}' does not exist{did_you_mean(str(path), others)}"
+            )
+        return path
+    name_run(config)
+    root = Path(config.trainer.default_root_dir or "")
+    folders = [root]
+    if word == "last":
+        logger = getattr(config.trainer.logger, "init_args", None) or {}
+        version, name = logger.get("version"), logger.get("name")
+        folders = [root / "checkpoints"]
+        if logger.get("save_dir") is not None and isinstance(name, str):
+            pattern = f"version_{'*' if version is None else version}"
+            runs = Path(logger["save_dir"], name)
+            named = runs.glob(version if isinstance(version, str) else pattern)
+            folders = [run / "checkpoints" for run in named] or [runs]
+        callbacks = config.trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        given = [(getattr(one, "init_args", None) or {}).get("dirpath") for one in callbacks]
+        folders = [Path(folder) for folder in given if folder] or folders
+    pattern = "last*.ckpt" if word == "last" else "hpc_ckpt_*.ckpt"
+    found = [path for folder in folders for path in folder.glob(pattern)]
+    if not found:
+        raise GenSegError(
+            f"--ckpt_path {word}: there is no {pattern} in {listed(folders)}; give the path"
+            f"{', or leave it out to start anew' if command == 'fit' else ''}."
+        )
+    path = max(found, key=lambda path: path.stat().st_mtime)
+    say(f"--ckpt_path {word} is {path}")
+    return path
 
 
 def go_on(logger: Any, step: int) -> None:
