@@ -27,16 +27,45 @@ def class_centres(features: Tensor, mask: Tensor, num_classes: int) -> tuple[Ten
         Centres B x C x D, 0 where the class has no pixel, and whether it has one, B x C bool.
     """
     features = full_precision(features)
-    classes = torch.arange(num_classes, device=mask.device)[:, None, None]
-    labelled = (mask[:, None] == classes).to(features.dtype)
-    counts = labelled.sum((2, 3))
+    index = torch.where((mask >= 0) & (mask < num_classes), mask, num_classes).flatten(1)
+    counts = features.new_zeros(len(mask), num_classes + 1)
+    counts = counts.scatter_add_(1, index, counts.new_ones(()).expand_as(index))[:, :-1]
+    present = counts > 0
     rows, columns = (
         _enlargement(small, large, features)
         for small, large in zip(features.shape[-2:], mask.shape[-2:], strict=True)
     )
-    shares = torch.einsum("yh,bcyx,xw->bchw", rows, labelled, columns)
+    labelled = labels_of(mask, present).to(features.dtype)
+    shares = everywhere(rows.T @ (labelled @ columns), present)
     centres = torch.einsum("bchw,bdhw->bcd", shares, features)
-    return centres / counts.clamp_min(1)[..., None], counts > 0
+    return centres / counts.clamp_min(1)[..., None], present
+
+
+def chosen(maps: Tensor, classes: Tensor) -> Tensor:
+    """Maps B x C x ... of some classes of each image (B x C bool): P x ...; on a GPU all of them.
+
+    It would have to be waited for, to know how many there are. Chosen ones come back as they are.
+    """
+    if maps.shape[:2] != classes.shape:
+        return maps
+    return maps[classes] if maps.device.type == "cpu" else maps.flatten(0, 1)
+
+
+def everywhere(maps: Tensor, classes: Tensor) -> Tensor:
+    """Maps of `chosen`, P x ..., as B x C x ...; 0 of the other classes on a CPU."""
+    if maps.device.type != "cpu":
+        return maps.unflatten(0, classes.shape)
+    whole = maps.new_zeros(*classes.shape, *maps.shape[1:])
+    whole[classes] = maps
+    return whole
+
+
+def labels_of(mask: Tensor, classes: Tensor) -> Tensor:
+    """Where a mask B x H x W has each of some classes (B x C bool): P x H x W bool, as `chosen`."""
+    image, number = (torch.arange(n, device=mask.device) for n in classes.shape)
+    images = chosen(image[:, None].expand_as(classes), classes)
+    numbers = chosen(number.expand_as(classes), classes)
+    return mask[images] == numbers[:, None, None]
 
 
 def _enlargement(small: int, large: int, like: Tensor) -> Tensor:
@@ -62,13 +91,14 @@ def centre_distance(features: Tensor, centres: Tensor, present: Tensor) -> Tenso
     features = full_precision(features)
     batch, dim, height, width = features.shape
     maps = []
-    for b in range(batch):
+    # Taken apart at once: each part by itself would have a gradient as large as the whole.
+    for here, centre, image in zip(present, centres.unbind(), features.unbind(), strict=True):
         # Absent classes cost time on a CPU; on a GPU it costs more to wait for how many there are.
-        chosen = present[b] if features.device.type == "cpu" else slice(None)
-        own, pixels = centres[b, chosen], features[b].flatten(1).T
+        some = here if features.device.type == "cpu" else slice(None)
+        own, pixels = centre[some], image.flatten(1).T
         parts = pixels.split(max(1, _MAX_DIFFERENCES // max(1, own.numel())))
         distance = features.new_zeros(centres.shape[1], height * width)
-        distance[chosen] = torch.cat([torch.cdist(own, x, p=1) for x in parts], 1) / dim
+        distance[some] = torch.cat([torch.cdist(own, x, p=1) for x in parts], 1) / dim
         maps.append(distance)
     return torch.stack(maps).view(batch, -1, height, width) * present[:, :, None, None]
 

@@ -12,9 +12,12 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.agmm.gaussian_map import (
     centre_distance,
     centre_similarity,
+    chosen,
     class_centres,
+    everywhere,
     gaussian_map,
     gaussian_variance,
+    labels_of,
 )
 from lightning_genseg.methods.agmm.losses import absent_class_loss, class_agreement_loss
 from lightning_genseg.methods.agmm.options import GaussianOptions
@@ -140,10 +143,8 @@ class AGMM(SoftmaxSegmenter):
                     self._counted(inside, present),
                 )
             if self.weights["gaussian"]:
-                classes = torch.arange(self.num_classes, device=mask.device)[:, None, None]
-                losses["loss_gaussian"] = class_agreement_loss(
-                    gaussian, (mask[:, None] == classes).to(gaussian.dtype), present, labelled
-                )
+                labels = labels_of(mask, present).to(gaussian.dtype)
+                losses["loss_gaussian"] = class_agreement_loss(gaussian, labels, present, labelled)
             if self.weights["contrast"]:
                 images = present.sum(0)
                 total = centres.sum(0)
@@ -171,7 +172,8 @@ class AGMM(SoftmaxSegmenter):
         with evaluation_mode(self):
             features = self.extract(batch["image"])[0]
             logits = self.classifier(features)
-        return self._gaussians(features, logits, batch["mask"], batch["unlabelled"])[0]
+        maps, _, present = self._gaussians(features, logits, batch["mask"], batch["unlabelled"])
+        return everywhere(maps, present)
 
     def _counted(self, inside: Tensor, classes: Tensor) -> Tensor:
         """Pixels of the image (B x H x W) that count, of images with these classes (B x C)."""
@@ -182,7 +184,7 @@ class AGMM(SoftmaxSegmenter):
     def _gaussians(
         self, features: Tensor, logits: Tensor, mask: Tensor, unlabelled: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """G (B x C x H x W), centres (B x C x D), and which classes have one (B x C)."""
+        """G of `chosen` classes, centres (B x C x D), and which classes have one (B x C)."""
         with torch.autocast(features.device.type, enabled=False):
             covered = mask if self.align_corners else self.cover(mask, features)
             centres, present = class_centres(features, covered, self.num_classes)
@@ -200,7 +202,9 @@ class AGMM(SoftmaxSegmenter):
                 weights = torch.ones_like(valid) if blurred else valid
                 variance = gaussian_variance(distance, weights, valid)
             gaussian = gaussian_map(distance, present, variance)
-            return self._stretch(gaussian, mask), centres, present
+            # The other maps are 0, and would cost as much.
+            maps = self._stretch(chosen(gaussian, present)[:, None], mask)[:, 0]
+            return maps, centres, present
 
     def _inside(self, covered: Tensor, mask: Tensor, unlabelled: Tensor, maps: Tensor) -> Tensor:
         """The part of each feature's cell that belongs to the image, B x 1 x h x w."""
