@@ -21,8 +21,8 @@ class PixelModule(SegmentationModule):
         num_classes: C.
         encoder: any encoder of segmentation_models_pytorch; `tu-<name>` for one of timm.
         decoder: `deeplabv3plus`, `segformer`, `upernet`, `fpn`, `pspnet`, `pan`, `unet`,
-            `unetplusplus`, `manet`, `linknet`, `deeplabv3`, `deeplabv3plus_full` (AGMM's), `fcn` or
-            `ocrnet`.
+            `unetplusplus`, `manet`, `linknet`, `deeplabv3`, `deeplabv3plus_full` (AGMM's), `fcn`,
+            `ocrnet`, `mla` (GSS') or `hypercolumns` (the encoder's stages, nothing to train).
         encoder_weights: `imagenet` (downloads), the path of a state dict, or `None`.
         network_options: further arguments of the network, such as `decoder_channels`.
         features: your own network instead: B x 3 x H x W to B x F x h x w.

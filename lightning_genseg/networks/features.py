@@ -16,6 +16,7 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError, did_you_mean, first_line
 from lightning_genseg.networks.deeplab import DeepLabDecoder
 from lightning_genseg.networks.fcn import FCNDecoder
+from lightning_genseg.networks.hypercolumns import HypercolumnDecoder, PlainTransformer
 from lightning_genseg.networks.mla import MLADecoder
 from lightning_genseg.networks.ocrnet import OCRDecoder
 from lightning_genseg.networks.weights import load_encoder
@@ -32,7 +33,7 @@ _SMP_DECODERS = {
 }
 _OWN_DECODERS: dict[str, Any] = {
     "deeplabv3plus_full": DeepLabDecoder, "fcn": FCNDecoder, "ocrnet": OCRDecoder,
-    "mla": MLADecoder,
+    "mla": MLADecoder, "hypercolumns": HypercolumnDecoder,
 }  # fmt: skip
 DECODERS = (*_SMP_DECODERS, *_OWN_DECODERS)
 
@@ -70,8 +71,8 @@ class PixelFeatures(nn.Module):
     Attributes:
         out_channels: channels F of the features.
         stride: image pixels per feature pixel, 4, or more for decoders that stay coarser
-            (``deeplabv3``, ``pspnet`` and ``fcn``: 8). Decoders finer than 4 are average-pooled
-            to 4, so that a mixture never runs at image resolution.
+            (``deeplabv3``, ``pspnet``, ``fcn`` and ``hypercolumns``: 8). Decoders finer than 4 are
+            average-pooled to 4, so that a mixture never runs at image resolution.
         auxiliary_weight: loss weight of the auxiliary scores: 0.4 for ``ocrnet``, otherwise 0.
 
     Raises:
@@ -245,6 +246,10 @@ def _build(
             arguments["num_classes"] = num_classes
         backbone = {key: value for key, value in options.items() if key not in own}
         to_8 = decoder in _TO_STRIDE_8
+        timm = encoder.removeprefix("tu-")
+        if decoder == "hypercolumns" and encoder != timm and PlainTransformer.is_one(timm):
+            plain = PlainTransformer(timm, backbone.pop("encoder_depth", 5), **backbone)
+            return plain, HypercolumnDecoder(plain.out_channels, **arguments)
         network = get_encoder(
             encoder,
             weights=None,

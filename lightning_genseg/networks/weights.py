@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError, first_line
 from lightning_genseg.files import load_tensors
+from lightning_genseg.networks.hypercolumns import PlainTransformer
 
 # What published backbones carry beyond the stages a segmentation network uses.
 _CLASSIFIER_KEYS = (
@@ -47,7 +49,8 @@ def load_weights(
     state, expected = read_state_dict(Path(path)), module.state_dict()
     if rename is not None:
         state = rename(state)
-    # timm wraps its stages: `stages.0.x` in the file is `model.stages_0.x` in an smp encoder.
+    # timm wraps its stages, smp timm: `stages.0.x` in the file is `model.stages_0.x` here, and
+    # `blocks.0.x` of a vision transformer `model.model.blocks.0.x`.
     ours = {_plain(key): key for key in expected}
     if prefix is None:
         prefix = _best_prefix(state, ours)
@@ -161,7 +164,7 @@ def entries_below(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def _plain(key: str) -> str:
-    return key.removeprefix("model.").replace("_", ".")
+    return re.sub(r"^(model\.)+", "", key).replace("_", ".")
 
 
 def _best_prefix(state: Mapping[str, Tensor], ours: Mapping[str, str]) -> str:
@@ -182,13 +185,16 @@ def _download(
     from segmentation_models_pytorch.encoders import get_encoder
 
     try:
-        source = get_encoder(
-            encoder,
-            weights=True if encoder.startswith("tu-") else weights,
-            depth=module._depth,
-            output_stride=module._output_stride,
-            **timm_options,
-        )
+        if isinstance(module, PlainTransformer):
+            source: nn.Module = PlainTransformer(**module.described, pretrained=True)
+        else:
+            source = get_encoder(
+                encoder,
+                weights=True if encoder.startswith("tu-") else weights,
+                depth=module._depth,
+                output_stride=module._output_stride,
+                **timm_options,
+            )
     except Exception as error:  # the hub clients raise types of several libraries
         raise DownloadError(
             f"encoder_weights {weights!r} of {encoder!r} could not be downloaded "

@@ -92,7 +92,10 @@ class GMMSeg(PixelModule):
             )
         super().__init__(num_classes, **kwargs)
         self.em, self.posthoc = em, posthoc
-        self.has_trained_features = kwargs.get("features") is not None or extractor is not None
+        # Hypercolumns have nothing to train beside the encoder.
+        whole = kwargs.get("decoder") == "hypercolumns" and kwargs.get("encoder_weights")
+        own = kwargs.get("features") is not None
+        self.has_trained_features = own or extractor is not None or bool(whole)
         if extractor is not None:
             load_weights(self.features, extractor, prefix="features.")
         self.head = GMMHead(
@@ -211,7 +214,7 @@ class GMMSeg(PixelModule):
         if self.posthoc and not (self.has_trained_features or self.trainer.ckpt_path):
             raise GenSegError(
                 "em.train='posthoc' needs a trained network; give the checkpoint of a softmax "
-                "run as model.extractor."
+                "run as model.extractor, or encoder_weights with decoder 'hypercolumns'."
             )
 
     def train(self, mode: bool = True) -> "GMMSeg":

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from lightning_genseg.methods.gss.maskige import (
     NearestColor,
     class_votes,
 )
-from lightning_genseg.methods.gss.options import Decoding, TokenDecoderOptions
+from lightning_genseg.methods.gss.options import Reading, TokenDecoderOptions
 from lightning_genseg.methods.gss.tokenizers.load import lasting_source, make_tokenizer
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.networks.features import PixelFeatures
@@ -68,8 +69,9 @@ class GSS(PixelModule):
         auxiliary_loss_weight: of the cross-entropy of the auxiliary head.
         avg_non_ignore: mean over labelled cells and pixels (code); false: over everything, as by
             mmsegmentation's default, so that images with few labels have a small loss.
-        decoding: the likeliest token of each cell (`hard`), or the mixture of all by their
-            probability (`soft`; ours).
+        decoding: the likeliest token of each cell (`hard`), the picture of their mixture (`soft`;
+            ours), or for each pixel the probability of all tokens that draw a class there, each
+            on its own (`marginal`; ours): then scores are probabilities, not votes.
         inverse: `nearest` or `lstsq`.
         network_options: further arguments of the encoder, such as `img_size` or
             `encoder_output_stride`.
@@ -97,7 +99,7 @@ class GSS(PixelModule):
         token_loss_weight: float = 0.8,
         auxiliary_loss_weight: float = 0.2,
         avg_non_ignore: bool = True,
-        decoding: Decoding = "hard",
+        decoding: Reading = "hard",
         inverse: Literal["nearest", "lstsq"] = "nearest",
         network_options: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -160,10 +162,21 @@ class GSS(PixelModule):
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """`logits` at the size of the image, rounded up to whole cells, and `features` per cell."""
         features = self.extract(image)[0]
-        return {
-            "logits": self.class_scores(self.paint(features), self.covered_size(features)),
-            "features": features,
-        }
+        if self.decoding == "marginal":
+            votes = self.expected_votes(features)
+        else:
+            votes = class_votes(self.inverse(self.paint(features)))
+        return {"logits": _log_shares(votes, self.covered_size(features)), "features": features}
+
+    def expected_votes(self, features: Tensor) -> Tensor:
+        """Probability that a pixel's token draws each class there, B x K x f h x f w.
+
+        Every token is drawn among its own kind, so that the cells around it do not matter.
+        """
+        probabilities = self.head(features).float().softmax(1)
+        drawn = class_votes(self.inverse(self.tokenizer.token_pictures()))  # V x K x f x f
+        kernel = rearrange(drawn, "v k i j -> (k i j) v 1 1")
+        return F.pixel_shuffle(F.conv2d(probabilities, kernel), self.tokenizer.downsample)
 
     def picture(self, image: Tensor) -> Tensor:
         """The predicted maskige, B x 3 x f h x f w in [0, 1]; h x w cells cover the image."""
@@ -186,8 +199,7 @@ class GSS(PixelModule):
             picture: B x 3 x H' x W' in [0, 1].
             size: H and W.
         """
-        votes = resize_maps(class_votes(self.inverse(picture)), size)
-        return votes.clamp_min(_LEAST_VOTE).log()
+        return _log_shares(class_votes(self.inverse(picture)), size)
 
     def predict_maps(self, image: Tensor) -> dict[str, Tensor]:
         """As in the base, but windows and views are averaged as shares of votes.
@@ -306,3 +318,7 @@ class GSS(PixelModule):
         """Refuse one that was trained with other colours or another tokenizer."""
         super().on_load_checkpoint(checkpoint)
         self.refuse_others("the checkpoint", checkpoint.get("fingerprints", {}))
+
+
+def _log_shares(votes: Tensor, size: Sequence[int]) -> Tensor:
+    return resize_maps(votes, size).clamp_min(_LEAST_VOTE).log()

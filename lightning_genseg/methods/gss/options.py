@@ -8,6 +8,7 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.networks.mla import Auxiliary
 
 Decoding = Literal["hard", "soft"]
+Reading = Literal["hard", "soft", "marginal"]
 
 
 @dataclass(frozen=True)

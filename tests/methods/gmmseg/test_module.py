@@ -7,6 +7,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import timm
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -208,6 +209,22 @@ def test_posthoc_keeps_the_network_in_evaluation_mode(extractor):
         model.eval()
         model.train()
         model.predict_image(np.zeros((16, 16, 3), np.uint8))
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
+def test_a_frozen_encoder_and_em_alone(tmp_path):
+    weights = tmp_path / "encoder.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), weights)
+    options = {**POSTHOC, "decoder": "hypercolumns", "mean_momentum": 0.0}
+    options["network_options"] = {"levels": 6}  # down to the image: the encoder is random
+    model = make(**options, encoder_weights=weights)
+    before, untrained = copied(model), mean_iou(model)
+    trainer(tmp_path, max_epochs=1).fit(model, loader(8), loader(2))
+    names = changed(before, model.state_dict())
+    assert names == {"head.mixture.means", "head.mixture.log_variances"}
+    assert mean_iou(model) > untrained + 0.15
+    with pytest.raises(GenSegError, match="or encoder_weights with decoder 'hypercolumns'"):
+        trainer(tmp_path).fit(make(**options), loader(), loader(2))
 
 
 def test_posthoc_sentences(tmp_path):

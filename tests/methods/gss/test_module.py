@@ -266,6 +266,36 @@ def test_soft_decoding():
     assert set(hard.unique().tolist()) <= set(model.maskige.colors.unique().tolist())
 
 
+def test_marginal_decoding():
+    """Where a token is a class its probability is that of the class; tokens share it otherwise."""
+    model = trained().eval()
+    image = batch_of()["image"]
+    model.decoding = "marginal"
+    features = model.extract(image)[0]
+    probability = model.head(features).softmax(1)
+    enlarged = probability.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(model.expected_votes(features), enlarged)
+    torch.testing.assert_close(model.outputs(image)["logits"].exp(), enlarged.clamp_min(1e-6))
+
+
+def test_marginal_decoding_adds_up_tokens():
+    """Of a learned tokenizer several tokens draw a class at a pixel, each with its probability."""
+    model = make(tokenizer={"kind": "vq", "levels": (3, 2), "channels": 8}).eval()
+    torch.nn.init.normal_(model.tokenizer.decoder[-1].weight, std=3)
+    features = torch.randn(1, 32, 2, 3)
+    votes = model.expected_votes(features)
+    probability = model.head(features).softmax(1)
+    expected = torch.zeros_like(votes)
+    for token in range(6):
+        field = model.tokenizer.decode(torch.full((1, 5, 5), token))[:, :, 8:12, 8:12]
+        drawn = F.one_hot(model.inverse(field).argmax(1), NUM_CLASSES).movedim(-1, 1)
+        expected += drawn.repeat(1, 1, 2, 3) * probability[:, token, None].repeat_interleave(
+            4, 2
+        ).repeat_interleave(4, 3)
+    assert len(expected[0].argmax(0).unique()) > 1
+    torch.testing.assert_close(votes, expected)
+
+
 def test_the_printed_inverse():
     """It is a choice, not a good one: colours inside the cube are not found."""
     model = make(num_classes=60, inverse="lstsq").eval()

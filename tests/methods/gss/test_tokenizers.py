@@ -52,6 +52,17 @@ def test_soft_decoding_of_certain_tokens(tokenizer):
     torch.testing.assert_close(tokenizer.decode_soft(certain), tokenizer.decode(tokens))
 
 
+def test_pictures_of_single_tokens(tokenizer):
+    f, last = tokenizer.downsample, tokenizer.codebook_size - 1
+    pictures = tokenizer.token_pictures()
+    assert pictures.shape == (tokenizer.codebook_size, 3, f, f)
+    field = tokenizer.decode(torch.full((1, 5, 5), last))
+    torch.testing.assert_close(pictures[last], field[0, :, 2 * f : 3 * f, 2 * f : 3 * f])
+    assert tokenizer.token_pictures() is pictures
+    tokenizer.load_state_dict(tokenizer.state_dict())
+    assert tokenizer.token_pictures() is not pictures
+
+
 def test_config_builds_one_like_it(tokenizer):
     again = make_tokenizer(tokenizer.config(), COLORS)
     again.load_state_dict(tokenizer.state_dict())

@@ -32,6 +32,7 @@ class Tokenizer(nn.Module, ABC):
     codebook_size: int
     downsample: int
     lacks_weights: bool = False
+    _alone: Tensor | None = None
 
     @abstractmethod
     def _encode(self, picture: Tensor) -> Tensor:
@@ -75,6 +76,17 @@ class Tokenizer(nn.Module, ABC):
         with torch.autocast(tokens.device.type, enabled=False):
             return self._decode(tokens)
 
+    @torch.no_grad()
+    def token_pictures(self) -> Tensor:
+        """What each token draws among cells of its own kind, V x 3 x f x f; kept once made."""
+        device = next(self.buffers(), next(self.parameters(), torch.empty(0))).device
+        if self._alone is None or self._alone.device != device:
+            fields = torch.arange(self.codebook_size, device=device)[:, None, None].expand(-1, 5, 5)
+            middle = slice(2 * self.downsample, 3 * self.downsample)
+            parts = [self.decode(part)[..., middle, middle] for part in fields.split(256)]
+            self._alone = torch.cat(parts)
+        return self._alone
+
     def fingerprint(self) -> str:
         """Short digest of kind, sizes and weights: what belongs to another one does not fit."""
         digest = hashlib.sha256(repr(sorted(self.config().items())).encode())
@@ -94,6 +106,7 @@ class Tokenizer(nn.Module, ABC):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.lacks_weights = False
+        self._alone = None
 
 
 def pad_to_cells(picture: Tensor, downsample: int) -> Tensor:

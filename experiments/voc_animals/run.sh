@@ -1,0 +1,25 @@
+#!/bin/bash
+# One run on the animals of VOC 2012, and its line for the tables: run.sh RECIPE SEED [OPTION ...]
+#
+#   DATA=PATH/data WEIGHTS=PATH/weights.safetensors experiments/voc_animals/run.sh agmm_fpn 0
+#   NAME=agmm_paper ... run.sh agmm_fpn 0 --model.preset paper
+#   NAME=softmax_masks ... run.sh softmax_fpn 0 --data.sparse null
+#   NAME=gmmseg_masks ... run.sh gmmseg_fpn 0 --data.sparse null --model.em.label_reduction nearest
+#
+# DATA holds voc2012_animals/. NAME, by default the recipe, tells runs with other options apart. Trained on both of its
+# training lists, VOC's and SBD's masks. What is there already is not done again.
+set -euo pipefail
+recipe=$1 seed=$2; shift 2
+name=${NAME:-$recipe}
+runs=${RUNS:-runs}/voc_animals; run=$runs/$name/seed$seed
+mkdir -p "$run"
+cat "$DATA"/voc2012_animals/lists/train{,_sbd_extra}.txt > "$run/train.txt"
+if [ ! -e "$run/val_metrics.json" ] || [ -e "$run/unfinished" ]; then
+    touch "$run/unfinished"
+    genseg fit --config "experiments/voc_animals/$recipe.yaml" --data.root "$DATA/voc2012_animals" \
+        --data.train_list "$run/train.txt" --model.encoder_weights "$WEIGHTS" --seed_everything "$seed" \
+        --trainer.logger.init_args.save_dir "$runs" --trainer.logger.init_args.name "$name" \
+        --trainer.logger.init_args.version "seed$seed" "$@"
+    rm "$run/unfinished"
+fi
+python experiments/make_results.py add "voc_animals/$name" "$run"
