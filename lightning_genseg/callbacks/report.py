@@ -22,6 +22,7 @@ from lightning_genseg.callbacks.pictures import (
     to_array,
     to_picture,
 )
+from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.files import replace_file, run_folder
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.evaluation import Evaluation
@@ -246,6 +247,8 @@ def draw_samples(
         "anomaly_mask": "anomaly mask",
     }
     keys = [key for key in titles if all(key in sample for sample in samples)]
+    if "anomaly_label" in keys and all((sample["label"] == IGNORE).all() for sample in samples):
+        keys.remove("label")  # sets of anomalies know no classes
     scores = [sample["anomaly"] for sample in samples if "anomaly" in keys]
     low, high = anomaly_range or (score_range(*scores) if scores else (0.0, 1.0))
 

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from lightning_genseg.callbacks import ChannelsLast, CompareScores, LastCheckpoint, Report
+from lightning_genseg.callbacks.report import draw_samples
 from lightning_genseg.plots.pictures import ANOMALY_PALETTE, colorize
 from tests.callbacks import runs
 from tests.callbacks.runs import PixelSegmenter, calibrated, column, pixels, scenes, trainer
@@ -140,6 +141,17 @@ def test_report_without_unknown_objects_or_score(tmp_path):
     assert (tmp_path / "b" / "reliability.png").exists()
     # image, labels, prediction, and the anomaly labels, which need no score
     assert pixels(tmp_path / "b" / "pictures.png").shape[1] == 4 * 320 + 5 * 4
+
+
+def test_pictures_of_anomalies_alone_have_no_column_of_labels():
+    """Sets such as RoadAnomaly know no classes: every pixel of their masks is ignored."""
+    maps = {"prediction": 0, "label": 255, "anomaly_label": 1}
+    sample = {key: np.full((8, 8), value, np.uint8) for key, value in maps.items()}
+    sample["image"] = np.zeros((8, 8, 3), np.uint8)
+    wide = {**sample, "label": np.zeros((8, 8), np.uint8)}
+    palette = [(1, 2, 3), (4, 5, 6)]
+    for samples, columns in (([sample], 3), ([wide], 4), ([sample, wide], 4)):
+        assert draw_samples(samples, ["a", "b"], palette).width == columns * 320 + (columns + 1) * 4
 
 
 def test_report_of_infinite_scores_has_no_histogram(tmp_path):
