@@ -295,4 +295,4 @@ def _squared_distances(z: Tensor, squares: Tensor, points: Tensor) -> Tensor:
     flat = points.flatten(1, 2)
     own = flat.square().sum(-1)[..., None]
     distances: Tensor = (squares[:, None] + own - 2 * few_products(z, flat)).clamp_min(0)
-    return distances.view(len(z), *points.shape[1:3], z.shape[1])
+    return distances.unflatten(1, points.shape[1:3])

@@ -239,7 +239,7 @@ def input_size(
         scale: one of ``scales``.
     """
     height, width = size
-    limits = [(1, 1)]  # pixels to be, of pixels that are
+    limits: list[tuple[int, int | torch.SymInt]] = [(1, 1)]  # pixels to be, of pixels that are
     if short := options.get("short_side"):
         limits = [(short, torch.sym_min(height, width))]
         if long := options.get("long_side"):

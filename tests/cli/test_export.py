@@ -70,9 +70,7 @@ def inverse(tmp_path):
 DENSE = {
     "GMMSeg": lambda _: calibrated(),
     "own_images": lambda _: calibrated(inference={"short_side": 50, "margin": 10}),
-    "sizes": lambda _: calibrated(
-        inference={"short_side": 40, "long_side": 50, "multiple": 16, "margin": 60}
-    ),
+    "sizes": lambda _: calibrated(inference={"short_side": 40, "long_side": 50, "multiple": 16}),
     "softmax": lambda _: SoftmaxSegmenter(**TINY, anomaly_score="energy"),
     "AGMM": lambda _: agmm(anomaly_score="msp"),
     "GSS": lambda _: gss(),
