@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero
 
 # As packages: this is what makes their classes known by their short names.
 from lightning_genseg import __version__, data, methods
-from lightning_genseg.arguments import check_arguments
+from lightning_genseg.arguments import arguments_of, check_arguments
 from lightning_genseg.callbacks.last_checkpoint import LastCheckpoint
 from lightning_genseg.callbacks.predictions import PredictionWriter
 from lightning_genseg.callbacks.report import Report
@@ -105,10 +106,21 @@ class GenSegCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Refuse a seed that NumPy would refuse; keep the command line for the model card."""
+        """Refuse a group that is null and a seed that NumPy would refuse.
+
+        The command line is kept for the model card.
+        """
         self.command = shlex.join(["genseg", *(sys.argv[1:] if args is None else args)])
         super().parse_arguments(parser, args)
-        seed = self.config[self.config.subcommand].get("seed_everything")
+        config = self.config[self.config.subcommand]
+        known = arguments_of(_imported(config.model.class_path))
+        for name, value in (config.model.get("init_args") or {}).items():
+            if value is None and name in known and is_dataclass(known[name].default):
+                raise GenSegError(
+                    f"model.{name} is null, but it is a group of arguments: leave it out, or give "
+                    "some of them."
+                )
+        seed = config.get("seed_everything")
         if not isinstance(seed, bool):
             check_arguments(main, {"seed": seed}, seed="[0, 4294967295]")
 

@@ -26,17 +26,21 @@ _LISTS = (list, tuple, Sequence)
 _WORDS = (str, Path)
 _NAMED = {str: object}
 # What stands in a checkpoint: a type, a pattern of a word, what the parts of a list are, all (list)
-# or in their order (tuple), or those of a mapping, all (`str`) or by their names.
+# or in their order (tuple), or those of a mapping: by name, and the others by the type of the key.
 _CONTENT: dict[str, Any] = {
     "pytorch-lightning_version": re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)*(\+[\w.]+)?"),
     **dict.fromkeys(("epoch", "global_step", "num_classes"), int),
     **dict.fromkeys(("method", "optimizer", "hparams_name"), str),
-    **dict.fromkeys(("state_dict", "hyper_parameters", "facts", "mixture_memory"), _NAMED),
-    **dict.fromkeys(("fingerprints", "tokenizer"), _NAMED),
-    "callbacks": {str: Mapping},
-    "loops": {str: Mapping},
-    "optimizer_states": [{"state": Mapping, "param_groups": [{"params": list}]}],
-    "lr_schedulers": [_NAMED],
+    **dict.fromkeys(("state_dict", "hyper_parameters", "fingerprints", "tokenizer"), _NAMED),
+    "facts": {str: object, "scores": {str: Mapping}},
+    "mixture_memory": {str: torch.Tensor},
+    "callbacks": {
+        str: Mapping,
+        "RandomStates": {"processes": [{"python": list, "numpy": list, "torch": torch.Tensor}]},
+    },
+    "loops": {str: {str: {"total": {str: int}, "current": {str: int}}}},
+    "optimizer_states": [{"state": {object: Mapping}, "param_groups": [{"params": list}]}],
+    "lr_schedulers": [{str: object, "last_epoch": int, "base_lrs": list, "lr_lambdas": list}],
     "base_classes": [object],
     "anomaly": {
         "statistics": {str: torch.Tensor},
@@ -135,11 +139,12 @@ def _has_form(value: object, form: Any) -> bool:
         return same and all(map(_has_form, value, form))
     if not isinstance(form, dict):
         return isinstance(value, form)
-    if not isinstance(value, Mapping):
-        return False
-    if str in form:
-        return all(isinstance(k, str) and _has_form(part, form[str]) for k, part in value.items())
-    return all(_has_form(value[key], part) for key, part in form.items() if key in value)
+    kind = next((key for key in form if isinstance(key, type)), object)
+    rest = form.get(kind, object)
+    return isinstance(value, Mapping) and all(
+        isinstance(key, kind) and _has_form(part, form.get(key, rest))
+        for key, part in value.items()
+    )
 
 
 def read_checkpoint(
@@ -238,6 +243,11 @@ def refuse_foreign_arguments(kind: type, saved: Mapping[str, Any], given: Collec
             raise GenSegError(
                 f"the checkpoint has an argument '{name}' ({value!r}), which {kind.__name__} does "
                 "not know: it was changed, or is of another version."
+            )
+        if is_dataclass(hints.get(name)) and not isinstance(value, Mapping):
+            raise GenSegError(
+                f"the checkpoint gives '{name}' the value {value!r}, but it is a group of "
+                "arguments: it was changed."
             )
         for part in _suspicious(value, hints.get(name, object)):
             raise GenSegError(

@@ -267,9 +267,15 @@ class AnomalyScores(nn.Module):
 
     def load_fitted_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `fitted_state` has returned."""
+        owners = dict(self.named_modules())
         for name, value in state.get("statistics", {}).items():
             module, _, buffer = name.rpartition(".")
-            setattr(self.get_submodule(module), buffer, value)
+            if module not in owners:
+                raise GenSegError(
+                    f"the checkpoint has statistics '{name}' that no anomaly score knows: it was "
+                    "changed, or is of another version."
+                )
+            setattr(owners[module], buffer, value)
         self.thresholds = {
             name: Threshold(*value) for name, value in state.get("thresholds", {}).items()
         }

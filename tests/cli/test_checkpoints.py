@@ -179,10 +179,18 @@ def test_what_is_no_whole_checkpoint(config, checkpoint, fails, tmp_path):
 
 WRONG = {
     "pytorch-lightning_version": [3, "x", "2.", None],
-    "optimizer_states": [3, {}, [3], [{"param_groups": 3}], [{"param_groups": [3]}]],
-    "lr_schedulers": [3, {}, [3], [[]]],
-    "callbacks": [3, [], {"RandomStates": 3}],
-    "loops": [3, [], {"fit_loop": 3}],
+    "optimizer_states": [
+        3,
+        {},
+        [3],
+        *([{"param_groups": x}] for x in (3, [3])),
+        [{"state": {0: 3}}],
+    ],
+    "lr_schedulers": [3, {}, [3], [[]], [{"last_epoch": "x"}]],
+    "callbacks": [3, [], {"RandomStates": 3}, {"RandomStates": {"processes": 3}}],
+    "loops": [3, [], {"fit_loop": 3}, {"fit_loop": {"epoch_progress": 3}}],
+    "facts": [3, {"scores": 3}],
+    "mixture_memory": [3, {"features": 3}],
     "anomaly": [
         3,
         {"thresholds": 3},

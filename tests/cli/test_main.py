@@ -385,6 +385,7 @@ DIRPATH = "--trainer.callbacks ModelCheckpoint --trainer.callbacks.dirpath"
         ("--model.encodr resnet18", "Option 'encodr' is not accepted; did you mean encoder?"),
         ("--model GMMSeg --model.components 3", "did you mean mixture.components?"),
         (f"{NESTED}.componnts 3", "did you mean mixture.components?"),
+        (NESTED + " null", "model.mixture is null, but it is a group of arguments: leave it out"),
         (f"{NESTED}.components many", "mixture.components is many; it must be a whole number."),
         (f"{NESTED}.embedding_dim many", "dim is many; it must be a whole number or null."),
         (f"{NESTED}.components 0", "components is 0; it must be at least 1."),
