@@ -135,8 +135,9 @@ def _has_form(value: object, form: Any) -> bool:
     if isinstance(form, list):
         return isinstance(value, list | tuple) and all(_has_form(part, form[0]) for part in value)
     if isinstance(form, tuple):
-        same = isinstance(value, list | tuple) and len(value) == len(form)
-        return same and all(map(_has_form, value, form))
+        if not isinstance(value, list | tuple) or len(value) != len(form):
+            return False
+        return all(map(_has_form, value, form))
     if not isinstance(form, dict):
         return isinstance(value, form)
     kind = next((key for key in form if isinstance(key, type)), object)
