@@ -12,6 +12,7 @@ from torch.distributions import Independent, Normal
 from lightning_genseg import GMMHead
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.head import labelled_cells
+from lightning_genseg.mixtures import Processes
 from tests.contract import Operations, copied, in_groups
 from tests.mixtures.processes import run_processes
 from tests.mixtures.test_sinkhorn import plain as plain_sinkhorn
@@ -623,6 +624,27 @@ def test_two_processes_equal_one(options):
         torch.testing.assert_close(first.mixture.state_dict()[name], value, rtol=1e-4, atol=1e-5)
     for head in (first, second):
         assert_same_memory(head, alone)
+
+
+@pytest.mark.parametrize("assignment", ["sinkhorn", "em"])
+def test_decayed_moments_send_statistics_only(assignment):
+    """C M (2 D + 1) numbers and a few for each component, however many pixels there are."""
+
+    def sent(count):
+        numbers = []
+
+        def gather(tensor):
+            numbers.append(tensor.numel())
+            return torch.stack([tensor, tensor])
+
+        head = make_head(memory="decay", assignment=assignment, components=2)
+        step(head, *make_batch(count=count), processes=Processes(gather, 0))
+        return numbers
+
+    few, groups = sent(2), 3 * 2
+    assert few == sent(6)
+    moments = groups * (2 * 4 + 1)
+    assert moments < sum(few) <= moments + 12 * (groups + 2)
 
 
 # --- it learns -------------------------------------------------------------------------------
