@@ -19,8 +19,10 @@ from pathlib import Path
 
 import data
 import episodes
+import growth
 import heads
 import networks
+import prediction
 import torch
 from measure import Row
 
@@ -28,10 +30,10 @@ README = Path(__file__).with_name("README.md")
 MARKERS = tuple(f"<!-- {word} of the table that run.py writes -->" for word in ("begin", "end"))
 
 
-def benchmarks(device: str, repeats: int) -> dict[str, Callable[[], Iterable[Row]]]:
+def benchmarks(device: str, repeats: int, crop: int) -> dict[str, Callable[[], Iterable[Row]]]:
     """All of them by name; those without a device are the CPU's."""
     return {
-        "gmmseg": lambda: networks.gmmseg(device, repeats),
+        "gmmseg": lambda: networks.gmmseg(device, repeats, crop),
         "agmm": lambda: networks.agmm(device, repeats),
         "gss": lambda: networks.gss(device, repeats),
         "gaussian_head": lambda: heads.gaussian_head(device, repeats),
@@ -39,9 +41,11 @@ def benchmarks(device: str, repeats: int) -> dict[str, Callable[[], Iterable[Row
         "mixture_memory": heads.mixture_memory,
         "episodic_em": lambda: episodes.episodic_em(repeats),
         "episode_share": lambda: episodes.episode_share(repeats, device),
+        "predict": lambda: prediction.predict(device, repeats),
         "start": lambda: data.start(repeats),
         "cache": lambda: data.cache(repeats),
         "anomaly": data.anomaly,
+        "growth": lambda: growth.growth(device, repeats),
     }
 
 
@@ -60,7 +64,8 @@ def line(row: Row) -> str:
     """As Markdown."""
     digits = 2 if abs(row.ratio) < 10 else 0
     value = f"{row.ratio:.{digits}f}" if abs(row.ratio) >= 0.1 else f"{row.ratio:.2g}"
-    return f"| {row.what} | {row.goal} | {value} | {row.detail} |"
+    obstacle = "" if row.is_met else row.obstacle
+    return f"| {row.what} | {row.goal} | {value} | {row.detail} | {obstacle} |"
 
 
 def write(rows: Iterable[Row], note: str, whole: bool) -> None:
@@ -68,7 +73,8 @@ def write(rows: Iterable[Row], note: str, whole: bool) -> None:
     before, rest = README.read_text().split(MARKERS[0])
     old, after = rest.split(MARKERS[1])
     lines = {} if whole else {x.split("|")[1].strip(): x for x in old.splitlines() if "|" in x}
-    head = {"what": "| what | goal | measured | |", "---": "| --- | ---: | ---: | --- |"}
+    titles = "| what | goal | measured | | what stands in the way |"
+    head = {"what": titles, "---": "| --- | ---: | ---: | --- | --- |"}
     lines = {**head, **lines, **{row.what: line(row) for row in rows}}
     text = "\n".join(lines.values())
     README.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{note}\n\n{MARKERS[1]}{after}")
@@ -79,12 +85,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="All benchmarks, as ratios of one run.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=7, help="turns of each comparison")
-    parser.add_argument("--only", nargs="+", choices=sorted(benchmarks("cpu", 1)), default=None)
+    parser.add_argument("--crop", type=int, default=512, help="side of GMMSeg's crops")
+    parser.add_argument("--only", nargs="+", choices=sorted(benchmarks("cpu", 1, 1)), default=None)
     parser.add_argument("--keep", action="store_true", help="leave the table of README.md alone")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     began, rows = time.perf_counter(), []
-    for name, benchmark in benchmarks(arguments.device, arguments.repeats).items():
+    chosen = benchmarks(arguments.device, arguments.repeats, arguments.crop)
+    for name, benchmark in chosen.items():
         if arguments.only is None or name in arguments.only:
             for row in benchmark():
                 print(f"{row.what}: {row.ratio:.3g} (goal {row.goal}; {row.detail})", flush=True)

@@ -54,7 +54,7 @@ def chosen(maps: Tensor, classes: Tensor) -> Tensor:
 def everywhere(maps: Tensor, classes: Tensor) -> Tensor:
     """Maps of `chosen`, P x ..., as B x C x ...; 0 of the other classes on a CPU."""
     if maps.device.type != "cpu":
-        return maps.unflatten(0, classes.shape)
+        return maps.view(*classes.shape, *maps.shape[1:])
     whole = maps.new_zeros(*classes.shape, *maps.shape[1:])
     whole[classes] = maps
     return whole
