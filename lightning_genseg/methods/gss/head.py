@@ -28,17 +28,30 @@ class TokenHead(nn.Module):
     far: each gets a place once it comes, and the state keeps who has which. The cross-entropy is
     exact over these. Once no place is left, cells with other tokens are not learned.
 
+    With `classes: shared` (ours) the weights of a token are its own and the mean of those of the
+    classes that it draws, pixel by pixel. Tokens of a rare class are each too rare to be learned
+    alone: of 1 000 tokens, 800 steps on IDD-Lite found no living thing.
+
     Args:
         codebook_size: V.
-        options: F, the channels before the classifier, dropout, how many logits there may be, and
-            the size of the vocabulary.
+        options: F, the channels before the classifier, dropout, how many logits there may be, the
+            size of the vocabulary, and whether tokens share the weights of classes.
+        drawn: V x f x f classes that each token draws, for `classes: shared`.
+        num_classes: K.
     """
 
+    drawn: Tensor  # V x f^2: class k of pixel p as p K + k
     place_of: Tensor  # V: of each token, -1 without one
     token_of: Tensor  # of each place, and one more that nobody reads
     taken: Tensor  # number of places
 
-    def __init__(self, codebook_size: int, options: TokenDecoderOptions) -> None:
+    def __init__(
+        self,
+        codebook_size: int,
+        options: TokenDecoderOptions,
+        drawn: Tensor | None = None,
+        num_classes: int = 0,
+    ) -> None:
         super().__init__()
         width = options.head_channels
         self.expand = conv_bn_relu(options.fused_channels, width, 1)
@@ -57,13 +70,20 @@ class TokenHead(nn.Module):
         nn.init.normal_(self.classifier.weight, std=deviation)
         assert self.classifier.bias is not None
         nn.init.zeros_(self.classifier.bias)
+        self.class_weight: nn.Parameter | None = None
+        if options.classes == "shared" and drawn is not None:
+            drawn = drawn.flatten(1)
+            pixels = drawn.shape[1]
+            self.register_buffer("drawn", torch.arange(pixels) * num_classes + drawn)
+            self.class_weight = nn.Parameter(torch.empty(pixels * num_classes, width))
+            # The mean of a pure token then deviates as its own weights do.
+            nn.init.normal_(self.class_weight, std=deviation * pixels**0.5)
         self.cells_at_once = max(1, options.logits_at_once // self.places)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits B x V x h x w, all at once."""
-        logits = F.conv2d(
-            self.dropout(self.expand(features)), self.classifier.weight, self._classifier()[1]
-        )
+        weight, bias = self._classifier()
+        logits = F.conv2d(self.dropout(self.expand(features)), weight[..., None, None], bias)
         if not self.has_vocabulary:
             return logits
         others = logits.new_full((), -torch.inf).expand_as(logits[:, :1])
@@ -133,6 +153,9 @@ class TokenHead(nn.Module):
     def _classifier(self) -> tuple[Tensor, Tensor]:
         weight, bias = self.classifier.weight.flatten(1), self.classifier.bias
         assert bias is not None
+        if self.class_weight is not None:
+            drawn = self.drawn[self.token_of[:-1]] if self.has_vocabulary else self.drawn
+            weight = weight + F.embedding_bag(drawn, self.class_weight, mode="mean")
         if self.has_vocabulary:
             free = torch.arange(self.places, device=bias.device) >= self.taken
             bias = bias.masked_fill(free, -torch.inf)

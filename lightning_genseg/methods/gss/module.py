@@ -151,7 +151,12 @@ class GSS(PixelModule):
                 f"the tokens of {tokenizer} are {downsample} pixels wide, no whole part of "
                 f"decoder.stride {stride}: choose another tokenizer."
             )
-        self.head = TokenHead(self.tokenizer.codebook_size, decoder)
+        drawn = None
+        if decoder.classes == "shared":
+            drawn = torch.zeros(self.tokenizer.codebook_size, self.tokenizer.downsample**2).long()
+            if not self.tokenizer.lacks_weights:  # otherwise a checkpoint is about to bring it
+                drawn = self.inverse(self.tokenizer.token_pictures()).argmax(1)
+        self.head = TokenHead(self.tokenizer.codebook_size, decoder, drawn, num_classes)
         self._is_full = False  # its vocabulary, as far as was told
         self.token_loss_weight = token_loss_weight
         self.auxiliary_loss_weight = auxiliary_loss_weight

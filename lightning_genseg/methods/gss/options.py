@@ -30,6 +30,9 @@ class TokenDecoderOptions:
             2 048 channels, and more at fewer, so that logits begin equally far apart.
         dropout: of whole channels before the classifier.
         logits_at_once: most logits of tokens that exist at a time; fewer need less memory.
+        classes: how the classifier's weights of a token come about: `free` of all others (paper and
+            code), or `shared`: to them is added the mean, over the pixels that the token draws, of
+            weights of the class there. What is learned of a rare class then serves all its tokens.
         vocabulary: how many different tokens are learned at most: those that come first in training
             masks, and no other is predicted. None: all of the tokenizer's, as in paper and code.
     """
@@ -43,6 +46,7 @@ class TokenDecoderOptions:
     initial_deviation: float | None = None
     dropout: float = 0.1
     logits_at_once: int = 2**26
+    classes: Literal["free", "shared"] = "free"
     vocabulary: int | None = None
 
     def __post_init__(self) -> None:

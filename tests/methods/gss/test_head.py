@@ -128,3 +128,25 @@ def test_a_full_vocabulary_leaves_out_other_tokens():
 def test_a_vocabulary_of_all_tokens_is_none():
     assert not vocabulary_head(11).has_vocabulary
     assert vocabulary_head(11).state_dict().keys() == vocabulary_head(None).state_dict().keys()
+
+
+@pytest.mark.parametrize("places", [None, 8])
+def test_tokens_share_the_weights_of_the_classes_they_draw(places):
+    features, tokens, valid = cells()
+    tokens = tokens % 5
+    options = {"fused_channels": 8, "head_channels": 12, "dropout": 0.0, "vocabulary": places}
+    drawn = torch.randint(3, (11, 2, 2))
+    head = TokenHead(11, TokenDecoderOptions(**options, classes="shared"), drawn, 3)
+    loss = head.cross_entropy(features, tokens, valid)
+    loss.backward()
+    assert (head.class_weight.grad.abs().sum(1) > 0).any()
+    own = head.classifier.weight[..., 0, 0]
+    of_class = head.class_weight.view(4, 3, 12)  # pixel, class, channel
+    ids = torch.arange(11) if places is None else head.token_of[:8]
+    for place, token in enumerate(ids.tolist()):
+        mean = sum(of_class[pixel, drawn[token].flatten()[pixel]] for pixel in range(4)) / 4
+        torch.testing.assert_close(head._classifier()[0][place], own[place] + mean)
+    logits = head(features)
+    assert torch.equal(head.predict(features), logits.argmax(1))
+    expected = F.cross_entropy(logits, tokens.masked_fill(~valid, -100), reduction="sum")
+    torch.testing.assert_close(loss, expected)

@@ -35,6 +35,21 @@ class TestGSS(ModuleContract):
             self.make(features=torch.nn.Identity())
 
 
+@pytest.mark.parametrize("options", [{}, {"vocabulary": 4}])
+def test_tokens_that_share_classes_are_kept(tmp_path, options):
+    """What each token draws comes from the checkpoint, before the tokenizer has weights again."""
+    model = make({"classes": "shared", **options}, tokenizer=write_tokenizer(tmp_path / "vq.ckpt"))
+    train_by_hand(model, 2)
+    f = model.tokenizer.downsample
+    field = model.tokenizer.decode(torch.full((1, 5, 5), 3))
+    drawn = model.inverse(field).argmax(1)[0, 2 * f : 3 * f, 2 * f : 3 * f].flatten()
+    assert torch.equal(model.head.drawn[3], torch.arange(f * f) * NUM_CLASSES + drawn)
+    again = GSS.load_from_checkpoint(save(model, tmp_path / "model.ckpt"))
+    assert torch.equal(again.head.drawn, model.head.drawn)
+    image = batch_of()["image"]
+    assert torch.equal(again.eval()(image), model.eval()(image))
+
+
 class WithVocabulary(TestGSS):
     def make(self, **arguments: Any) -> GSS:
         return super().make(decoder={**DECODER, "vocabulary": 2}, **arguments)
