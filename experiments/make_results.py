@@ -78,19 +78,22 @@ def spread(values, digits=1, factor=100):
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def closed_set(folder, rows):
-    """Validation mIoU, IoU of each class and ECE."""
+def closed_set(folder, rows, classes=None):
+    """Validation mIoU over all classes, over `classes` if given, and IoU of each of these."""
     found = {name: runs(f"{folder}/{name}") for name in rows}
-    classes = next(list(results[0]["val"]["IoU"]) for results in found.values() if results)
-    yield ["", "runs", "mIoU", *classes]
+    known = next(list(results[0]["val"]["IoU"]) for results in found.values() if results)
+    shown = classes or known
+    yield ["", "runs", f"mIoU of {len(known)}", *([f"of {len(shown)}"] if classes else []), *shown]
     for name, title in rows.items():
         results = found[name]
         if results:
+            each = [[r["val"]["IoU"][c] for c in shown] for r in results]
             yield [
                 title,
                 str(len(results)),
                 spread([r["val"]["mIoU"] for r in results]),
-                *(spread([r["val"]["IoU"][c] for r in results]) for c in classes),
+                *([spread([statistics.mean(row) for row in each])] if classes else []),
+                *(spread(column) for column in zip(*each, strict=True)),
             ]
 
 
@@ -110,8 +113,26 @@ def anomalies(folder, rows):
 
 
 IDD_LITE = {"softmax_fpn": "softmax", "gmmseg_fpn": "GMMSeg"}
+GSS_ON_IDD_LITE = {
+    "softmax_mla": "softmax on GSS' decoder",
+    "gss_majority": "GSS, `majority-4`",
+    "gss_ff": "GSS, 1 000 tokens",
+    "gss_shared": "GSS, 1 000 tokens, `decoder.classes shared`",
+}
+VOC_ANIMALS = {
+    "softmax_masks": "masks: softmax",
+    "gmmseg_masks": "masks: GMMSeg",
+    "gmmseg_frozen": "masks: frozen encoder, EM alone",
+    "softmax_fpn": "clicks: partial cross-entropy",
+    "gmmseg_fpn": "clicks: GMMSeg",
+    "agmm_fpn": "clicks: AGMM, `code`",
+    "agmm_paper": "clicks: AGMM, `paper`",
+}
+FREQUENT = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
 TABLES = {
     "idd_lite closed set": lambda: closed_set("idd_lite", IDD_LITE),
+    "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
+    "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
     "idd_lite anomalies": lambda: anomalies("idd_lite", IDD_LITE),
 }
 

@@ -2,9 +2,10 @@
 # One run of IDD-Lite with all its tests, and its line for the tables: run.sh RECIPE SEED [OPTION ...]
 #
 #   DATA=PATH/data WEIGHTS=PATH/weights.safetensors experiments/idd_lite/run.sh gmmseg_fpn 0
+#   SETS= NAME=gss_majority ... run.sh gss_ff 0 --model.tokenizer majority-4
 #
 # DATA holds idd_lite/ and road_anomaly/{RoadAnomaly,FS_LostAndFound_val,FS_Static_val}/. NAME, by default the recipe,
-# tells runs with other options apart. What is there already is not done again.
+# tells runs with other options apart; SETS are the sets of anomalies that are tested, all of them by default. What is there already is not done again.
 set -euo pipefail
 recipe=$1 seed=$2; shift 2
 name=${NAME:-$recipe}
@@ -20,13 +21,13 @@ if [ ! -e "$run/val_metrics.json" ] || [ ! -e "$run/checkpoints/last.ckpt" ] || 
     rm "$run/unfinished"
 fi
 calibrated=$run/checkpoints/last-calibrated.ckpt
-[ -e "$calibrated" ] || genseg calibrate --config "$run/config.yaml" --model.inference "$short_side" \
+[ -z "${SETS-all}" ] || [ -e "$calibrated" ] || genseg calibrate --config "$run/config.yaml" --model.inference "$short_side" \
     --ckpt_path "$run/checkpoints/last.ckpt"
 tests=()
-for set in FS_Static_val FS_LostAndFound_val RoadAnomaly; do
+for set in ${SETS-FS_Static_val FS_LostAndFound_val RoadAnomaly}; do
     tests+=("$set=$run/$set")
     [ -e "$run/$set/anomaly_scores.json" ] || genseg test --config "$run/config.yaml" \
         --config experiments/anomaly/idd_lite.yaml --data.root "$DATA/road_anomaly/$set" --ckpt_path "$calibrated" \
         --trainer.callbacks+ CompareScores --trainer.logger.init_args.version "seed$seed/$set"
 done
-python experiments/make_results.py add "idd_lite/$name" "$run" "${tests[@]}"
+python experiments/make_results.py add "idd_lite/$name" "$run" ${tests[@]+"${tests[@]}"}
