@@ -1,5 +1,7 @@
 """How sparse labels spread."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 from lightning.pytorch import LightningModule
 
 from lightning_genseg.callbacks.pictures import SamplePictures, to_array, to_picture
-from lightning_genseg.data.transforms.pipeline import shorter_side
+from lightning_genseg.data import transforms
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.ops.views import evaluation_mode
@@ -43,7 +45,7 @@ class LabelSpreading(SamplePictures):
                 "away."
             )
         side = (pl_module.inference or {}).get("short_side")
-        smaller = [] if side is None else shorter_side(side)
+        smaller = [] if side is None else transforms.shorter_side(side)
         return data.split_dataset("train", [*data.eval_transform, *smaller])
 
     def row(

@@ -1,5 +1,7 @@
 """Pixels of each class in each image of a data set: counted once, kept in a cache."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import os
@@ -16,11 +18,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.data import transforms
 from lightning_genseg.data.dataset import SegmentationDataset
 from lightning_genseg.data.loaders import from_worker
 from lightning_genseg.data.relabelled import Labelled
 from lightning_genseg.data.sparse.dataset import SparseDataset
-from lightning_genseg.data.transforms.pipeline import single_thread
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 
@@ -73,7 +75,7 @@ def class_index(
         batch_size=16,
         num_workers=num_workers,
         collate_fn=np.stack,
-        worker_init_fn=single_thread,
+        worker_init_fn=transforms.single_thread,
     )
     saved, position = time.monotonic(), 0
     # Nothing is drawn where nobody looks, as in the log file of a cluster.

@@ -1,5 +1,7 @@
 """What every datamodule shares: stages, data sets, loaders."""
 
+from __future__ import annotations
+
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.class_index import class_index, default_cache_dir
 from lightning_genseg.data.dataset import Batch, ImageFolder, MissingFiles, SegmentationDataset
 from lightning_genseg.data.decoded import DecodedFiles
@@ -31,12 +34,6 @@ from lightning_genseg.data.loaders import (
 from lightning_genseg.data.relabelled import check_readable
 from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.sparse.labels import SparseLabels
-from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.data.transforms.pipeline import (
-    as_chain,
-    default_train_transform,
-    single_thread,
-)
 from lightning_genseg.errors import GenSegError, listed
 
 Split = Literal["train", "val", "test"]
@@ -108,8 +105,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
         short_side: int | None = None,
         class_balanced: bool = False,
         sparse: SparseLabels | None = None,
-        train_transform: Sequence[Transform] | None = None,
-        eval_transform: Sequence[Transform] | None = None,
+        train_transform: Sequence[transforms.Transform] | None = None,
+        eval_transform: Sequence[transforms.Transform] | None = None,
         seed: int = 0,
         on_error: Literal["stop", "skip"] = "stop",
         predict_root: Path | None = None,
@@ -140,11 +137,11 @@ class SegmentationDataModule(LightningDataModule, ABC):
         self.class_balanced = class_balanced
         self.sparse = sparse
         self.train_transform = (
-            default_train_transform(crop_size, short_side=short_side)
+            transforms.default_train_transform(crop_size, short_side=short_side)
             if train_transform is None
-            else as_chain(train_transform)
+            else transforms.as_chain(train_transform)
         )
-        self.eval_transform = as_chain(eval_transform)
+        self.eval_transform = transforms.as_chain(eval_transform)
         self.seed = seed
         self.on_error = on_error
         self._examined: dict[Any, list[Problem]] = {}  # by sample
@@ -166,7 +163,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         )
 
     @property
-    def source(self) -> "SegmentationDataModule":
+    def source(self) -> SegmentationDataModule:
         """The dense datamodule that these data are made of; itself if it reads files."""
         return self
 
@@ -186,10 +183,14 @@ class SegmentationDataModule(LightningDataModule, ABC):
             self.count_classes()
 
     @abstractmethod
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> Dataset[Batch]:
         """Build the data set of one split, with all classes; called by `split_dataset`."""
 
-    def split_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
+    def split_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> Dataset[Batch]:
         """Build the data set of one split, without unknown classes and with its sparse labels.
 
         Raises:
@@ -409,7 +410,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": collate,
-            "worker_init_fn": single_thread,
+            "worker_init_fn": transforms.single_thread,
         }
 
 

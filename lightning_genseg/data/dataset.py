@@ -1,5 +1,7 @@
 """What every data set shares: samples of an image and its masks; folders of images to predict."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from lightning_genseg.data import transforms
 from lightning_genseg.data.decoded import DecodedFiles
 from lightning_genseg.data.images import (
     find_images,
@@ -26,8 +29,6 @@ from lightning_genseg.data.labels import (
     label_table,
     map_labels,
 )
-from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.data.transforms.pipeline import apply, compose
 from lightning_genseg.errors import GenSegError
 
 Batch = dict[str, Any]
@@ -102,7 +103,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         class_names: Sequence[str],
         palette: Sequence[Color] | None = None,
         ids: Mapping[int, int] | None = None,
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
         anomaly_ids: Mapping[int, int] | None = None,
     ) -> None:
         if not samples:
@@ -113,7 +114,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         self.file_class_names = list(class_names)
         self.class_of = np.arange(IGNORE + 1)
         self.palette = check_palette(palette, len(self.class_names))
-        self.transform = compose(transform)
+        self.transform = transforms.compose(transform)
         self.table = label_table(ids, len(self.class_names))  # of the mask files
         self._anomaly_table = None if anomaly_ids is None else anomaly_table(anomaly_ids)
 
@@ -142,7 +143,10 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         image, (labels, anomaly) = self.read_pixels(position), self.read_labels(position)
         check_sizes(image.shape, labels.shape, sample)
         masks = {"mask": labels} if anomaly is None else {"mask": labels, "anomaly": anomaly}
-        return {**apply(self.transform, image, masks, seed, sample.name), "name": sample.name}
+        return {
+            **transforms.apply(self.transform, image, masks, seed, sample.name),
+            "name": sample.name,
+        }
 
     def keep(self, positions: Sequence[int]) -> None:
         """Leave out all other samples."""
@@ -224,11 +228,13 @@ class ImageFolder(Dataset[dict[str, Any]]):
         GenSegError: no image in it; on reading: an unreadable file.
     """
 
-    def __init__(self, root: Path | str, transform: Sequence[Transform] | None = None) -> None:
+    def __init__(
+        self, root: Path | str, transform: Sequence[transforms.Transform] | None = None
+    ) -> None:
         root = Path(root)
         paths = [root] if root.is_file() else find_images(root)
         base = root.parent if root.is_file() else root
-        self.transform, self.root = compose(transform), base
+        self.transform, self.root = transforms.compose(transform), base
         self.samples = list(zip(unique_names(paths, base), paths, strict=True))
         self.as_bytes = self.skips_unreadable = False
         self.unreadable: list[dict[str, str]] = []  # name, path and error, as loaders meet them
@@ -248,7 +254,9 @@ class ImageFolder(Dataset[dict[str, Any]]):
         sample = {"name": name, "path": str(path)}
         try:
             pixels = read_image(path)
-            result = apply(self.transform, pixels, {}, index, name, as_bytes=self.as_bytes)
+            result = transforms.apply(
+                self.transform, pixels, {}, index, name, as_bytes=self.as_bytes
+            )
         except GenSegError as error:
             if not self.skips_unreadable:
                 raise

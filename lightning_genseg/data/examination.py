@@ -1,5 +1,7 @@
 """Every sample of a data set read once: what it consists of, and what is wrong with it."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +10,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.data import transforms
 from lightning_genseg.data.class_index import count_labels
 from lightning_genseg.data.dataset import Sample, check_sizes
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.sparse.dataset import SparseDataset
 from lightning_genseg.data.sparse.labels import Raster
-from lightning_genseg.data.transforms.pipeline import single_thread
 from lightning_genseg.errors import GenSegError
 
 
@@ -123,7 +125,7 @@ def examine(dataset: Any, split: str, num_workers: int) -> list[Found]:
         batch_size=4,
         num_workers=num_workers,
         collate_fn=list,
-        worker_init_fn=single_thread,
+        worker_init_fn=transforms.single_thread,
     )
     found: list[Found] = []
     with tqdm(total=len(dataset), desc=f"reading {split}", unit="image", disable=None) as bar:

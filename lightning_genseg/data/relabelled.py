@@ -1,5 +1,7 @@
 """Labelled images read one by one, and data sets that see them with other labels."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -7,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from lightning_genseg.data import transforms
 from lightning_genseg.data.dataset import SegmentationDataset, check_sizes
-from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.data.transforms.pipeline import apply, compose
 from lightning_genseg.errors import GenSegError
 
 
@@ -78,11 +79,11 @@ class RelabelledImages(Dataset[dict[str, Any]]):
         parts: Mapping[str, LabelledImages],
         tables: Mapping[str, NDArray[np.uint8]],
         class_names: Sequence[str],
-        transform: Sequence[Transform] = (),
+        transform: Sequence[transforms.Transform] = (),
     ) -> None:
         self.parts, self.tables = dict(parts), dict(tables)
         self.class_names = list(class_names)
-        self.transform = compose(transform)
+        self.transform = transforms.compose(transform)
         self._places = [(key, i) for key, part in self.parts.items() for i in range(len(part))]
 
     def __len__(self) -> int:
@@ -100,7 +101,7 @@ class RelabelledImages(Dataset[dict[str, Any]]):
         key, i = self._places[position]
         image, labels = read_labelled(self.parts[key], i)
         name, masks = self.sample_name(position), {"mask": self.tables[key][labels]}
-        return {**apply(self.transform, image, masks, seed, name), "name": name}
+        return {**transforms.apply(self.transform, image, masks, seed, name), "name": name}
 
     def sample_name(self, index: int) -> str:
         """Name of an image, below that of its data set."""

@@ -1,5 +1,7 @@
 """Episodes of few-shot segmentation over any dense data set, and its base classes."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.class_index import class_index
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Batch
@@ -26,8 +29,6 @@ from lightning_genseg.data.episodes.folds import Folds, few_shot_classes
 from lightning_genseg.data.episodes.manifest import read_episodes, write_episodes
 from lightning_genseg.data.episodes.support import SupportedImages
 from lightning_genseg.data.relabelled import LabelledImages
-from lightning_genseg.data.transforms.crops import Letterbox, Transform
-from lightning_genseg.data.transforms.pipeline import episode_train_transform
 from lightning_genseg.errors import GenSegError, listed
 
 
@@ -59,7 +60,7 @@ class FoldDataModule(DerivedDataModule):
         folds: Folds | None = None,
         fold: int | None = None,
         background_classes: list[str] | None = None,
-        train_transform: list[Transform] | None = None,
+        train_transform: list[transforms.Transform] | None = None,
         **kwargs: Any,
     ) -> None:
         check_arguments(FoldDataModule.__init__, locals(), size="[8, inf)", scale="(0, inf)")
@@ -70,7 +71,7 @@ class FoldDataModule(DerivedDataModule):
         self.novel_classes = [names[c] for c in self.classes.novel]
         self.base_classes = [names[c] for c in self.classes.base]
         if train_transform is None:
-            train_transform = episode_train_transform(size, scale, min_share)
+            train_transform = transforms.episode_train_transform(size, scale, min_share)
         super().__init__(
             data,
             class_names=["background", *(self.base_classes if self.dense else ["foreground"])],
@@ -163,7 +164,7 @@ class EpisodesDataModule(FoldDataModule):
             palette=None,
             eval_batch_size=1,
             class_balanced=False,
-            eval_transform=[Letterbox(size)],
+            eval_transform=[transforms.Letterbox(size)],
             **kwargs,
         )
         self.shots, self.min_area, self.novel_setting = shots, min_area, novel_setting
@@ -184,7 +185,7 @@ class EpisodesDataModule(FoldDataModule):
         return SupportedImages(self.predict_root, self.support_root, self.size, self.support_ids)
 
     def make_dataset(
-        self, split: Split, transform: Sequence[Transform]
+        self, split: Split, transform: Sequence[transforms.Transform]
     ) -> TrainEpisodes | EvalEpisodes:
         """Build the episodes of a split; those of validation and test are always letterboxed."""
         images = labelled_images(self.data, split)
@@ -270,7 +271,9 @@ class BaseClassesDataModule(FoldDataModule):
             data, size=size, scale=scale, min_share=0.0, batch_size=batch_size, **kwargs
         )
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> Dataset[Batch]:
         """Build the relabelled images of a split."""
         images = labelled_images(self.data, split)
         return BaseClasses(images, self.classes.base, self.data.class_names, transform)

@@ -1,5 +1,7 @@
 """Episodes of few-shot segmentation: a query and annotated images of one class."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,10 +11,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.relabelled import LabelledImages, RelabelledImages, read_labelled
-from lightning_genseg.data.transforms.crops import Letterbox, Transform
-from lightning_genseg.data.transforms.pipeline import apply, compose
 from lightning_genseg.errors import GenSegError
 
 EpisodeMode = Literal["bam", "uniform", "balanced"]
@@ -141,14 +142,14 @@ class Episodes(Dataset[dict[str, Any]]):
         candidates: Sequence[int],
         base_index: Mapping[int, int],
         class_names: Sequence[str],
-        transform: Sequence[Transform],
+        transform: Sequence[transforms.Transform],
     ) -> None:
         self.queries = queries
         self.supports = supports
         self.candidates = torch.tensor(list(candidates))
         self.base_index = dict(base_index)
         self.class_names = list(class_names)
-        self.transform = compose(transform)
+        self.transform = transforms.compose(transform)
 
     def read(
         self, episode: Episode, rng: np.random.Generator
@@ -177,7 +178,7 @@ class Episodes(Dataset[dict[str, Any]]):
         mask[labels == IGNORE] = IGNORE
         masks = {"mask": mask, "valid": np.ones_like(mask)}
         seed, name = int(rng.integers(2**63 - 1)), images.sample_name(index)
-        sample = apply(self.transform, image, masks, seed, name)
+        sample = transforms.apply(self.transform, image, masks, seed, name)
         return {**sample, "valid": sample["valid"] == 1}, mask
 
 
@@ -224,7 +225,7 @@ class EvalEpisodes(Episodes):
         size: int,
         **kwargs: Any,
     ) -> None:
-        super().__init__(queries, supports, transform=[Letterbox(size)], **kwargs)
+        super().__init__(queries, supports, transform=[transforms.Letterbox(size)], **kwargs)
         self.episodes = list(episodes)
 
     def __len__(self) -> int:
@@ -252,7 +253,7 @@ class BaseClasses(RelabelledImages):
         images: LabelledImages,
         classes: Sequence[int],
         class_names: Sequence[str],
-        transform: Sequence[Transform],
+        transform: Sequence[transforms.Transform],
     ) -> None:
         table = np.zeros(256, np.uint8)
         table[list(classes)] = np.arange(1, len(classes) + 1)

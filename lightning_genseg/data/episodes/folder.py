@@ -1,5 +1,7 @@
 """Somebody's own examples of an object, and images to find it in, for Lightning."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -7,10 +9,10 @@ from typing import ClassVar
 from torch.utils.data import Dataset
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Batch
 from lightning_genseg.data.episodes.support import SupportedImages
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 
@@ -59,7 +61,9 @@ class FewShotFolderDataModule(SegmentationDataModule):
         """Build the images under `predict_root`, each with the supports."""
         return SupportedImages(self.predict_root, self.support_root, self.size, self.support_ids)
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Dataset[Batch]:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> Dataset[Batch]:
         """There are no splits: GenSegError."""
         raise GenSegError(
             "FewShotFolderDataModule has images to predict only: train and test with "

@@ -1,5 +1,7 @@
 """Images with masks of one object, and images in which to find it."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.dataset import ImageFolder, check_sizes
 from lightning_genseg.data.images import read_image, read_mask
 from lightning_genseg.data.labels import anomaly_table, map_labels
 from lightning_genseg.data.sets.folder import pair_files
-from lightning_genseg.data.transforms.crops import Letterbox
-from lightning_genseg.data.transforms.pipeline import apply, compose
 from lightning_genseg.errors import GenSegError
 
 _VALUES = (
@@ -46,7 +47,7 @@ class SupportFolder:
         if complaint:
             raise GenSegError(complaint)
         self.size = size
-        self.transform = compose([Letterbox(size)])
+        self.transform = transforms.compose([transforms.Letterbox(size)])
         values = "1 (object), 0 (background) or 255"
         self._table = anomaly_table({0: 0, 1: 1} if ids is None else ids, "support_ids", values)
 
@@ -69,7 +70,7 @@ class SupportFolder:
                     "image out."
                 )
             masks = {"mask": mask, "valid": np.ones_like(mask)}
-            shot = apply(self.transform, image, masks, 0, sample.name)
+            shot = transforms.apply(self.transform, image, masks, 0, sample.name)
             if not (shot["mask"] == 1).any():
                 raise GenSegError(
                     f"the object in mask '{sample.mask}' is too small to be left at size "

@@ -1,5 +1,7 @@
 """Several data sets in one taxonomy to train on, and a test set with classes of its own."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import MissingFiles
 from lightning_genseg.data.derived import DerivedDataModule, labelled_images
 from lightning_genseg.data.loaders import EpochSampler
 from lightning_genseg.data.mixed.taxonomy import Decision, Taxonomy, WithoutUniversal
 from lightning_genseg.data.relabelled import RelabelledImages
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 
@@ -78,7 +80,9 @@ class MixedDataModule(SegmentationDataModule):
         for data in self.data.values():
             data.get_files()
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> RelabelledImages:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> RelabelledImages:
         """Build the relabelled images of a split, each once."""
         parts: dict[str, Any] = {}
         complaints = []
@@ -161,7 +165,9 @@ class CrossDomainDataModule(DerivedDataModule):
             dataset, data.class_names, data.palette, decision, without_universal
         )
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> RelabelledImages:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> RelabelledImages:
         """Build the test images, with labels of the classes of `target_classes`."""
         return RelabelledImages(
             {self.dataset: labelled_images(self.data, split)},

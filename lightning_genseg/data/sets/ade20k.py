@@ -1,16 +1,18 @@
 """ADE20K: scenes indoors and outdoors."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.download import Archive, DownloadDataModule, fetch
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.layout import check_files, check_ids, check_root, check_split, list_files
-from lightning_genseg.data.transforms.crops import Transform
 
 
 class ADE20K(SegmentationDataset):
@@ -98,7 +100,7 @@ class ADE20K(SegmentationDataset):
         self,
         root: Path | str,
         split: Literal["train", "val"] = "train",
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
     ) -> None:
         check_arguments(ADE20K.__init__, locals())
         root = Path(root)
@@ -139,6 +141,6 @@ class ADE20KDataModule(DownloadDataModule):
 
     dataset = ADE20K
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> ADE20K:
+    def make_dataset(self, split: Split, transform: Sequence[transforms.Transform]) -> ADE20K:
         """Build the training or the validation split."""
         return ADE20K(self.root, "train" if split == "train" else "val", transform)

@@ -1,17 +1,19 @@
 """Anybody's own anomalies: folders of images, of anomaly masks, and perhaps of class masks."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import EvaluationDataModule, Split
 from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset
 from lightning_genseg.data.images import read_mask
 from lightning_genseg.data.labels import IGNORE, Color, anomaly_table, label_table
 from lightning_genseg.data.layout import some_values
 from lightning_genseg.data.sets.folder import find_list, named_classes, pair_files, read_names
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 
@@ -51,7 +53,7 @@ class AnomalyFolder(SegmentationDataset):
         palette: Sequence[Color] | None = None,
         ids: Mapping[int, int] | None = None,
         anomaly_ids: Mapping[int, int] | None = None,
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
     ) -> None:
         root = Path(root)
         table = {0: 0, 1: 1} if anomaly_ids is None else dict(anomaly_ids)
@@ -145,7 +147,9 @@ class AnomalyFolderDataModule(EvaluationDataModule):
         self.anomaly_ids = anomaly_ids
         self.test_list = test_list
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> AnomalyFolder:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> AnomalyFolder:
         """Build the test split."""
         return AnomalyFolder(
             self.root,

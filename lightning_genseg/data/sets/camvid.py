@@ -1,16 +1,18 @@
 """CamVid: street scenes from a driving car."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.images import find_images
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.layout import check_files, read_list
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import MissingFileError
 
 
@@ -53,7 +55,7 @@ class CamVid(SegmentationDataset):
         self,
         root: Path | str,
         split: Literal["train", "val", "test"] = "train",
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
     ) -> None:
         check_arguments(CamVid.__init__, locals())
         root = Path(root)
@@ -88,6 +90,6 @@ class CamVidDataModule(SegmentationDataModule):
         )
         self.root = root
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> CamVid:
+    def make_dataset(self, split: Split, transform: Sequence[transforms.Transform]) -> CamVid:
         """Build one of CamVid's three splits."""
         return CamVid(self.root, split, transform)

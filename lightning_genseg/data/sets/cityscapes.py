@@ -1,15 +1,17 @@
 """Cityscapes: street scenes of fifty cities."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.layout import check_files, check_ids, check_root, check_split, list_files
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 Labels = Literal["labelIds", "labelTrainIds"]
@@ -71,7 +73,7 @@ class Cityscapes(SegmentationDataset):
         root: Path | str,
         split: Literal["train", "val"] = "train",
         labels: Labels = "labelIds",
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
     ) -> None:
         check_arguments(Cityscapes.__init__, locals())
         root = Path(root)
@@ -139,6 +141,6 @@ class CityscapesDataModule(SegmentationDataModule):
         self.root = root
         self.labels: Labels = labels
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Cityscapes:
+    def make_dataset(self, split: Split, transform: Sequence[transforms.Transform]) -> Cityscapes:
         """Build the training or the validation split."""
         return Cityscapes(self.root, "train" if split == "train" else "val", self.labels, transform)

@@ -1,15 +1,17 @@
 """What anomaly data share that test networks trained on Cityscapes."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import EvaluationDataModule
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.layout import check_files, check_ids
 from lightning_genseg.data.sets.cityscapes import Cityscapes
-from lightning_genseg.data.transforms.crops import Transform
 
 
 class CityscapesAnomaly(SegmentationDataset):
@@ -24,7 +26,7 @@ class CityscapesAnomaly(SegmentationDataset):
     ANOMALY_IDS: ClassVar[dict[int, int]] = {0: 0, 1: 1, IGNORE: IGNORE}
 
     def __init__(
-        self, samples: Sequence[Sample], transform: Sequence[Transform] | None, name: str
+        self, samples: Sequence[Sample], transform: Sequence[transforms.Transform] | None, name: str
     ) -> None:
         super().__init__(
             samples,

@@ -1,5 +1,7 @@
 """COCO 2014 with its 80 kinds of objects as classes: what COCO-20i is made of."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +13,13 @@ from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.annotations import paint_polygon
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.layout import check_files, check_root, list_files, read_list
 from lightning_genseg.data.sets.coco_stuff import COCOStuff164k
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import MissingFileError
 from lightning_genseg.files import read_json
 
@@ -59,7 +61,7 @@ class COCO(SegmentationDataset):
         root: Path | str,
         split: Literal["train", "val"] = "train",
         names: Path | None = None,
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
     ) -> None:
         check_arguments(COCO.__init__, locals())
         root = Path(root)
@@ -170,7 +172,7 @@ class COCODataModule(SegmentationDataModule):
             if not (Path(self.root) / "annotations" / f"{split}2014").is_dir():
                 convert_instances(self.root, split)
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> COCO:
+    def make_dataset(self, split: Split, transform: Sequence[transforms.Transform]) -> COCO:
         """Build the training or the validation split."""
         if split == "train":
             return COCO(self.root, "train", self.train_list, transform)

@@ -1,5 +1,7 @@
 """COCO-Stuff: photographs of everyday scenes with things and stuff, every pixel labelled."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -8,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.download import Archive, DownloadDataModule, fetch
@@ -21,7 +24,6 @@ from lightning_genseg.data.layout import (
     list_files,
     read_list,
 )
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 # fmt: off
@@ -97,7 +99,7 @@ class COCOStuff10k(SegmentationDataset):
         self,
         root: Path | str,
         split: Literal["train", "test"] = "train",
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
     ) -> None:
         check_arguments(COCOStuff10k.__init__, locals())
         root = Path(root)
@@ -190,7 +192,7 @@ class COCOStuff164k(SegmentationDataset):
         self,
         root: Path | str,
         split: Literal["train", "val"] = "train",
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
     ) -> None:
         check_arguments(COCOStuff164k.__init__, locals())
         root = Path(root)
@@ -256,7 +258,7 @@ class COCOStuff10kDataModule(DownloadDataModule):
 
     dataset = COCOStuff10k
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> COCOStuff10k:
+    def make_dataset(self, split: Split, transform: Sequence[transforms.Transform]) -> COCOStuff10k:
         """Build the training or the test split."""
         return COCOStuff10k(self.root, "train" if split == "train" else "test", transform)
 
@@ -274,6 +276,8 @@ class COCOStuff164kDataModule(DownloadDataModule):
 
     dataset = COCOStuff164k
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> COCOStuff164k:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> COCOStuff164k:
         """Build the training or the validation split."""
         return COCOStuff164k(self.root, "train" if split == "train" else "val", transform)

@@ -1,8 +1,11 @@
 """Fishyscapes Lost & Found: small lost cargo on the road, for networks trained on Cityscapes."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import Split
 from lightning_genseg.data.dataset import Sample
 from lightning_genseg.data.layout import check_root, list_files
@@ -10,7 +13,6 @@ from lightning_genseg.data.sets.cityscapes_anomaly import (
     CityscapesAnomaly,
     CityscapesAnomalyDataModule,
 )
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError
 
 
@@ -36,7 +38,9 @@ class FishyscapesLostAndFound(CityscapesAnomaly):
             something else; on reading as in `SegmentationDataset`.
     """
 
-    def __init__(self, root: Path | str, transform: Sequence[Transform] | None = None) -> None:
+    def __init__(
+        self, root: Path | str, transform: Sequence[transforms.Transform] | None = None
+    ) -> None:
         root = Path(root)
         labels, images = root / "fishyscapes_lostandfound", root / "leftImg8bit"
         check_root(root, (labels.name, images.name), "Fishyscapes Lost & Found")
@@ -61,6 +65,8 @@ class FishyscapesLostAndFound(CityscapesAnomaly):
 class FishyscapesDataModule(CityscapesAnomalyDataModule):
     """Fishyscapes Lost & Found, for testing only; see `FishyscapesLostAndFound`."""
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> FishyscapesLostAndFound:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> FishyscapesLostAndFound:
         """Build the test split."""
         return FishyscapesLostAndFound(self.root, transform)

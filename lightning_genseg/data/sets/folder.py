@@ -1,5 +1,7 @@
 """Anybody's own data: a folder of images and a folder of masks."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -10,6 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.class_index import class_index
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import MissingFiles, Sample, SegmentationDataset
@@ -18,7 +21,6 @@ from lightning_genseg.data.labels import IGNORE, Color, color_table, label_table
 from lightning_genseg.data.layout import absent_classes
 from lightning_genseg.data.sparse.files import SparseMasks
 from lightning_genseg.data.sparse.labels import SparseLabels
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
 from lightning_genseg.files import read_text
 
@@ -54,7 +56,7 @@ class Folder(SegmentationDataset):
         names: Sequence[str] | None = None,
         palette: Sequence[Color] | None = None,
         ids: Mapping[int, int] | None = None,
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
         need_masks: bool = True,
         mask_suffix: str = "",
         colors: Sequence[Color] | None = None,
@@ -291,7 +293,7 @@ class FolderDataModule(SegmentationDataModule):
         self.split_seed = split_seed
         self._names: dict[Split, list[str]] | None = None
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> Folder:
+    def make_dataset(self, split: Split, transform: Sequence[transforms.Transform]) -> Folder:
         """Build the part of the images that belongs to a split."""
         sparse = self.sparse_labels(split)
         if split != "train":

@@ -1,9 +1,12 @@
 """Road Anomaly: unusual things on roads, for networks trained on Cityscapes."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import Split
 from lightning_genseg.data.dataset import Sample
 from lightning_genseg.data.images import find_images
@@ -12,7 +15,6 @@ from lightning_genseg.data.sets.cityscapes_anomaly import (
     CityscapesAnomaly,
     CityscapesAnomalyDataModule,
 )
-from lightning_genseg.data.transforms.crops import Transform
 
 
 class RoadAnomaly(CityscapesAnomaly):
@@ -37,7 +39,9 @@ class RoadAnomaly(CityscapesAnomaly):
 
     ANOMALY_IDS: ClassVar[dict[int, int]] = {0: 0, 1: 0, 2: 1}
 
-    def __init__(self, root: Path | str, transform: Sequence[Transform] | None = None) -> None:
+    def __init__(
+        self, root: Path | str, transform: Sequence[transforms.Transform] | None = None
+    ) -> None:
         root = Path(root)
         check_root(root, ("frames",), "Road Anomaly")
         frames = root / "frames"
@@ -52,6 +56,6 @@ class RoadAnomaly(CityscapesAnomaly):
 class RoadAnomalyDataModule(CityscapesAnomalyDataModule):
     """Road Anomaly, for testing only; layout, source and where to get it: see `RoadAnomaly`."""
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> RoadAnomaly:
+    def make_dataset(self, split: Split, transform: Sequence[transforms.Transform]) -> RoadAnomaly:
         """Build the test split."""
         return RoadAnomaly(self.root, transform)

@@ -1,8 +1,11 @@
 """RoadAnomaly21, the anomaly track of SegmentMeIfYouCan, for networks trained on Cityscapes."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import Split
 from lightning_genseg.data.dataset import Sample
 from lightning_genseg.data.images import find_images
@@ -11,7 +14,6 @@ from lightning_genseg.data.sets.cityscapes_anomaly import (
     CityscapesAnomaly,
     CityscapesAnomalyDataModule,
 )
-from lightning_genseg.data.transforms.crops import Transform
 
 
 class RoadAnomaly21(CityscapesAnomaly):
@@ -37,7 +39,9 @@ class RoadAnomaly21(CityscapesAnomaly):
             something else; on reading as in `SegmentationDataset`.
     """
 
-    def __init__(self, root: Path | str, transform: Sequence[Transform] | None = None) -> None:
+    def __init__(
+        self, root: Path | str, transform: Sequence[transforms.Transform] | None = None
+    ) -> None:
         root = Path(root)
         images, labels = root / "images", root / "labels_masks"
         check_root(root, (images.name, labels.name), "RoadAnomaly21")
@@ -54,6 +58,8 @@ class RoadAnomaly21(CityscapesAnomaly):
 class RoadAnomaly21DataModule(CityscapesAnomalyDataModule):
     """RoadAnomaly21 of SegmentMeIfYouCan, for testing only; see `RoadAnomaly21`."""
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> RoadAnomaly21:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> RoadAnomaly21:
         """Build the test split."""
         return RoadAnomaly21(self.root, transform)

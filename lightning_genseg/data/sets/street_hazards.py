@@ -1,16 +1,18 @@
 """StreetHazards: simulated streets with objects that do not belong there."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset
 from lightning_genseg.data.labels import IGNORE, Color
 from lightning_genseg.data.layout import check_ids, check_split
 from lightning_genseg.data.sets.folder import pair_files
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import MissingFileError
 
 
@@ -60,7 +62,7 @@ class StreetHazards(SegmentationDataset):
         root: Path | str,
         split: Literal["train", "val", "test"] = "train",
         unlabelled_class: bool = False,
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
     ) -> None:
         check_arguments(StreetHazards.__init__, locals())
         root = Path(root)
@@ -127,6 +129,8 @@ class StreetHazardsDataModule(SegmentationDataModule):
         self.root = root
         self.unlabelled_class = unlabelled_class
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> StreetHazards:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> StreetHazards:
         """Build one of the three splits."""
         return StreetHazards(self.root, split, self.unlabelled_class, transform)

@@ -1,5 +1,7 @@
 """Toy street scenes drawn on the fly: public, seeded, no files."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,10 +12,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.labels import IGNORE, check_palette
-from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.data.transforms.pipeline import apply, compose
 
 _SKY, _GROUND, _BUILDING, _TREE, _VEHICLE, _PERSON = range(6)
 _HELD_OUT = 254  # in the drawn mask; becomes 255 in `mask` and 1 in `anomaly`
@@ -60,7 +61,7 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
         size: tuple[int, int] = (128, 160),
         seed: int = 0,
         held_out: bool = False,
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
     ) -> None:
         # Objects are not recognisable in smaller scenes.
         check_arguments(
@@ -72,7 +73,7 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
         self.size = size
         self.seed = seed
         self.held_out = held_out
-        self.transform = compose(transform)
+        self.transform = transforms.compose(transform)
 
     @property
     def num_classes(self) -> int:
@@ -90,7 +91,7 @@ class SyntheticScenes(Dataset[dict[str, Any]]):
             raise IndexError(f"scene {position} of {self.length}")
         image, mask = self._draw(position)
         name = self.sample_name(position)
-        sample: dict[str, Any] = apply(self.transform, image, {"mask": mask}, seed, name)
+        sample: dict[str, Any] = transforms.apply(self.transform, image, {"mask": mask}, seed, name)
         sample["name"] = name
         if self.held_out:
             labels = sample["mask"]
@@ -138,7 +139,7 @@ class _Scene:
         cell = max(4, self.height // 12)
         self.blotches = _smooth(rng, size, cell, cell)
 
-    def window(self, left: float, top: float, right: float, bottom: float) -> "_Scene":
+    def window(self, left: float, top: float, right: float, bottom: float) -> _Scene:
         """The part of the canvas within these limits: drawing there draws here, only faster."""
         rows = slice(max(0, int(top)), max(0, int(bottom) + 1))
         columns = slice(max(0, int(left)), max(0, int(right) + 1))
@@ -515,7 +516,9 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         self.held_out = held_out
         self.scene_seed = scene_seed
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> SyntheticScenes:
+    def make_dataset(
+        self, split: Split, transform: Sequence[transforms.Transform]
+    ) -> SyntheticScenes:
         """Build the scenes of a split."""
         seed = 3 * self.scene_seed + ("train", "val", "test").index(split)
         held_out = self.held_out and split == "test"

@@ -1,5 +1,7 @@
 """PASCAL VOC 2012: photographs of twenty kinds of objects."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +11,12 @@ from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data import transforms
 from lightning_genseg.data.datamodule import Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.download import Archive, DownloadDataModule, fetch
 from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.layout import check_files, check_ids, check_root, read_list
-from lightning_genseg.data.transforms.crops import Transform
 from lightning_genseg.errors import MissingFileError
 
 TrainSplit = Literal["trainaug", "train", "pascal5i"]
@@ -88,7 +90,7 @@ class VOC(SegmentationDataset):
         self,
         root: Path | str,
         split: Literal["trainaug", "train", "pascal5i", "val"] = "trainaug",
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
     ) -> None:
         check_arguments(VOC.__init__, locals())
         root = Path(root)
@@ -171,6 +173,6 @@ class VOCDataModule(DownloadDataModule):
         if self.download:
             VOC.download(self.root, augmented=self.train_split != "train")
 
-    def make_dataset(self, split: Split, transform: Sequence[Transform]) -> VOC:
+    def make_dataset(self, split: Split, transform: Sequence[transforms.Transform]) -> VOC:
         """Build the training or the validation split."""
         return VOC(self.root, self.train_split if split == "train" else "val", transform)

@@ -1,5 +1,7 @@
 """A data set with sparse labels in place of its masks."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from lightning_genseg.data import transforms
 from lightning_genseg.data.dataset import MissingFiles
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.data.relabelled import check_readable
@@ -19,8 +22,6 @@ from lightning_genseg.data.sparse.labels import (
     draw_marks,
     present_classes,
 )
-from lightning_genseg.data.transforms.crops import Transform
-from lightning_genseg.data.transforms.pipeline import apply, compose
 from lightning_genseg.errors import GenSegError
 
 
@@ -57,7 +58,7 @@ class SparseDataset(Dataset[dict[str, Any]]):
         self,
         dataset: Any,
         sparse: SparseLabels,
-        transform: Sequence[Transform] | None = None,
+        transform: Sequence[transforms.Transform] | None = None,
         root: Path | str | None = None,
     ) -> None:
         check_readable(dataset, "sparse labels are placed")
@@ -69,7 +70,7 @@ class SparseDataset(Dataset[dict[str, Any]]):
         self.dataset = dataset
         self.sparse = sparse
         self.num_classes: int = dataset.num_classes
-        self.transform = compose(transform, points=sparse.has_marks and not sparse.zoom)
+        self.transform = transforms.compose(transform, points=sparse.has_marks and not sparse.zoom)
         self._marks: dict[int, Marks] = {}  # small, and dense masks are large
         complaint = sparse.prepare(dataset, None if root is None else Path(root))
         if complaint:
@@ -88,7 +89,7 @@ class SparseDataset(Dataset[dict[str, Any]]):
             marks = None
         # With marks it only tells image from padding.
         blank = np.ones_like(raster.unlabelled) if marks is not None else raster.unlabelled
-        result = apply(
+        result = transforms.apply(
             self.transform,
             image,
             {"mask": raster.labels, "unlabelled": blank.astype(np.uint8)},
