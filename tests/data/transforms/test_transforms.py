@@ -2,6 +2,8 @@
 
 import pickle
 import random
+import subprocess
+import sys
 
 import albumentations as A
 import cv2
@@ -557,3 +559,9 @@ def test_a_crop_of_a_photograph_shows_its_shorter_side():
     pipeline = compose(default_train_transform((16, 16), **arguments))
     crop = pipeline(image=image, mask=np.zeros((1000, 256), np.uint8))["image"][0, :, 0]
     np.testing.assert_allclose(sorted(crop), np.arange(16) * 16 + 7.5, atol=1)
+
+
+def test_the_command_starts_without_albumentations():
+    """It takes longer to import than all of this package, and most commands never use it."""
+    code = "import sys, lightning_genseg.cli.main; assert 'albumentations' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
