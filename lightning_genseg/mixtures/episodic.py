@@ -294,5 +294,6 @@ def _squared_distances(z: Tensor, squares: Tensor, points: Tensor) -> Tensor:
     """Features B x N x D, their squared norms, and points B x C x M x D: B x C x M x N."""
     flat = points.flatten(1, 2)
     own = flat.square().sum(-1)[..., None]
-    distances: Tensor = (squares[:, None] + own - 2 * few_products(z, flat)).clamp_min(0)
-    return distances.unflatten(1, points.shape[1:3])
+    distances = (squares[:, None] + own - 2 * few_products(z, flat)).clamp_min(0)
+    per_class: Tensor = distances.unflatten(1, points.shape[1:3])
+    return per_class
