@@ -97,12 +97,13 @@ def closed_set(folder, rows, classes=None):
             ]
 
 
-def anomalies(folder, rows):
-    """AUROC / AP / FPR95 of every score on every set."""
+def anomalies(folder, rows, scores=None):
+    """AUROC / AP / FPR95 of every score, or of `scores` alone, on every set."""
     yield ["", "score", *ANOMALY_SETS.values()]
     for name, title in rows.items():
         results = [r for r in runs(f"{folder}/{name}") if set(ANOMALY_SETS) <= set(r["test"])]
-        for score in results[0]["test"]["RoadAnomaly"]["scores"] if results else ():
+        known = results[0]["test"]["RoadAnomaly"]["scores"] if results else ()
+        for score in known if scores is None else (score for score in scores if score in known):
             cells = []
             for key in ANOMALY_SETS:
                 kept = [r["test"][key]["scores"][score] for r in results]
@@ -129,8 +130,10 @@ VOC_ANIMALS = {
     "agmm_paper": "clicks: AGMM, `paper`",
 }
 FREQUENT = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
+SHORT = ("msp", "energy", "density", "marginal_density", "half_relative_density")
 TABLES = {
     "idd_lite closed set": lambda: closed_set("idd_lite", IDD_LITE),
+    "idd_lite anomalies in short": lambda: anomalies("idd_lite", IDD_LITE, SHORT),
     "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
     "idd_lite anomalies": lambda: anomalies("idd_lite", IDD_LITE),

@@ -18,7 +18,8 @@ from lightning_genseg.metrics import segmentation_metrics
 from lightning_genseg.mixtures import Processes
 from lightning_genseg.networks.features import feature_channels
 from lightning_genseg.networks.weights import load_weights
-from lightning_genseg.ops.views import evaluation_mode
+from lightning_genseg.ops.resize import resize_labels, resize_maps
+from lightning_genseg.ops.views import evaluation_mode, input_size
 from lightning_genseg.uncertainty.scores import AnomalyScores
 
 
@@ -156,7 +157,7 @@ class GMMSeg(PixelModule):
         from the others only as far as these differ. Thresholds of `genseg calibrate` are dropped.
 
         Args:
-            images: 3 x H x W each, in [0, 1], of any sizes.
+            images: 3 x H x W each, in [0, 1], of any sizes; seen at those of `inference`.
             masks: H x W each: 1 where the new class is; anything else does not count.
             name: of the new class, which gets the number C.
             seed: of the start of EM.
@@ -184,8 +185,13 @@ class GMMSeg(PixelModule):
                         f"an image is {tuple(image.shape)} and its mask {tuple(mask.shape)}: give "
                         "3 x H x W and H x W."
                     )
-                features = self.outputs(image[None].to(self.device))["features"]
-                labels = self.cover(torch.where(mask == 1, 0, self.ignore_index)[None], features)
+                labels = torch.where(mask == 1, 0, self.ignore_index)[None]
+                image = image[None].to(self.device)
+                if self.inference:  # the size that predictions see
+                    size = input_size(labels.shape[1:], self.inference)
+                    image, labels = resize_maps(image, size), resize_labels(labels, size)
+                features = self.outputs(image)["features"]
+                labels = self.cover(labels, features)
                 own = self.head.labels(labels.to(self.device), features) == 0
                 found.append(rearrange(features, "b d h w -> (b h w) d")[own])
         pixels = torch.cat(found)

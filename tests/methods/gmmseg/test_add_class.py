@@ -93,6 +93,17 @@ class TestModule:
         query, labels = picture([0, 1, 2])
         assert (made(query[None]).argmax(1)[0] == labels).float().mean() > 0.95
 
+    def test_images_are_seen_at_the_size_of_predictions(self):
+        made, seen = model(), []
+        made.inference = {"short_side": 48}
+        made.features.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+        image, mask = picture([0, 2, 1])
+        made.add_class([image], [(mask == 2).long()], "blue")
+        assert seen == [(1, 3, 48, 96)]
+        query, labels = picture([0, 1, 2])
+        scores = made.predict_maps(query[None])["scores"]
+        assert (scores.argmax(1)[0] == labels).float().mean() > 0.95
+
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
