@@ -107,7 +107,8 @@ class GenSegTrainer(Trainer):
         )
         save_calibrated(model, ckpt_path, target)
         for name, threshold in thresholds.items():
-            print(f"{name}: threshold {threshold.value:.6g}")
+            used = f", in use. {threshold.promise()}" if name == model.anomaly_score else ""
+            print(f"{name}: threshold {threshold.value:.6g}{used}")
         print(f"The calibrated checkpoint is {target}")
 
 

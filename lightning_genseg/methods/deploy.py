@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -24,6 +25,7 @@ from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.checkpoints import read_run
 from lightning_genseg.methods.hub import subclass_named
 from lightning_genseg.methods.trained import TrainedModule
+from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.ops.views import graph_options, infer_once, plain_options, softmax
 
 Format = Literal["onnx", "torch_export"]
@@ -75,6 +77,9 @@ class Deployable(nn.Module):
         for name, module in list(self.model.named_modules()):
             if isinstance(module, nn.AdaptiveAvgPool2d):
                 self.model.set_submodule(name, _AveragePool(module.output_size))
+        features = getattr(self.model, "features", None)
+        if isinstance(features, PixelFeatures):  # which pads images to whole strides
+            _pad_by_fixed_amounts(features.encoder)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """See the class."""
@@ -131,8 +136,8 @@ def export_model(
         missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
         if missing:
             raise GenSegError(
-                f"format onnx needs {' and '.join(missing)}: pip install 'lightning-genseg[export]'"
-                ", or take format torch_export."
+                f"format onnx needs {' and '.join(missing)}: install the extra 'export' of "
+                "lightning-genseg, or take format torch_export."
             )
         written = torch.onnx.export(
             export_program(graph, example),
@@ -179,6 +184,45 @@ def load_method(path: Path) -> TrainedModule:
             "save it again with this version of lightning_genseg."
         )
     return kind.load_from_checkpoint(path, map_location="cpu").eval()
+
+
+def _pad_by_fixed_amounts(encoder: nn.Module) -> None:
+    """Of an encoder in place: what timm pads by the size of the image, as TensorFlow does.
+
+    Sizes of a graph are expressions, and each such layer would nest them deeper: tracing would not
+    end.
+    """
+    from timm.layers.conv2d_same import Conv2dSame
+    from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
+
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, Conv2dSame | MaxPool2dSame | AvgPool2dSame):
+            encoder.set_submodule(name, _SamePadded(module))
+
+
+class _SamePadded(nn.Module):
+    """A layer with TensorFlow's SAME padding, on sizes that are multiples of its stride."""
+
+    def __init__(self, layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> None:
+        super().__init__()
+        self.layer = layer
+        self.plain: Any = next(
+            kind for kind in (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d) if isinstance(layer, kind)
+        )
+        self.value = -torch.inf if self.plain is nn.MaxPool2d else 0.0
+        self.padding: list[int] = []
+        for axis in (1, 0):
+            kernel, stride, dilation = (
+                part[axis] if isinstance(part, tuple) else part
+                for part in (layer.kernel_size, layer.stride, getattr(layer, "dilation", 1))
+            )
+            missing = max((kernel - 1) * dilation + 1 - stride, 0)
+            self.padding += [missing // 2, missing - missing // 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer."""
+        result: Tensor = self.plain.forward(self.layer, F.pad(x, self.padding, value=self.value))
+        return result
 
 
 class _AveragePool(nn.Module):

@@ -283,13 +283,7 @@ def _card(model: Any) -> Iterator[str]:
         threshold = thresholds.thresholds.get(score) if thresholds is not None else None
         promise = "There is no threshold: the model is not calibrated."
         if threshold is not None:
-            rate = f"at most {threshold.false_positive_rate:.2%} of the known pixels"
-            promise = (
-                f"Its threshold is {threshold.value:.6g}. In a new image of the known world "
-                f"{rate} lie above it, with probability {1 - threshold.risk:.2%}; "
-                if threshold.level == "image"
-                else f"Its threshold is {threshold.value:.6g}. Of new images {rate} lie above it; "
-            ) + f"found on {threshold.samples} held-out {threshold.level}s."
+            promise = f"Its threshold is {threshold.value:.6g}. {threshold.promise()}."
         yield f"## Anomalies\n\nThe score is `{score}`; higher is stranger. {promise}"
     command = facts.pop("command", None)
     if command is not None:

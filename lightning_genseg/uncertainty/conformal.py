@@ -22,6 +22,16 @@ class Threshold(NamedTuple):
     risk: float
     samples: int
 
+    def promise(self) -> str:
+        """What holds of new images, in a sentence without its full stop."""
+        share = f"at most {self.false_positive_rate:.2%} of the known pixels lie above it"
+        promised = f"Of new images {share}"
+        if self.level == "image":
+            promised = (
+                f"In a new image of the known world {share}, with probability {1 - self.risk:.2%}"
+            )
+        return f"{promised}; found on {self.samples} held-out {self.level}s"
+
 
 def conformal_pixel_threshold(histogram: Tensor, false_positive_rate: float) -> Threshold:
     """Threshold above which a new known pixel lies with at most the promised probability.

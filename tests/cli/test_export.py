@@ -71,6 +71,11 @@ DENSE = {
     "GMMSeg": lambda _: calibrated(),
     "own_images": lambda _: calibrated(inference={"short_side": 50, "margin": 10}),
     "sizes": lambda _: calibrated(inference={"short_side": 40, "long_side": 50, "multiple": 16}),
+    "tensorflow": lambda _: calibrated(  # whose padding goes by the size
+        encoder="tu-tf_mobilenetv3_small_minimal_100",
+        inference={"short_side": 50, "margin": 10},
+        network_options={"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 16},
+    ),
     "softmax": lambda _: SoftmaxSegmenter(**TINY, anomaly_score="energy"),
     "AGMM": lambda _: agmm(anomaly_score="msp"),
     "GSS": lambda _: gss(),
@@ -133,6 +138,22 @@ def support(tmp_path):
         mask[20:50, 20:60] = 1
         Image.fromarray(mask).save(tmp_path / "object" / "masks" / name)
     return tmp_path / "object"
+
+
+@pytest.mark.parametrize("decoder", ["fpn", "deeplabv3plus"])
+def test_fixed_padding_is_that_of_tensorflow(decoder):
+    """On sizes that are multiples of the stride, as the encoder sees them."""
+    names = ["tu-tf_efficientnet_lite0", "tu-tf_mobilenetv3_small_minimal_100"]
+    for name in names[: 1 if decoder == "deeplabv3plus" else 2]:
+        model = SoftmaxSegmenter(3, encoder=name, decoder=decoder).eval()
+        graph = Deployable(model)
+        same = [m for m in graph.model.modules() if type(m).__name__ == "_SamePadded"]
+        assert len(same) >= 3
+        for size in ((50, 70), (33, 96)):
+            image = torch.rand(1, 3, *size)
+            with torch.no_grad():
+                expected = model.maps(image)["scores"].softmax(1)
+                torch.testing.assert_close(graph(image)["probabilities"], expected)
 
 
 def test_the_graph_before_it_is_one(photographs):

@@ -188,7 +188,7 @@ class GMMSeg(PixelModule):
                 labels = torch.where(mask == 1, 0, self.ignore_index)[None]
                 image = image[None].to(self.device)
                 if self.inference:  # the size that predictions see
-                    size = input_size(labels.shape[1:], self.inference)
+                    size = input_size((labels.shape[1], labels.shape[2]), self.inference)
                     image, labels = resize_maps(image, size), resize_labels(labels, size)
                 features = self.outputs(image)["features"]
                 labels = self.cover(labels, features)
