@@ -55,6 +55,9 @@ def test_python(page, tmp_path, monkeypatch):
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     trainer.strategy.connect(GMMSeg(3, encoder="tu-test_resnet", decoder="fpn"))
     trainer.save_checkpoint("last.ckpt")
+    line = {"name": "a", "anomalous": 0.25}  # what `genseg predict` writes
+    Path("predicted").mkdir()
+    Path("predicted/predictions.jsonl").write_text(json.dumps(line) + "\n")
     names = {"array": np.zeros((64, 96, 3), np.uint8), "__name__": "docs"}
     for block in blocks(page, "python"):
         if "onnxruntime" in block:

@@ -74,7 +74,7 @@ DENSE = {
     "tensorflow": lambda _: calibrated(  # whose padding goes by the size
         encoder="tu-tf_mobilenetv3_small_minimal_100",
         inference={"short_side": 50, "margin": 10},
-        network_options={"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 16},
+        network_options={"decoder_segmentation_channels": 16},
     ),
     "softmax": lambda _: SoftmaxSegmenter(**TINY, anomaly_score="energy"),
     "AGMM": lambda _: agmm(anomaly_score="msp"),
