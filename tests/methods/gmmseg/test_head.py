@@ -581,6 +581,13 @@ def test_a_training_step_never_waits_for_the_gpu(options):
         assert losses["loss"].device.type == head.mixture.means.device.type == "cuda"
 
 
+def test_a_compiled_loss_has_no_graph_break():
+    head, (features, mask) = make_head(), make_batch()
+    head.eval()  # dropout draws otherwise
+    whole = torch.compile(head.compute_loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(features, mask), head.compute_loss(features, mask))
+
+
 # --- several processes -----------------------------------------------------------------------
 
 

@@ -150,3 +150,11 @@ def test_tokens_share_the_weights_of_the_classes_they_draw(places):
     assert torch.equal(head.predict(features), logits.argmax(1))
     expected = F.cross_entropy(logits, tokens.masked_fill(~valid, -100), reduction="sum")
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_compiled_loss_has_no_graph_break():
+    features, tokens, valid = cells()
+    head = make(dropout=0.0)
+    whole = torch.compile(head.cross_entropy, backend="eager", fullgraph=True)
+    found = whole(features, tokens, valid)
+    torch.testing.assert_close(found, head.cross_entropy(features, tokens, valid))
