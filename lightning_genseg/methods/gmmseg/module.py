@@ -16,7 +16,7 @@ from lightning_genseg.methods.gmmseg.options import EMOptions, LogitNorm, Mixtur
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.metrics import segmentation_metrics
 from lightning_genseg.mixtures import Processes
-from lightning_genseg.networks.features import feature_channels
+from lightning_genseg.networks.features import PixelFeatures, feature_channels
 from lightning_genseg.networks.weights import load_weights
 from lightning_genseg.ops.resize import resize_labels, resize_maps
 from lightning_genseg.ops.views import evaluation_mode, input_size
@@ -93,10 +93,13 @@ class GMMSeg(PixelModule):
             )
         super().__init__(num_classes, **kwargs)
         self.em, self.posthoc = em, posthoc
-        # Hypercolumns have nothing to train beside the encoder.
-        whole = kwargs.get("decoder") == "hypercolumns" and kwargs.get("encoder_weights")
         own = kwargs.get("features") is not None
-        self.has_trained_features = own or extractor is not None or bool(whole)
+        # Of a network by name the encoder alone comes with weights.
+        whole = isinstance(self.features, PixelFeatures) and not [
+            *self.features.decoder.parameters()
+        ]
+        pretrained = whole and kwargs.get("encoder_weights") is not None
+        self.has_trained_features = own or extractor is not None or pretrained
         if extractor is not None:
             load_weights(self.features, extractor, prefix="features.")
         self.head = GMMHead(
@@ -187,11 +190,10 @@ class GMMSeg(PixelModule):
                     )
                 labels = torch.where(mask == 1, 0, self.ignore_index)[None]
                 image = image[None].to(self.device)
-                if self.inference:  # the size that predictions see
-                    size = input_size((labels.shape[1], labels.shape[2]), self.inference)
-                    image, labels = resize_maps(image, size), resize_labels(labels, size)
-                features = self.outputs(image)["features"]
-                labels = self.cover(labels, features)
+                # The size that predictions see.
+                size = input_size((labels.shape[1], labels.shape[2]), self.inference or {})
+                features = self.outputs(resize_maps(image, size))["features"]
+                labels = self.cover(resize_labels(labels, size), features)
                 own = self.head.labels(labels.to(self.device), features) == 0
                 found.append(rearrange(features, "b d h w -> (b h w) d")[own])
         pixels = torch.cat(found)

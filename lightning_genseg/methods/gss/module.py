@@ -167,11 +167,12 @@ class GSS(PixelModule):
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """`logits` at the size of the image, rounded up to whole cells, and `features` per cell."""
         features = self.extract(image)[0]
+        size = self.covered_size(features)
         if self.decoding == "marginal":
-            votes = self.expected_votes(features)
+            logits = _log_shares(self.expected_votes(features), size)
         else:
-            votes = class_votes(self.inverse(self.paint(features)))
-        return {"logits": _log_shares(votes, self.covered_size(features)), "features": features}
+            logits = self.class_scores(self.paint(features), size)
+        return {"logits": logits, "features": features}
 
     def expected_votes(self, features: Tensor) -> Tensor:
         """Probability that a pixel's token draws each class there, B x K x f h x f w.
