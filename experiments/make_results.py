@@ -113,6 +113,27 @@ def anomalies(folder, rows, scores=None):
             yield [title, f"`{score}`", *cells]
 
 
+def episodes(folder, rows, folds):
+    """Test mIoU of every fold and of all, and the mean mIoU of the guidance; per cent."""
+    yield ["", "examples", "runs", *folds, "mean", "guidance alone"]
+    for name, title in rows.items():
+        found = [runs(f"{folder}/{name}/fold{fold}") for fold in range(len(folds))]
+        seeds = set.intersection(*({run["seed"] for run in results} for results in found))
+        found = [[run for run in results if run["seed"] in seeds] for results in found]
+        for shots in ("1", "5") if seeds else ():
+            tests = [[run["test"][f"{shots}shot"] for run in results] for results in found]
+            each = [[test["mIoU"] for test in fold] for fold in tests]
+            guidance = [[test["GmIoU"] for test in fold] for fold in tests]
+            yield [
+                title,
+                shots,
+                str(len(seeds)),
+                *(spread(fold) for fold in each),
+                spread([statistics.mean(run) for run in zip(*each, strict=True)]),
+                spread([statistics.mean(run) for run in zip(*guidance, strict=True)]),
+            ]
+
+
 IDD_LITE = {"softmax_fpn": "softmax", "gmmseg_fpn": "GMMSeg"}
 GSS_ON_IDD_LITE = {
     "softmax_mla": "softmax on GSS' decoder",
@@ -129,6 +150,12 @@ VOC_ANIMALS = {
     "agmm_fpn": "clicks: AGMM, `code`",
     "agmm_paper": "clicks: AGMM, `paper`",
 }
+EPISODIC = {
+    "prototypes": "prototypes, cosine, untrained",
+    "bam": "BAM",
+    "cgmgm": "CGMGM",
+}
+ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
 FREQUENT = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
 SHORT = ("msp", "energy", "density", "marginal_density", "half_relative_density")
 TABLES = {
@@ -136,6 +163,7 @@ TABLES = {
     "idd_lite anomalies in short": lambda: anomalies("idd_lite", IDD_LITE, SHORT),
     "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
+    "voc_animals episodes": lambda: episodes("voc_animals", EPISODIC, ANIMALS),
     "idd_lite anomalies": lambda: anomalies("idd_lite", IDD_LITE),
 }
 

@@ -1,13 +1,21 @@
 """How the cost of GMMSeg's head grows, beside what the machine's arithmetic and memory allow."""
 
-from collections.abc import Iterator
+import multiprocessing
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import matplotlib
 import torch
-from heads import CHANNELS, gaussian_step
+from heads import CHANNELS, Memory, gaussian_step
+from matplotlib.axes import Axes
 from measure import Row, peak, seconds
+from torch import Tensor, distributed
+
+from lightning_genseg.mixtures import Processes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -59,6 +67,62 @@ GROWTH = {
     "pixels": ("side", (16, 32, 48, 64, 96)),
 }
 
+PROCESSES = (1, 2, 4, 8)
+
+
+class Share(NamedTuple):
+    """Of one of several processes, in a step that all take together."""
+
+    milliseconds: float
+    peak: float  # MB
+    sent: float  # MB
+
+
+class Group:
+    """The first `count` processes: gathers among them, and counts what each sends."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.sent = count, 0
+        self.group = distributed.new_group(list(range(count)))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """One tensor of each, along a new first axis."""
+        self.sent += tensor.nbytes
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        distributed.all_gather(parts, tensor.contiguous(), self.group)
+        return torch.stack(parts)
+
+
+def _shares(store: str, threads: int, repeats: int, rank: int) -> dict[Memory, list[Share]]:
+    """Of the process `rank`, in each of `PROCESSES` that it belongs to; on CPUs, by gloo."""
+    torch.set_num_threads(threads)
+    world = PROCESSES[-1]
+    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
+    size = Size()
+    sizes = (size.classes, size.side, "cpu", size.components, size.dim)
+    found: dict[Memory, list[Share]] = {memory: [] for memory in get_args(Memory)}
+    for group in [Group(count) for count in PROCESSES]:
+        if rank >= group.count:
+            continue
+        for memory, shares in found.items():
+            step = gaussian_step("ours", *sizes, memory, Processes(group.gather, rank))
+            step()
+            time = min(seconds(step, "cpu") for _ in range(repeats))
+            group.sent = 0
+            most = peak(step, "cpu")
+            shares.append(Share(1e3 * time, most, group.sent / 2**20))
+    distributed.barrier()
+    distributed.destroy_process_group()
+    return found
+
+
+def shares(repeats: int) -> dict[Memory, list[Share]]:
+    """What the first process spends, needs and sends, for each of `PROCESSES`."""
+    world, context = PROCESSES[-1], multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(world, context) as pool:
+        share = partial(_shares, f"{folder}/store", torch.get_num_threads(), repeats)
+        return next(iter(pool.map(share, range(world))))
+
 
 def growth(device: str, repeats: int) -> Iterator[Row]:
     """Training steps (loss, backward, memory, EM) at `GROWTH`; draws `growth.png`.
@@ -66,7 +130,8 @@ def growth(device: str, repeats: int) -> Iterator[Row]:
     The row is the step at 1 000 classes over its bound, the larger one of both.
     """
     rate, width = _operations_a_second(device), _bytes_a_second(device)
-    figure, axes = plt.subplots(2, len(GROWTH), figsize=(12, 5.6), layout="constrained")
+    columns = len(GROWTH) + 1
+    figure, axes = plt.subplots(2, columns, figsize=(15, 5.6), layout="constrained")
     last = 0.0
     for column, (label, (name, values)) in enumerate(GROWTH.items()):
         sizes = [Size(**{name: value}) for value in values]
@@ -88,17 +153,13 @@ def growth(device: str, repeats: int) -> Iterator[Row]:
         above.plot(x, bandwidth, ":", label="bound by bandwidth")
         below.plot(x, peaks, "o-", label="measured, peak of a step")
         below.plot(x, [4 * s.densities / 2**20 for s in sizes], "--", label="log-densities, once")
-        for axis in (above, below):
-            axis.set(xscale="log", yscale="log")
-            axis.set_xticks(x, [str(value) for value in x], rotation=30)
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-        below.set_xlabel(label)
+        _scale(axes[:, column], x, label)
+    default = Size()
+    _draw_processes(axes[:, -1], repeats, default, rate)
     axes[0, 0].set_ylabel("training step, ms")
     axes[1, 0].set_ylabel("memory, MB")
-    axes[0, 0].legend(fontsize=8)
-    axes[1, 0].legend(fontsize=8)
-    default = Size()
+    for axis in (*axes[:, 0], *axes[:, -1]):
+        axis.legend(fontsize=8)
     figure.suptitle(
         f"GMMSeg's head alone, one axis at a time from C = {default.classes}, "
         f"M = {default.components}, D = {default.dim}, {default.pixels} pixels"
@@ -112,6 +173,30 @@ def growth(device: str, repeats: int) -> Iterator[Row]:
         f"{rate / 1e9:.0f} GFLOP/s and {width / 1e9:.0f} GB/s measured; growth.png",
         "softmax, the search for the largest and the gradient pass over the log-densities",
     )
+
+
+def _draw_processes(axes: Sequence[Axes], repeats: int, size: Size, rate: float) -> None:
+    """The column of processes, each with as many pixels as the one of the other columns."""
+    above, below = axes
+    for (memory, found), mark in zip(shares(max(2, repeats // 2)).items(), "os", strict=True):
+        above.plot(PROCESSES, [s.milliseconds for s in found], f"{mark}-", label=memory)
+        below.plot(PROCESSES, [s.peak for s in found], f"{mark}-", label=f"{memory}, peak")
+        sent = [s.sent for s in found[1:]]
+        below.plot(PROCESSES[1:], sent, f"{mark}:", label=f"{memory}, sent by each")
+    arithmetic = 1e3 * size.operations / rate
+    above.plot(PROCESSES, [arithmetic] * len(PROCESSES), "--", label="bound by arithmetic")
+    statistics = 8 * size.classes * size.components * (2 * size.dim + 1) / 2**20
+    below.plot(PROCESSES, [statistics] * len(PROCESSES), "--", label="C M (2 D + 1) numbers")
+    _scale(axes, PROCESSES, "processes, time of one")
+
+
+def _scale(axes: Sequence[Axes], x: Sequence[int], label: str) -> None:
+    for axis in axes:
+        axis.set(xscale="log", yscale="log")
+        axis.set_xticks(x, [str(value) for value in x], rotation=30)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel(label)
 
 
 def _operations_a_second(device: str) -> float:

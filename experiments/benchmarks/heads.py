@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from lightning_genseg.mixtures.sinkhorn import Processes
 from lightning_genseg.networks.losses import pixel_cross_entropy
 
 BATCH, CHANNELS, COMPONENTS, DIM = 2, 256, 5, 64
+Memory = Literal["ring", "decay"]
 IGNORE = -1  # 255 is one of a thousand classes
 COCO_STUFF = 171  # classes
 
@@ -128,6 +130,8 @@ def gaussian_step(
     device: str,
     components: int = COMPONENTS,
     dim: int = DIM,
+    memory: Memory = "ring",
+    processes: Processes | None = None,
 ) -> Callable[[], None]:
     """A training step of a head on random features, with a mask of the map's size."""
     torch.manual_seed(0)
@@ -139,7 +143,7 @@ def gaussian_step(
     if name == "plain":
         return partial(PlainHead(classes, 1000).to(device).train_step, features, mask)
     mixture = MixtureOptions(components=components, embedding_dim=dim)
-    em = EMOptions(memory_size=1000)
+    em = EMOptions(memory=memory, memory_size=1000)
     head = GMMHead(CHANNELS, classes, mixture, em, ignore_index=IGNORE).to(device)
     assert head.memory is not None
     head.memory.to(torch.device(device))
@@ -147,7 +151,7 @@ def gaussian_step(
     def step() -> None:
         losses = head.compute_loss(features, mask)
         losses["loss"].backward()
-        head.update_mixture(losses["embedding"], mask, losses["assignment"])
+        head.update_mixture(losses["embedding"], mask, losses["assignment"], processes)
 
     return step
 
@@ -187,7 +191,7 @@ def mixture_memory() -> Iterator[Row]:
     mask = torch.randint(COCO_STUFF, (1, 128, 128)).repeat_interleave(4, 1).repeat_interleave(4, 2)
     features, statistics = torch.randn(1, CHANNELS, 128, 128), COCO_STUFF * COMPONENTS
     statistics *= 8 * (2 * DIM + 1)
-    for memory in ("ring", "decay"):
+    for memory in get_args(Memory):
         # Its storage follows the size of the ring; this one is for what is sent.
         head = GMMHead(CHANNELS, COCO_STUFF, em=EMOptions(memory=memory, memory_size=1000))
         kept = statistics + 4 * (32_000 * DIM * COCO_STUFF * COMPONENTS if memory == "ring" else 0)

@@ -1,0 +1,50 @@
+#!/bin/bash
+# Few-shot segmentation of one of VOC's animals, all methods, and their lines for the tables: fewshot.sh FOLD SEED
+#
+#   DATA=PATH/data WEIGHTS=PATH/weights.safetensors experiments/voc_animals/fewshot.sh 0 0
+#
+# The base learner, then BAM and CGMGM on it, then the tests of both and of prototypes with one and five examples.
+# DATA holds voc2012_animals/, WEIGHTS EfficientNet-Lite2's. Trained on both of its training lists, VOC's and SBD's masks.
+# Of its validation list every fifth image is for validation, the others are for the test.
+# What is there already is not done again.
+set -euo pipefail
+fold=$1 seed=$2
+runs=${RUNS:-runs}/voc_animals name=fold$fold/seed$seed
+lists=$runs/episodes
+mkdir -p "$lists"
+cat "$DATA"/voc2012_animals/lists/train{,_sbd_extra}.txt > "$lists/train.txt"
+awk -v lists="$lists" '{print > (lists (NR % 5 ? "/test.txt" : "/val.txt"))}' "$DATA/voc2012_animals/lists/val.txt"
+data=(--data.data.root "$DATA/voc2012_animals" --data.fold "$fold")
+for split in train val test; do data+=("--data.data.${split}_list" "$(realpath "$lists/$split.txt")"); done
+finished() { [ -e "$1" ] && [ ! -e "$2/unfinished" ]; }
+fit() { # METHOD OPTION ...
+    local method=$1 run=$runs/$1/$name; shift
+    if ! finished "$run/val_metrics.json" "$run"; then
+        mkdir -p "$run"; touch "$run/unfinished"
+        genseg fit --config "experiments/voc_animals/$method.yaml" "${data[@]}" --seed_everything "$seed" \
+            --trainer.logger.init_args.save_dir "$runs" --trainer.logger.init_args.name "$method" \
+            --trainer.logger.init_args.version "$name" "$@"
+        rm "$run/unfinished"
+    fi
+}
+fit base_learner --model.encoder_weights "$WEIGHTS"
+base=$runs/base_learner/$name
+fit bam --model.base_learner "$base/checkpoints/last.ckpt"
+fit cgmgm --model.base_learner "$base/checkpoints/last.ckpt"
+for method in prototypes bam cgmgm; do
+    run=$runs/$method/$name tests=()
+    for shots in 1 5; do
+        test=${run}_${shots}shot
+        if [ $method = prototypes ]; then
+            run=$base
+            how=(--config experiments/voc_animals/prototypes.yaml "${data[@]}" --model.base_learner "$base/checkpoints/last.ckpt")
+        else
+            how=(--config "$run/config.yaml" --ckpt_path "$run/checkpoints/last.ckpt")
+        fi
+        [ -e "$test/metrics.json" ] || genseg test "${how[@]}" --data.shots $shots --report.num_pictures 8 \
+            --trainer.logger.init_args.save_dir "$runs" --trainer.logger.init_args.name "$method" \
+            --trainer.logger.init_args.version "${name}_${shots}shot"
+        tests+=("${shots}shot=$test")
+    done
+    python experiments/make_results.py add "voc_animals/$method/fold$fold" "$run" "${tests[@]}"
+done
