@@ -113,6 +113,23 @@ def anomalies(folder, rows, scores=None):
             yield [title, f"`{score}`", *cells]
 
 
+def starts(folder, rows):
+    """Validation mIoU, and AUROC of `density` on the sets of anomalies where these were tested."""
+    yield ["", "runs", "mIoU", *ANOMALY_SETS.values()]
+    for name, title in rows.items():
+        results = runs(f"{folder}/{name}")
+        tests = [r["test"] for r in results if r["test"]]
+        yield [
+            title,
+            str(len(results)),
+            spread([r["val"]["mIoU"] for r in results]),
+            *(
+                spread([test[key]["scores"]["density"]["AUROC"] for test in tests]) if tests else ""
+                for key in ANOMALY_SETS
+            ),
+        ]
+
+
 def episodes(folder, rows, folds):
     """Test mIoU of every fold and of all, and the mean mIoU of the guidance; per cent."""
     yield ["", "examples", "runs", *folds, "mean", "guidance alone"]
@@ -141,6 +158,15 @@ GSS_ON_IDD_LITE = {
     "gss_ff": "GSS, 1 000 tokens",
     "gss_shared": "GSS, 1 000 tokens, `decoder.classes shared`",
 }
+STARTS = {
+    "random": "`random`",
+    "orthogonal": "`orthogonal`, of zero sum",
+    "kmeans_apart": "k-means of the first batch, classes apart",
+    "kmeans": "k-means of the first batch",
+    "handover": "300 steps of softmax, then 500 of GMMSeg",
+    "decay": "`random`, with `em.memory: decay`",
+    "softmax": "softmax",
+}
 VOC_ANIMALS = {
     "softmax_masks": "masks: softmax",
     "gmmseg_masks": "masks: GMMSeg",
@@ -162,6 +188,7 @@ TABLES = {
     "idd_lite closed set": lambda: closed_set("idd_lite", IDD_LITE),
     "idd_lite anomalies in short": lambda: anomalies("idd_lite", IDD_LITE, SHORT),
     "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
+    "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
     "voc_animals episodes": lambda: episodes("voc_animals", EPISODIC, ANIMALS),
     "idd_lite anomalies": lambda: anomalies("idd_lite", IDD_LITE),
