@@ -151,7 +151,11 @@ def episodes(folder, rows, folds):
             ]
 
 
-IDD_LITE = {"softmax_fpn": "softmax", "gmmseg_fpn": "GMMSeg"}
+IDD_LITE = {
+    "softmax_fpn": "softmax",
+    "gmmseg_fpn": "GMMSeg",
+    "gmmseg_sum": "GMMSeg, `mixture.density: logsumexp`",
+}
 GSS_ON_IDD_LITE = {
     "softmax_mla": "softmax on GSS' decoder",
     "gss_majority": "GSS, `majority-4`",
@@ -176,6 +180,14 @@ VOC_ANIMALS = {
     "agmm_fpn": "clicks: AGMM, `code`",
     "agmm_paper": "clicks: AGMM, `paper`",
 }
+GMMSEG_ON_VOC_ANIMALS = {
+    "softmax_masks": "softmax",
+    "gmmseg_masks": "GMMSeg",
+    "gmmseg_masks_sum": "`mixture.density: logsumexp`",
+    "gmmseg_masks_m1": "`mixture.components: 1`",
+    "gmmseg_masks_mm99": "`em.mean_momentum: 0.99`",
+    "gmmseg_masks_grad": "`em.train: gradient`",
+}
 EPISODIC = {
     "prototypes": "prototypes, cosine, untrained",
     "bam": "BAM",
@@ -190,6 +202,7 @@ TABLES = {
     "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
+    "voc_animals gmmseg": lambda: closed_set("voc_animals", GMMSEG_ON_VOC_ANIMALS, FREQUENT),
     "voc_animals episodes": lambda: episodes("voc_animals", EPISODIC, ANIMALS),
     "idd_lite anomalies": lambda: anomalies("idd_lite", IDD_LITE),
 }

@@ -151,7 +151,7 @@ def own_project(folder: Path) -> dict[str, torch.Tensor]:
 
     rank = torch.distributed.get_rank()
     torch.manual_seed(0)
-    em = EMOptions(memory_size=50, interval=1, memory_start="random")
+    em = EMOptions(memory="ring", memory_size=50, interval=1, memory_start="random")
     torch.manual_seed(0)
     head = GMMHead(8, num_classes=3, mixture=MixtureOptions(2, 8), em=em)
     wrapped = nn.parallel.DistributedDataParallel(Loss(head))

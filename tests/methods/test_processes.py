@@ -118,7 +118,7 @@ def test_a_random_ring_is_the_same_everywhere():
     rings = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        head = GMMHead(8, 2, em=EMOptions(memory_size=5, memory_start="random"))
+        head = GMMHead(8, 2, em=EMOptions(memory="ring", memory_size=5, memory_start="random"))
         rings.append(head.memory.features)
     assert torch.equal(*rings)
     assert len(rings[0].unique(dim=0)) == 2 * 5 * 5 + 1

@@ -86,8 +86,8 @@ def slow(arguments: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"memory": "decay"},
-        slow({"memory_dtype": "bfloat16", "covariance": "full"}),
+        {"memory": "ring"},
+        slow({"memory": "ring", "memory_dtype": "bfloat16", "covariance": "full"}),
         slow({"assignment": "em", "loops": 2, "memory_filter": "correct"}),
         slow({"train": "gradient"}),
         slow({"lr_scheduler": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, 15)}),
@@ -110,7 +110,7 @@ def test_resumed_with_other_settings(tmp_path, arguments):
 # --- what inference does not need ------------------------------------------------------------
 
 
-FILLED = {**TINY, "embedding_dim": 16, "components": 2, "memory_size": 8000}
+FILLED = {**TINY, "embedding_dim": 16, "components": 2, "memory": "ring", "memory_size": 8000}
 
 
 @pytest.fixture

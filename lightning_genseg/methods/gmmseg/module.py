@@ -31,14 +31,15 @@ class GMMSeg(PixelModule):
     of each training batch. `maps` also gives the anomaly score -max_c log p(x|c): what the model
     has never seen is improbable under every class.
 
-    - As the authors' code: the defaults but for what follows; with `em.memory_filter` correct,
-      `em.memory_start` random, `em.label_reduction` corner, `em.samples_per_component` 20 and
-      `avg_non_ignore` false these too. Over six steps their numbers agree to 5e-6.
+    - As the authors' code: the defaults but for what follows; with `em.memory` ring,
+      `em.memory_filter` correct, `em.memory_start` random, `em.label_reduction` corner,
+      `em.samples_per_component` 20 and `avg_non_ignore` false these too. Over six steps their
+      numbers agree to 5e-6.
     - As the paper: all labelled pixels may enter the memory; its 100 for each class and image are
       100 for each component and update here. By option: `em.interval` 1, `em.variance_momentum`
       0.999, `logit_norm` none, `component_loss_weight` 0.
-    - Ours by default: a memory that starts empty, the labels in the middle of cells, the mean over
-      labelled pixels.
+    - Ours by default: a memory of moments that starts empty, the labels in the middle of cells, the
+      mean over labelled pixels.
     - Ours always: variances start at 1/D and the floor (code: 1); densities have the mixtures'
       weights, a constant 1/M; EM runs at the end of a training batch, not in `forward`; all
       classes at once; one process is enough.

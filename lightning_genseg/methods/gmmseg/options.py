@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures import Assignment, Covariance, MeanStart, Mixture
 
 LogitNorm = Literal["layernorm", "none"]
@@ -62,12 +63,13 @@ class EMOptions:
             memory is fed at every batch.
         mean_momentum: share of the old means that stays in an update.
         variance_momentum: likewise of the deviations (code 0, paper 0.999).
-        memory: `ring` (last features, exact) or `decay` (decayed moments; megabytes, not
-            gigabytes).
-        memory_size: K, features per component.
+        memory: `ring` keeps the last features, gigabytes of them (paper and code); `decay` keeps
+            moments that forget them little by little, megabytes. mIoU is the same (three starts on
+            IDD-Lite and on CamVid: docs/results.md).
+        memory_size: K, features per component; of `decay`, how many it remembers in effect.
         memory_start: `empty`, or full of `random` unit vectors (code), which keep the variances
             large until they are pushed out.
-        memory_dtype: of the features in the ring.
+        memory_dtype: of the features in a `ring`.
         memory_filter: which pixels may enter: all `labelled` ones (paper), or `correct`, those
             that are classified correctly (code; starves rare classes in short runs).
         samples_per_component: at most so many enter per component and update.
@@ -85,7 +87,7 @@ class EMOptions:
     interval: int = 5
     mean_momentum: float = 0.999
     variance_momentum: float = 0.0
-    memory: Literal["ring", "decay"] = "ring"
+    memory: Literal["ring", "decay"] = "decay"
     memory_size: int = 32_000
     memory_start: Literal["empty", "random"] = "empty"
     memory_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -107,3 +109,5 @@ class EMOptions:
             memory_size="[1, inf)",
             samples_per_component="[1, inf)",
         )
+        if self.memory == "decay" and self.memory_dtype != "float32":
+            raise GenSegError("em.memory_dtype needs em.memory ring: decay keeps no features.")

@@ -22,7 +22,12 @@ def authors_head(golden, run, size, samples):
         D,
         C,
         mixture={"components": M, "embedding_dim": None},
-        em={"memory_size": size, "memory_filter": "correct", "samples_per_component": samples},
+        em={
+            "memory": "ring",
+            "memory_size": size,
+            "memory_filter": "correct",
+            "samples_per_component": samples,
+        },
         dropout=0.0,
         avg_non_ignore=False,
     )
@@ -99,7 +104,7 @@ def test_labels_at_the_size_of_the_map(golden):
 
 
 def test_a_memory_that_starts_full_of_random_unit_vectors():
-    head = GMMHead(D, C, em={"memory_size": 5, "memory_start": "random"})
+    head = GMMHead(D, C, em={"memory": "ring", "memory_size": 5, "memory_start": "random"})
     estimate = head.memory.moments().estimate()
     assert (estimate.counts == 5).all()
     torch.testing.assert_close(head.memory.features[:-1].norm(dim=1), torch.ones(5 * C * 5))

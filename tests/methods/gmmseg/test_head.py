@@ -23,7 +23,8 @@ BIG = {"memory_size": 1000, "samples_per_component": 1000}  # nothing is left ou
 
 def make_head(**options):
     """A small head; the fields of its groups are given by their own names."""
-    defaults = {"in_channels": 6, "num_classes": 3, "embedding_dim": 4, "memory_size": 40}
+    defaults = {"in_channels": 6, "num_classes": 3, "embedding_dim": 4}
+    defaults |= {"memory": "ring", "memory_size": 40}
     defaults["dropout"] = 0.0  # so that a step can be computed again
     return GMMHead(**in_groups(**defaults | options))
 
@@ -510,6 +511,7 @@ def test_a_class_of_one_dimension_and_of_512(dim):
         ({"variance_momentum": 1.5}, "variance_momentum is 1.5; it must be between 0 and 1"),
         ({"variance_floor": 0.0}, "variance_floor is 0.0; it must be at least"),
         ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
+        ({"memory": "decay", "memory_dtype": "float16"}, "memory_dtype needs em.memory ring"),
         *(
             ({name: 0}, f"{name} is 0; it must be at least 1")
             for name in ("components", "loops", "interval", "samples_per_component", "memory_size")
