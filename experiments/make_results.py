@@ -130,6 +130,15 @@ def starts(folder, rows):
         ]
 
 
+def costs(folder, rows):
+    """Processor seconds of a training step, and the highest memory of the process, by `cost.py`."""
+    yield ["", "seconds a step", "memory, MB"]
+    for name, title in rows.items():
+        cost = next((r["cost"] for r in runs(f"{folder}/{name}") if "cost" in r), None)
+        if cost:
+            yield [title, f"{cost['step_seconds']:.2f}", f"{cost['memory_MB']:.0f}"]
+
+
 def episodes(folder, rows, folds):
     """Test mIoU of every fold and of all, and the mean mIoU of the guidance; per cent."""
     yield ["", "examples", "runs", *folds, "mean", "guidance alone"]
@@ -203,6 +212,7 @@ TABLES = {
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
     "voc_animals gmmseg": lambda: closed_set("voc_animals", GMMSEG_ON_VOC_ANIMALS, FREQUENT),
+    "voc_animals costs": lambda: costs("voc_animals", VOC_ANIMALS),
     "voc_animals episodes": lambda: episodes("voc_animals", EPISODIC, ANIMALS),
     "idd_lite anomalies": lambda: anomalies("idd_lite", IDD_LITE),
 }

@@ -200,7 +200,7 @@ def mixture_memory() -> Iterator[Row]:
         assert sum(tensor.nbytes for tensor in moments) == statistics
         default = ", the default" if memory == EMOptions().memory else ""
         what = f"EM's memory at {COCO_STUFF} classes, {memory}{default}, MB"
-        obstacle = "the features themselves; `em.memory: decay` keeps their moments alone"
+        obstacle = "the features themselves; the default, `decay`, keeps their moments alone"
         yield Row(what, kept / 2**20, "≤ 50", obstacle=obstacle)
         sent = 0
         losses = head.compute_loss(features, mask)

@@ -56,10 +56,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cost.json"
         genseg(
-            ["fit", f"--config={args.run / 'config.yaml'}", f"--trainer.max_steps={STEPS}"]
-            + ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
-            + ["--trainer.callbacks+=cost.StepCost", f"--trainer.callbacks.path={path}"]
-            + [f"--trainer.logger.init_args.save_dir={folder}"]
+            [
+                "fit",
+                f"--config={args.run / 'config.yaml'}",
+                f"--trainer.max_steps={STEPS}",
+                "--trainer.limit_val_batches=0",
+                "--trainer.enable_progress_bar=false",
+                "--trainer.callbacks+=cost.StepCost",
+                f"--trainer.callbacks.path={path}",
+                f"--trainer.logger.init_args.save_dir={folder}",
+            ]
         )
         cost = json.loads(path.read_text())
     for file in files:
