@@ -260,7 +260,7 @@ class FeatureRing(_Memory):
         """Continue from `state_dict()`; that of a memory of another kind or shape is refused."""
         stored = state.get("features")
         if stored is None:
-            raise GenSegError("The checkpoint's memory is no ring; set memory as in it.")
+            raise GenSegError("The checkpoint's memory is no ring; set em.memory to decay.")
         _check_shape("the ring", (self.groups, self.dim), (stored.shape[0], stored.shape[2]))
         # Once it has gone round, its oldest feature is anywhere: no other size can go on with it.
         wrapped = int(state["entered"][: self.groups].max()) > stored.shape[1]
@@ -304,7 +304,7 @@ class DecayedMoments(_Memory):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`; that of a memory of another kind or shape is refused."""
         if "features" in state:
-            raise GenSegError("The checkpoint's memory is a ring; set memory as in it.")
+            raise GenSegError("The checkpoint's memory is a ring; set em.memory to ring.")
         super().load_state_dict(state)
 
 

@@ -159,8 +159,8 @@ def test_a_ring_saves_only_its_filled_part():
         (FeatureRing(4, 3, 4), FeatureRing, "set components, embedding_dim and covariance as in"),
         (FeatureRing(3, 3, 4, True), FeatureRing, "set components, embedding_dim and covariance"),
         (DecayedMoments(3, 4, 4), DecayedMoments, "set components, embedding_dim and covariance"),
-        (DecayedMoments(3, 3, 4), FeatureRing, "memory is a ring; set memory as in"),
-        (FeatureRing(3, 3, 4), DecayedMoments, "memory is no ring; set memory as in"),
+        (DecayedMoments(3, 3, 4), FeatureRing, "memory is a ring; set em.memory to ring"),
+        (FeatureRing(3, 3, 4), DecayedMoments, "memory is no ring; set em.memory to decay"),
     ],
 )
 def test_memories_refuse_the_state_of_another_shape(memory, kind, words):
