@@ -79,9 +79,18 @@ def spread(values, digits=1, factor=100):
 
 
 def closed_set(folder, rows, classes=None):
-    """Validation mIoU over all classes, over `classes` if given, and IoU of each of these."""
+    """Validation mIoU over all classes, over `classes` if given, and IoU of each of these.
+
+    All are those with an IoU in every run: one that is not in the labels has none, or 0 where a run
+    predicts it, and would make rows means over different classes.
+    """
     found = {name: runs(f"{folder}/{name}") for name in rows}
-    known = next(list(results[0]["val"]["IoU"]) for results in found.values() if results)
+    all_runs = [run for results in found.values() for run in results]
+    known = [
+        c
+        for c in all_runs[0]["val"]["IoU"]
+        if all(r["val"]["IoU"][c] is not None for r in all_runs)
+    ]
     shown = classes or known
     yield ["", "runs", f"mIoU of {len(known)}", *([f"of {len(shown)}"] if classes else []), *shown]
     for name, title in rows.items():
@@ -91,7 +100,7 @@ def closed_set(folder, rows, classes=None):
             yield [
                 title,
                 str(len(results)),
-                spread([r["val"]["mIoU"] for r in results]),
+                spread([statistics.mean(r["val"]["IoU"][c] for c in known) for r in results]),
                 *([spread([statistics.mean(row) for row in each])] if classes else []),
                 *(spread(column) for column in zip(*each, strict=True)),
             ]
@@ -113,12 +122,16 @@ def anomalies(folder, rows, scores=None):
             yield [title, f"`{score}`", *cells]
 
 
+def _scores(run):
+    return next((test["scores"] for test in run["test"].values() if "scores" in test), {})
+
+
 def starts(folder, rows):
     """Validation mIoU, and AUROC of `density` on the sets of anomalies where these were tested."""
     yield ["", "runs", "mIoU", *ANOMALY_SETS.values()]
     for name, title in rows.items():
         results = runs(f"{folder}/{name}")
-        tests = [r["test"] for r in results if r["test"]]
+        tests = [r["test"] for r in results if "density" in _scores(r)]
         yield [
             title,
             str(len(results)),

@@ -33,14 +33,13 @@ fit bam --model.base_learner "$base/checkpoints/last.ckpt"
 fit cgmgm --model.base_learner "$base/checkpoints/last.ckpt"
 for method in prototypes bam cgmgm; do
     run=$runs/$method/$name tests=()
+    how=(--config "$run/config.yaml" --ckpt_path "$run/checkpoints/last.ckpt")
+    if [ $method = prototypes ]; then # untrained: what is kept as its training is the base learner's
+        run=$base
+        how=(--config experiments/voc_animals/prototypes.yaml "${data[@]}" --model.base_learner "$base/checkpoints/last.ckpt")
+    fi
     for shots in 1 5; do
-        test=${run}_${shots}shot
-        if [ $method = prototypes ]; then
-            run=$base
-            how=(--config experiments/voc_animals/prototypes.yaml "${data[@]}" --model.base_learner "$base/checkpoints/last.ckpt")
-        else
-            how=(--config "$run/config.yaml" --ckpt_path "$run/checkpoints/last.ckpt")
-        fi
+        test=$runs/$method/${name}_${shots}shot
         [ -e "$test/metrics.json" ] || genseg test "${how[@]}" --data.shots $shots --report.num_pictures 8 \
             --trainer.logger.init_args.save_dir "$runs" --trainer.logger.init_args.name "$method" \
             --trainer.logger.init_args.version "${name}_${shots}shot"

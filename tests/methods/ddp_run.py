@@ -18,7 +18,7 @@ from tests.contract import in_groups
 
 STEPS, BATCH = 6, 4  # images per step, of all processes together
 CASES: dict[str, dict[str, Any]] = {
-    "ring": {},
+    "ring": {"memory": "ring"},
     "decay": {"memory": "decay"},
     "loops": {"assignment": "em", "loops": 2, "memory_filter": "correct", "interval": 2},
     "posthoc": {"train": "posthoc"},

@@ -64,11 +64,11 @@ class EMOptions:
         mean_momentum: share of the old means that stays in an update.
         variance_momentum: likewise of the deviations (code 0, paper 0.999).
         memory: `ring` keeps the last features, gigabytes of them (paper and code); `decay` keeps
-            moments that forget them little by little, megabytes. mIoU is the same (three starts on
-            IDD-Lite and on CamVid: docs/results.md).
+            moments that forget them little by little, megabytes. mIoU was level with `memory_size`
+            1000 on IDD-Lite and CamVid (docs/results.md); 32 000 was not compared.
         memory_size: K, features per component; of `decay`, how many it remembers in effect.
         memory_start: `empty`, or full of `random` unit vectors (code), which keep the variances
-            large until they are pushed out.
+            large until they are pushed out of the ring, or fade.
         memory_dtype: of the features in a `ring`.
         memory_filter: which pixels may enter: all `labelled` ones (paper), or `correct`, those
             that are classified correctly (code; starves rare classes in short runs).
