@@ -36,9 +36,7 @@ def add(name, run, tests):
         "name": name,
         "seed": seed,
         "steps": config["trainer"]["max_steps"],
-        "commit": _output("git", "rev-parse", "HEAD"),
-        "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
-        "hardware": f"{platform.machine()} CPU, {config['trainer']['accelerator']}",
+        **origin(config),
         "val": _read(run / "val_metrics.json"),
         "test": {},
     }
@@ -52,6 +50,15 @@ def add(name, run, tests):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"kept as {path}")
+
+
+def origin(config):
+    """What a run's numbers belong to: the commit, and what it ran on."""
+    return {
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        "hardware": f"{platform.machine()} CPU, {config['trainer']['accelerator']}",
+    }
 
 
 def _read(path):
@@ -147,8 +154,9 @@ def costs(folder, rows):
     """Processor seconds of a training step, and the highest memory of the process, by `cost.py`."""
     yield ["", "seconds a step", "memory, MB"]
     for name, title in rows.items():
-        cost = next((r["cost"] for r in runs(f"{folder}/{name}") if "cost" in r), None)
-        if cost:
+        path = RESULTS / folder / name / "cost.json"
+        if path.exists():
+            cost = json.loads(path.read_text())
             yield [title, f"{cost['step_seconds']:.2f}", f"{cost['memory_MB']:.0f}"]
 
 

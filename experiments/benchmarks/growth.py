@@ -10,11 +10,12 @@ from typing import NamedTuple, get_args
 
 import matplotlib
 import torch
-from heads import CHANNELS, Memory, gaussian_step
+from heads import CHANNELS, gaussian_step
 from matplotlib.axes import Axes
 from measure import Row, peak, seconds
 from torch import Tensor, distributed
 
+from lightning_genseg.methods.gmmseg.options import Memory
 from lightning_genseg.mixtures import Processes
 
 matplotlib.use("Agg")
@@ -104,13 +105,13 @@ def _shares(store: str, threads: int, repeats: int, rank: int) -> dict[Memory, l
     for group in [Group(count) for count in PROCESSES]:
         if rank >= group.count:
             continue
-        for memory, shares in found.items():
+        for memory, measured in found.items():
             step = gaussian_step("ours", *sizes, memory, Processes(group.gather, rank))
             step()
             time = min(seconds(step, "cpu") for _ in range(repeats))
             group.sent = 0
             most = peak(step, "cpu")
-            shares.append(Share(1e3 * time, most, group.sent / 2**20))
+            measured.append(Share(1e3 * time, most, group.sent / 2**20))
     distributed.barrier()
     distributed.destroy_process_group()
     return found
@@ -130,8 +131,7 @@ def growth(device: str, repeats: int) -> Iterator[Row]:
     The row is the step at 1 000 classes over its bound, the larger one of both.
     """
     rate, width = _operations_a_second(device), _bytes_a_second(device)
-    columns = len(GROWTH) + 1
-    figure, axes = plt.subplots(2, columns, figsize=(15, 5.6), layout="constrained")
+    figure, axes = plt.subplots(2, len(GROWTH) + 1, figsize=(15, 5.6), layout="constrained")
     last = 0.0
     for column, (label, (name, values)) in enumerate(GROWTH.items()):
         sizes = [Size(**{name: value}) for value in values]
@@ -155,7 +155,8 @@ def growth(device: str, repeats: int) -> Iterator[Row]:
         below.plot(x, [4 * s.densities / 2**20 for s in sizes], "--", label="log-densities, once")
         _scale(axes[:, column], x, label)
     default = Size()
-    _draw_processes(axes[:, -1], repeats, default, rate)
+    cpu_rate = rate if device == "cpu" else _operations_a_second("cpu")
+    _draw_processes(axes[:, -1], repeats, default, cpu_rate)
     axes[0, 0].set_ylabel("training step, ms")
     axes[1, 0].set_ylabel("memory, MB")
     for axis in (*axes[:, 0], *axes[:, -1]):

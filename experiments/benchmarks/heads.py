@@ -4,7 +4,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from lightning_genseg import EMOptions, GMMHead, MixtureOptions, TokenDecoderOptions
+from lightning_genseg.methods.gmmseg.options import Memory
 from lightning_genseg.methods.gss.head import TokenHead
 from lightning_genseg.mixtures.sinkhorn import Processes
 from lightning_genseg.networks.losses import pixel_cross_entropy
 
 BATCH, CHANNELS, COMPONENTS, DIM = 2, 256, 5, 64
-Memory = Literal["ring", "decay"]
 IGNORE = -1  # 255 is one of a thousand classes
 COCO_STUFF = 171  # classes
 

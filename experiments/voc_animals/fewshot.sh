@@ -16,10 +16,9 @@ cat "$DATA"/voc2012_animals/lists/train{,_sbd_extra}.txt > "$lists/train.txt"
 awk -v lists="$lists" '{print > (lists (NR % 5 ? "/test.txt" : "/val.txt"))}' "$DATA/voc2012_animals/lists/val.txt"
 data=(--data.data.root "$DATA/voc2012_animals" --data.fold "$fold")
 for split in train val test; do data+=("--data.data.${split}_list" "$(realpath "$lists/$split.txt")"); done
-finished() { [ -e "$1" ] && [ ! -e "$2/unfinished" ]; }
 fit() { # METHOD OPTION ...
     local method=$1 run=$runs/$1/$name; shift
-    if ! finished "$run/val_metrics.json" "$run"; then
+    if [ ! -e "$run/val_metrics.json" ] || [ -e "$run/unfinished" ]; then
         mkdir -p "$run"; touch "$run/unfinished"
         genseg fit --config "experiments/voc_animals/$method.yaml" "${data[@]}" --seed_everything "$seed" \
             --trainer.logger.init_args.save_dir "$runs" --trainer.logger.init_args.name "$method" \

@@ -8,6 +8,7 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures import Assignment, Covariance, MeanStart, Mixture
 
 LogitNorm = Literal["layernorm", "none"]
+Memory = Literal["ring", "decay"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class EMOptions:
     interval: int = 5
     mean_momentum: float = 0.999
     variance_momentum: float = 0.0
-    memory: Literal["ring", "decay"] = "decay"
+    memory: Memory = "decay"
     memory_size: int = 32_000
     memory_start: Literal["empty", "random"] = "empty"
     memory_dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -1,9 +1,9 @@
 """What a training step costs: processor time and memory, measured by Lightning's own loop.
 
-    python experiments/voc_animals/cost.py NAME RUN      # a run of run.sh or fewshot.sh
+    python experiments/cost.py NAME RUN
 
-takes `STEPS` steps as the run did, and adds the least seconds of a step and the highest resident
-memory of the process to every file of `experiments/results/NAME`.
+takes `STEPS` steps as the run did, and keeps the least seconds of a step and the highest resident
+memory of the process in `experiments/results/NAME/cost.json`.
 """
 
 import argparse
@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning import Callback, LightningModule, Trainer
+from make_results import RESULTS, origin
 
 from lightning_genseg.cli.main import main as genseg
 
 STEPS = 12
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 class StepCost(Callback):
@@ -50,9 +51,6 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("run", type=Path)
     args = parser.parse_args()
-    files = sorted((RESULTS / args.name).rglob("seed*.json"))
-    if not files:
-        raise SystemExit(f"cost.py: no results in {RESULTS / args.name}: run make_results.py add.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cost.json"
         genseg(
@@ -68,8 +66,10 @@ def main() -> None:
             ]
         )
         cost = json.loads(path.read_text())
-    for file in files:
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"cost": cost}, indent=1) + "\n")
+    config = yaml.safe_load((args.run / "config.yaml").read_text())
+    kept = RESULTS / args.name / "cost.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps({**origin(config), **cost}, indent=1) + "\n")
     print(f"{args.name}: {cost}")
 
 
