@@ -64,10 +64,9 @@ class EMOptions:
             memory is fed at every batch.
         mean_momentum: share of the old means that stays in an update.
         variance_momentum: likewise of the deviations (code 0, paper 0.999).
-        memory: `ring` keeps the last features, gigabytes of them (paper and code); `decay` keeps
-            moments that forget them little by little, megabytes. mIoU was level with `memory_size`
-            1000 on IDD-Lite and CamVid (docs/results.md); 32 000 was not compared.
-        memory_size: K, features per component; of `decay`, how many it remembers in effect.
+        memory: `ring` keeps the last features, gigabytes (paper and code); `decay` moments that
+            forget, megabytes. mIoU was level in short runs: docs/results.md.
+        memory_size: K, features per component; of `decay`, in effect.
         memory_start: `empty`, or full of `random` unit vectors (code), which keep the variances
             large until they are pushed out of the ring, or fade.
         memory_dtype: of the features in a `ring`.
