@@ -4,9 +4,9 @@
     python experiments/make_results.py
 
 `add` reads a run's ``val_metrics.json``, and ``metrics.json`` and ``anomaly_scores.json`` of its
-tests, and writes ``results/NAME/seedN.json`` with commit and hardware. Without arguments the tables
-between the markers in the documentation are written anew: mean and spread (standard deviation) over
-the seeds.
+tests, and writes ``results/NAME/seedN.json`` with commit and hardware, which a run that is added again
+keeps. Without arguments the tables between the markers in the documentation are written anew: mean
+and spread (standard deviation) over the seeds.
 """
 
 import json
@@ -32,12 +32,16 @@ def add(name, run, tests):
     """Keep one run as a small file."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     seed = config["seed_everything"]
+    path = RESULTS / name / f"seed{seed}.json"
+    val = _read(run / "val_metrics.json")
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    known = kept if kept.get("val") == val else origin(config)
     result = {
         "name": name,
         "seed": seed,
         "steps": config["trainer"]["max_steps"],
-        **origin(config),
-        "val": _read(run / "val_metrics.json"),
+        **{key: known[key] for key in ("commit", "changed", "hardware")},
+        "val": val,
         "test": {},
     }
     for test in tests:
@@ -46,7 +50,6 @@ def add(name, run, tests):
         scores = Path(folder) / "anomaly_scores.json"
         if scores.exists():
             result["test"][key]["scores"] = json.loads(scores.read_text())
-    path = RESULTS / name / f"seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"kept as {path}")

@@ -12,14 +12,9 @@ name=${NAME:-$recipe}
 runs=${RUNS:-runs}/idd_lite; run=$runs/$name/seed$seed
 short_side='{short_side: 256, scales: [1.0]}'
 
-if [ ! -e "$run/val_metrics.json" ] || [ ! -e "$run/checkpoints/last.ckpt" ] || [ -e "$run/unfinished" ]; then
-    resume=(); [ ! -e "$run/checkpoints/last.ckpt" ] || resume=(--ckpt_path "$run/checkpoints/last.ckpt")
-    mkdir -p "$run"; touch "$run/unfinished"
-    genseg fit --config "experiments/idd_lite/$recipe.yaml" --data.root "$DATA/idd_lite" \
-        --model.encoder_weights "$WEIGHTS" --seed_everything "$seed" --trainer.logger.init_args.save_dir "$runs" \
-        --trainer.logger.init_args.name "$name" --trainer.logger.init_args.version "seed$seed" "${resume[@]}" "$@"
-    rm "$run/unfinished"
-fi
+. experiments/fit.sh
+fit "$runs" "$name" "seed$seed" --config "experiments/idd_lite/$recipe.yaml" --data.root "$DATA/idd_lite" \
+    --model.encoder_weights "$WEIGHTS" --seed_everything "$seed" "$@"
 calibrated=$run/checkpoints/last-calibrated.ckpt
 [ -z "${SETS-all}" ] || [ -e "$calibrated" ] || genseg calibrate --config "$run/config.yaml" --model.inference "$short_side" \
     --ckpt_path "$run/checkpoints/last.ckpt"

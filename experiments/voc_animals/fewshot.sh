@@ -16,20 +16,15 @@ cat "$DATA"/voc2012_animals/lists/train{,_sbd_extra}.txt > "$lists/train.txt"
 awk -v lists="$lists" '{print > (lists (NR % 5 ? "/test.txt" : "/val.txt"))}' "$DATA/voc2012_animals/lists/val.txt"
 data=(--data.data.root "$DATA/voc2012_animals" --data.fold "$fold")
 for split in train val test; do data+=("--data.data.${split}_list" "$(realpath "$lists/$split.txt")"); done
-fit() { # METHOD OPTION ...
-    local method=$1 run=$runs/$1/$name; shift
-    if [ ! -e "$run/val_metrics.json" ] || [ -e "$run/unfinished" ]; then
-        mkdir -p "$run"; touch "$run/unfinished"
-        genseg fit --config "experiments/voc_animals/$method.yaml" "${data[@]}" --seed_everything "$seed" \
-            --trainer.logger.init_args.save_dir "$runs" --trainer.logger.init_args.name "$method" \
-            --trainer.logger.init_args.version "$name" "$@"
-        rm "$run/unfinished"
-    fi
+. experiments/fit.sh
+train() { # METHOD OPTION ...
+    local method=$1; shift
+    fit "$runs" "$method" "$name" --config "experiments/voc_animals/$method.yaml" "${data[@]}" --seed_everything "$seed" "$@"
 }
-fit base_learner --model.encoder_weights "$WEIGHTS"
+train base_learner --model.encoder_weights "$WEIGHTS"
 base=$runs/base_learner/$name
-fit bam --model.base_learner "$base/checkpoints/last.ckpt"
-fit cgmgm --model.base_learner "$base/checkpoints/last.ckpt"
+train bam --model.base_learner "$base/checkpoints/last.ckpt"
+train cgmgm --model.base_learner "$base/checkpoints/last.ckpt"
 for method in prototypes bam cgmgm; do
     run=$runs/$method/$name tests=()
     how=(--config "$run/config.yaml" --ckpt_path "$run/checkpoints/last.ckpt")

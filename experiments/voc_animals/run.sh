@@ -7,19 +7,17 @@
 #   NAME=gmmseg_masks ... run.sh gmmseg_fpn 0 --data.sparse null --model.em.label_reduction nearest
 #
 # DATA holds voc2012_animals/. NAME, by default the recipe, tells runs with other options apart. Trained on both of its
-# training lists, VOC's and SBD's masks. What is there already is not done again.
+# training lists, VOC's and SBD's masks; the test on the validation images is for the calibration of the probabilities.
+# What is there already is not done again. gss_ff needs a tokenizer first, by maskige_vq.yaml.
 set -euo pipefail
 recipe=$1 seed=$2; shift 2
 name=${NAME:-$recipe}
 runs=${RUNS:-runs}/voc_animals; run=$runs/$name/seed$seed
 mkdir -p "$run"
 cat "$DATA"/voc2012_animals/lists/train{,_sbd_extra}.txt > "$run/train.txt"
-if [ ! -e "$run/val_metrics.json" ] || [ -e "$run/unfinished" ]; then
-    touch "$run/unfinished"
-    genseg fit --config "experiments/voc_animals/$recipe.yaml" --data.root "$DATA/voc2012_animals" \
-        --data.train_list "$run/train.txt" --model.encoder_weights "$WEIGHTS" --seed_everything "$seed" \
-        --trainer.logger.init_args.save_dir "$runs" --trainer.logger.init_args.name "$name" \
-        --trainer.logger.init_args.version "seed$seed" "$@"
-    rm "$run/unfinished"
-fi
-python experiments/make_results.py add "voc_animals/$name" "$run"
+. experiments/fit.sh
+fit "$runs" "$name" "seed$seed" --config "experiments/voc_animals/$recipe.yaml" --data.root "$DATA/voc2012_animals" \
+    --data.train_list "$run/train.txt" --model.encoder_weights "$WEIGHTS" --seed_everything "$seed" "$@"
+[ -e "$run/test/metrics.json" ] || genseg test --config "$run/config.yaml" --data.test_list lists/val.txt \
+    --ckpt_path "$run/checkpoints/last.ckpt" --trainer.logger.init_args.version "seed$seed/test"
+python experiments/make_results.py add "voc_animals/$name" "$run" "val=$run/test"
