@@ -4,9 +4,9 @@
     python experiments/make_results.py
 
 `add` reads a run's ``val_metrics.json``, and ``metrics.json`` and ``anomaly_scores.json`` of its
-tests, and writes ``results/NAME/seedN.json`` with commit and hardware, which a run that is added again
-keeps. Without arguments the tables between the markers in the documentation are written anew: mean
-and spread (standard deviation) over the seeds.
+tests, and writes ``results/NAME/seedN.json`` with commit and hardware; a run that is added again
+keeps these. Without arguments the tables between the markers in the documentation are written anew:
+mean and spread (standard deviation) over the seeds.
 """
 
 import json
