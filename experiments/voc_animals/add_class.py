@@ -1,73 +1,105 @@
 """What a trained GMMSeg learns of one more class from 1, 5 and 20 images, without training.
 
-    python experiments/voc_animals/add_class.py runs/voc_animals/gmmseg_without_horse/seed0 horse
+    python experiments/voc_animals/add_class.py runs/voc_animals/gmmseg_nohorse/seed0 horse
 
 The run was trained with `--data.unknown_classes '[horse]'` (`run.sh`). For each number of images
 the class is added by `GMMSeg.add_class` in three draws of training images that show it, and all
-are scored on the validation images: IoU of the new class, and the mean over the old ones before
-and after. Prints a line of JSON for each.
+are scored on the validation images: IoU of every class before and after. Keeps the scores in
+``experiments/results/voc_animals/add_class/seedN.json``, and draws four validation images with the
+class before and after as ``add_class.png`` in the run's folder.
 """
 
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 
 import torch
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from make_results import RESULTS, origin
+
 from lightning_genseg import GMMSeg
 from lightning_genseg.data import FolderDataModule
 from lightning_genseg.metrics import segmentation_metrics
+from lightning_genseg.plots.pictures import grid, overlay
+
+IGNORED = 255
 
 
 def score(model, batches, classes):
-    """IoU of each class on masks whose numbers are positions in `classes`; 255 if none."""
-    table = torch.full((256,), 255)
+    """IoU of each of the model's classes; the masks number `classes`."""
+    table = torch.full((256,), IGNORED)
     for number, name in enumerate(classes):
         if name in model.all_class_names:
             table[number] = model.all_class_names.index(name)
-    metrics = segmentation_metrics(model.num_classes, 255)
+    metrics = segmentation_metrics(model.num_classes, IGNORED)
     for batch in batches:
-        batch = {**batch, "mask": table[batch["mask"]]}
         with torch.no_grad():
-            metrics.update(model.maps_at_labels(batch)["scores"].argmax(1), batch["mask"])
-    return dict(zip(model.all_class_names, metrics.compute()["IoU"].tolist(), strict=True))
+            scores = model.maps_at_labels(batch)["scores"]
+        metrics.update(scores.argmax(1), table[batch["mask"]])
+    found = metrics.compute()["IoU"].tolist()
+    return {
+        name: iou if iou == iou else None
+        for name, iou in zip(model.all_class_names, found, strict=True)
+    }
 
 
-def mean(values):
-    """Of those that are numbers: classes that do not occur have none."""
-    kept = [value for value in values if value == value]
-    return sum(kept) / len(kept)
+def picture(samples, models, data):
+    """Image, labels, and what each model says, in the data's colours."""
+    rows = []
+    for sample in samples:
+        image = (sample["image"].permute(1, 2, 0) * 255).round().byte().numpy()
+        masks = [sample["mask"]]
+        for model in models.values():
+            with torch.no_grad():
+                found = model.maps_at_labels({k: v[None] for k, v in sample.items()})["scores"]
+            numbers = torch.tensor([data.class_names.index(n) for n in model.all_class_names])
+            masks.append(numbers[found[0].argmax(0)])
+        rows.append([image, *(overlay(image, mask.numpy(), data.palette) for mask in masks)])
+    return grid(rows, ["image", "labels", *models])
 
 
 def main():
-    """Print the scores."""
+    """Score, keep and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
     args = parser.parse_args()
-    options = yaml.safe_load((args.run / "config.yaml").read_text())["data"]["init_args"]
-    options |= {"unknown_classes": None, "sparse": None}
-    data = FolderDataModule(**options)
+    config = yaml.safe_load((args.run / "config.yaml").read_text())
+    data = FolderDataModule(
+        **config["data"]["init_args"]
+        | {"unknown_classes": None, "sparse": None, "train_transform": None}
+    )
     data.setup("fit")
     train = data.split_dataset("train", data.eval_transform)
     batches = list(data.val_dataloader())
     new = data.class_names.index(args.name)
-    shown = [i for i in range(len(train)) if new in train[i]["mask"].unique()]
+    shown = [i for i in range(len(train)) if new in train[i]["mask"]]
     checkpoint = args.run / "checkpoints" / "last.ckpt"
-    before = score(GMMSeg.load_from_checkpoint(checkpoint).eval(), batches, data.class_names)
-    old = mean(before.values())
-    print(json.dumps({"images": 0, "old": old}), flush=True)
+    before = GMMSeg.load_from_checkpoint(checkpoint).eval()
+    rows = [{"images": 0, "IoU": score(before, batches, data.class_names)}]
     for count in (1, 5, 20):
         for draw in range(3):
             model = GMMSeg.load_from_checkpoint(checkpoint).eval()
             samples = [train[i] for i in random.Random(draw).sample(shown, count)]
             masks = [(sample["mask"] == new).long() for sample in samples]
             model.add_class([sample["image"] for sample in samples], masks, args.name, draw)
-            after = score(model, batches, data.class_names)
-            found = {"new": after.pop(args.name), "old": mean(after.values())}
-            print(json.dumps({"images": count, "draw": draw, **found}), flush=True)
+            rows.append(
+                {"images": count, "draw": draw, "IoU": score(model, batches, data.class_names)}
+            )
+            print(f"{count} images, draw {draw}: {rows[-1]['IoU'][args.name]:.3f}", flush=True)
+    kept = RESULTS / "voc_animals" / "add_class" / f"seed{config['seed_everything']}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    result = {"class": args.name, **origin(config), "rows": rows}
+    kept.write_text(json.dumps(result, indent=1) + "\n")
+    val = data.split_dataset("val", data.eval_transform)
+    drawn = [val[i] for i in range(len(val)) if new in val[i]["mask"]][:4]
+    models = {"without it": before, f"with it, from {count} images": model}
+    picture(drawn, models, data).save(args.run / "add_class.png")
+    print(f"kept as {kept}, drawn as {args.run / 'add_class.png'}")
 
 
 if __name__ == "__main__":

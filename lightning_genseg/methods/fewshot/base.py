@@ -19,10 +19,12 @@ from lightning_genseg.methods.fewshot.base_learner import BaseLearner
 from lightning_genseg.methods.fewshot.networks import EncoderStages, OutputStride, StageFeatures
 from lightning_genseg.methods.fewshot.support import Support, make_support
 from lightning_genseg.metrics import few_shot_metrics
+from lightning_genseg.metrics.calibration import CalibrationError
 from lightning_genseg.metrics.segmentation import score_keys
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.ops.letterbox import letterbox, letterbox_size
 from lightning_genseg.ops.resize import crop, resize_aligned, resize_maps
+from lightning_genseg.ops.views import softmax
 
 Scoring = Literal["compat", "exact"]
 
@@ -33,9 +35,9 @@ class FewShotModule(SegmentationModule):
     Trained and tested on episodes (`EpisodesDataModule`); on plain images after `set_support`, or
     with batches that carry supports. Its encoder is frozen, and in evaluation mode also in
     training. Two classes: background and foreground. Logged are `mIoU` over the classes of the
-    episodes, `FB_IoU`, `IoU_<class>` and, where a method has it, `GmIoU`, the mIoU of its guidance
-    alone (CGMGM, Table 1). That table's guidance of BAM is the cosine with the prototypes; ours is
-    the prior mask, so that these two do not compare.
+    episodes, `FB_IoU`, `IoU_<class>`, in tests `ECE` and, where a method has it, `GmIoU`, the mIoU
+    of its guidance alone (CGMGM, Table 1). That table's guidance of BAM is the cosine with the
+    prototypes; ours is the prior mask, so that these two do not compare.
 
     Args:
         base: trained `BaseLearner`, whose encoder and normalisation are used.
@@ -204,24 +206,36 @@ class FewShotModule(SegmentationModule):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """As `validation_step`."""
-        return self._score_episodes(batch, self.test_metrics, self.test_guidance)
+        return self._score_episodes(
+            batch, self.test_metrics, self.test_guidance, self.evaluation.calibration
+        )
 
     def _score_episodes(
-        self, batch: dict[str, Any], metrics: MetricCollection, guidance_metrics: MetricCollection
+        self,
+        batch: dict[str, Any],
+        metrics: MetricCollection,
+        guidance_metrics: MetricCollection,
+        calibration: CalibrationError | None = None,
     ) -> dict[str, Tensor]:
         outputs = self.episode_outputs(batch)
         target = batch.get("full_mask", batch["mask"])
 
-        def count(maps: Tensor, collection: MetricCollection) -> None:
+        def at_target(maps: Tensor) -> Tensor:
             if "full_mask" in batch:
                 maps = self._to_query(maps, target.shape[-2:], self.scoring)
-            foreground = maps[:, 1] > maps[:, 0] if maps.shape[1] == 2 else maps[:, 0] > 0.5
+            return maps
+
+        def count(foreground: Tensor, collection: MetricCollection) -> None:
             collection.update(foreground, target, batch["class_index"], batch.get("candidates"))
 
         logits = self.to_image(outputs["logits"], batch["image"])
-        count(logits, metrics)
+        scores = at_target(logits)
+        count(scores[:, 1] > scores[:, 0], metrics)
+        if calibration is not None:
+            calibration.update(softmax(scores), target)
         if "guidance" in outputs:
-            count(self.to_image(outputs["guidance"], batch["image"]), guidance_metrics)
+            guidance = at_target(self.to_image(outputs["guidance"], batch["image"]))
+            count(guidance[:, 0] > 0.5, guidance_metrics)
         shown = {
             name: self.to_image(outputs[name], batch["image"])[:, 0]
             for name in self.picture_maps
@@ -246,14 +260,19 @@ class FewShotModule(SegmentationModule):
         self._log_episode_scores("val", self.val_metrics, self.val_guidance)
 
     def on_test_epoch_end(self) -> None:
-        """As `on_validation_epoch_end`."""
-        self._log_episode_scores("test", self.test_metrics, self.test_guidance)
+        """As `on_validation_epoch_end`, and `test_ECE`."""
+        scores = {"ECE": self.evaluation.calibration.compute()}
+        self._log_episode_scores("test", self.test_metrics, self.test_guidance, scores)
 
     def _log_episode_scores(
-        self, prefix: str, metrics: MetricCollection, guidance: MetricCollection
+        self,
+        prefix: str,
+        metrics: MetricCollection,
+        guidance: MetricCollection,
+        others: Mapping[str, Tensor] | None = None,
     ) -> None:
         values = metrics.compute()
-        scores = {name: values[name] for name in ("mIoU", "FB_IoU")}
+        scores = {name: values[name] for name in ("mIoU", "FB_IoU")} | dict(others or {})
         if guidance["mIoU"].update_called:
             scores["GmIoU"] = guidance.compute()["mIoU"]
         keys = score_keys(self._names())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.classification import MulticlassCalibrationError
 
 from lightning_genseg import BaseLearner
 from lightning_genseg.data import (
@@ -211,7 +212,13 @@ class EpisodeContract:
         (scores,), (again,) = (trainer(tmp_path).test(m, **quiet) for m in (model, loaded))
         assert scores == again
         classes = [scores.pop(f"test_IoU_{name}") for name in ("vehicle", "person")]
-        assert set(scores) == {"test_mIoU", "test_FB_IoU", "test_GmIoU"}
+        assert set(scores) == {"test_mIoU", "test_FB_IoU", "test_GmIoU", "test_ECE"}
+        calibration = MulticlassCalibrationError(num_classes=2, ignore_index=255)
+        for batch in data.test_dataloader():
+            square = loaded.to_image(loaded.eval().episode_outputs(batch)["logits"], batch["image"])
+            whole = loaded._to_query(square, batch["full_mask"].shape[-2:], loaded.scoring)
+            calibration.update(whole.softmax(1), batch["full_mask"])
+        assert scores["test_ECE"] == pytest.approx(float(calibration.compute()), abs=1e-5)
         assert scores["test_mIoU"] == pytest.approx(sum(classes) / 2, abs=1e-6)
         assert self.least_miou <= scores["test_mIoU"] < 1
         known, fewer = (episodes(tmp_path, novel_classes=[name]) for name in ("sky", "person"))
