@@ -88,6 +88,17 @@ def spread(values, digits=1, factor=100):
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def scored_in_every(results):
+    """Classes that have an IoU in every run."""
+    ious = [run["val"]["IoU"] for run in results]
+    return [name for name in ious[0] if all(iou[name] is not None for iou in ious)]
+
+
+def mean_iou(results, classes):
+    """Mean and spread over runs of the validation mIoU over some classes."""
+    return spread([statistics.mean(r["val"]["IoU"][c] for c in classes) for r in results])
+
+
 def closed_set(folder, rows, classes=None):
     """Validation mIoU over all classes, over `classes` if given, and IoU of each of these.
 
@@ -95,12 +106,7 @@ def closed_set(folder, rows, classes=None):
     predicts it, and would make rows means over different classes.
     """
     found = {name: runs(f"{folder}/{name}") for name in rows}
-    all_runs = [run for results in found.values() for run in results]
-    known = [
-        c
-        for c in all_runs[0]["val"]["IoU"]
-        if all(r["val"]["IoU"][c] is not None for r in all_runs)
-    ]
+    known = scored_in_every([run for results in found.values() for run in results])
     shown = classes or known
     yield ["", "runs", f"mIoU of {len(known)}", *([f"of {len(shown)}"] if classes else []), *shown]
     for name, title in rows.items():
@@ -110,8 +116,8 @@ def closed_set(folder, rows, classes=None):
             yield [
                 title,
                 str(len(results)),
-                spread([statistics.mean(r["val"]["IoU"][c] for c in known) for r in results]),
-                *([spread([statistics.mean(row) for row in each])] if classes else []),
+                mean_iou(results, known),
+                *([mean_iou(results, classes)] if classes else []),
                 *(spread(column) for column in zip(*each, strict=True)),
             ]
 
@@ -153,35 +159,117 @@ def starts(folder, rows):
         ]
 
 
-def costs(folder, rows):
-    """Processor seconds of a training step, and the highest memory of the process, by `cost.py`."""
-    yield ["", "seconds a step", "memory, MB"]
-    for name, title in rows.items():
-        path = RESULTS / folder / name / "cost.json"
-        if path.exists():
-            cost = json.loads(path.read_text())
-            yield [title, f"{cost['step_seconds']:.2f}", f"{cost['memory_MB']:.0f}"]
+def costs(name):
+    """Processor seconds of a training step and the memory of its process, by `cost.py`."""
+    path = RESULTS / name / "cost.json"
+    if not path.exists():
+        return "", ""
+    cost = json.loads(path.read_text())
+    return f"{cost['step_seconds']:.2f}", f"{cost['memory_MB']:.0f}"
+
+
+def by_seed(folder, name, folds, shots):
+    """Tests of the runs of every fold, of the seeds that all folds have: {seed: [test, ...]}."""
+    found = [
+        {run["seed"]: run["test"][f"{shots}shot"] for run in runs(f"{folder}/{name}/fold{fold}")}
+        for fold in range(len(folds))
+    ]
+    return {
+        seed: [fold[seed] for fold in found] for seed in sorted(set.intersection(*map(set, found)))
+    }
+
+
+def mean_of(tests, key):
+    """Mean and spread over seeds of a score's mean over the folds."""
+    return spread([statistics.mean(test[key] for test in folds) for folds in tests.values()])
 
 
 def episodes(folder, rows, folds):
     """Test mIoU of every fold and of all, and the mean mIoU of the guidance; per cent."""
     yield ["", "examples", "runs", *folds, "mean", "guidance alone"]
-    for name, title in rows.items():
-        found = [runs(f"{folder}/{name}/fold{fold}") for fold in range(len(folds))]
-        seeds = set.intersection(*({run["seed"] for run in results} for results in found))
-        found = [[run for run in results if run["seed"] in seeds] for results in found]
-        for shots in ("1", "5") if seeds else ():
-            tests = [[run["test"][f"{shots}shot"] for run in results] for results in found]
-            each = [[test["mIoU"] for test in fold] for fold in tests]
-            guidance = [[test["GmIoU"] for test in fold] for fold in tests]
+    for shots in (1, 5):
+        for name, title in rows.items():
+            tests = by_seed(folder, name, folds, shots)
+            if tests:
+                each = zip(*tests.values(), strict=True)
+                yield [
+                    title,
+                    str(shots),
+                    str(len(tests)),
+                    *(spread([test["mIoU"] for test in fold]) for fold in each),
+                    mean_of(tests, "mIoU"),
+                    mean_of(tests, "GmIoU"),
+                ]
+
+
+def overview(folder, dense, frequent, episodic, folds):
+    """All methods: mIoU over all classes, the frequent ones and the folds' own; ECE and costs."""
+    found = {name: runs(f"{folder}/{name}") for name in dense}
+    known = scored_in_every([run for results in found.values() for run in results])
+    yield [
+        "", "runs", f"mIoU of {len(known)}", f"of {len(frequent)}", f"of the {len(folds)}",
+        "ECE", "seconds a step", "memory, MB",
+    ]  # fmt: skip
+    for name, title in dense.items():
+        results = found[name]
+        if results:
+            errors = [r["test"]["val"]["ECE"] for r in results if "val" in r["test"]]
             yield [
                 title,
-                shots,
-                str(len(seeds)),
-                *(spread(fold) for fold in each),
-                spread([statistics.mean(run) for run in zip(*each, strict=True)]),
-                spread([statistics.mean(run) for run in zip(*guidance, strict=True)]),
+                str(len(results)),
+                *(mean_iou(results, classes) for classes in (known, frequent, folds)),
+                spread(errors) if len(errors) == len(results) else "",
+                *costs(f"{folder}/{name}"),
             ]
+    for shots in (1, 5):
+        for name, title in episodic.items():
+            tests = by_seed(folder, name, folds, shots)
+            if tests:
+                yield [
+                    f"{shots} example{'s' * (shots > 1)}: {title}",
+                    str(len(tests)),
+                    *("", "", mean_of(tests, "mIoU"), mean_of(tests, "ECE")),
+                    *costs(f"{folder}/{name}"),
+                ]
+
+
+def wrong_supports(folder, rows, folds):
+    """mIoU of the answer and of the guidance, with supports of the class and of another one."""
+    yield ["", "runs", "answer", "other supports", "guidance", "other supports"]
+    for name, title in rows.items():
+        tests = {}
+        for fold in range(len(folds)):
+            for path in (RESULTS / folder / name / f"fold{fold}" / "wrong_support").glob("*.json"):
+                tests.setdefault(path.stem, []).append(json.loads(path.read_text()))
+        tests = {seed: found for seed, found in tests.items() if len(found) == len(folds)}
+        if tests:
+            cells = [
+                spread([statistics.mean(t[whose][what] for t in found) for found in tests.values()])
+                for what in ("final", "guidance")
+                for whose in ("own", "another")
+            ]
+            yield [title, str(len(tests)), *cells]
+
+
+def added_class(folder, trained):
+    """IoU of a class that was added, of the draws of all runs, and the mean over the others."""
+    results = runs(f"{folder}/add_class")
+    new = results[0]["class"]
+    references = {title: runs(f"{folder}/{name}") for name, title in trained.items()}
+    tables = [row["IoU"] for run in results for row in run["rows"]]
+    tables += [run["val"]["IoU"] for found in references.values() for run in found]
+    old = [name for name in tables[0] if all(table[name] is not None for table in tables)]
+    yield ["", "runs", new, f"mIoU of the {len(old)} others"]
+    for count in sorted({row["images"] for run in results for row in run["rows"]}):
+        rows = [row["IoU"] for run in results for row in run["rows"] if row["images"] == count]
+        yield [
+            f"added from {count} image{'s' * (count > 1)}" if count else "without it",
+            str(len(rows)),
+            spread([row[new] for row in rows]) if count else "",
+            spread([statistics.mean(row[name] for name in old) for row in rows]),
+        ]
+    for title, found in references.items():
+        yield [title, str(len(found)), mean_iou(found, [new]), mean_iou(found, old)]
 
 
 IDD_LITE = {
@@ -208,6 +296,7 @@ VOC_ANIMALS = {
     "softmax_masks": "masks: softmax",
     "gmmseg_masks": "masks: GMMSeg",
     "gmmseg_frozen": "masks: frozen encoder, EM alone",
+    "gss": "masks: GSS",
     "softmax_fpn": "clicks: partial cross-entropy",
     "gmmseg_fpn": "clicks: GMMSeg",
     "agmm_fpn": "clicks: AGMM, `code`",
@@ -220,6 +309,10 @@ GMMSEG_ON_VOC_ANIMALS = {
     "gmmseg_masks_m1": "`mixture.components: 1`",
     "gmmseg_masks_mm99": "`em.mean_momentum: 0.99`",
     "gmmseg_masks_grad": "`em.train: gradient`",
+}
+WITH_THE_CLASS = {
+    "gmmseg_masks": "GMMSeg trained with it",
+    "softmax_masks": "softmax trained with it",
 }
 EPISODIC = {
     "prototypes": "prototypes, cosine, untrained",
@@ -236,8 +329,12 @@ TABLES = {
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
     "voc_animals gmmseg": lambda: closed_set("voc_animals", GMMSEG_ON_VOC_ANIMALS, FREQUENT),
-    "voc_animals costs": lambda: costs("voc_animals", VOC_ANIMALS),
+    "voc_animals overview": lambda: overview(
+        "voc_animals", VOC_ANIMALS, FREQUENT, EPISODIC, ANIMALS
+    ),
     "voc_animals episodes": lambda: episodes("voc_animals", EPISODIC, ANIMALS),
+    "voc_animals wrong supports": lambda: wrong_supports("voc_animals", EPISODIC, ANIMALS),
+    "voc_animals added class": lambda: added_class("voc_animals", WITH_THE_CLASS),
     "idd_lite anomalies": lambda: anomalies("idd_lite", IDD_LITE),
 }
 

@@ -247,11 +247,15 @@ class GMMSeg(PixelModule):
             checkpoint["mixture_memory"] = self.head.memory.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the memory, if the checkpoint has one."""
+        """Restore the memory, if the checkpoint has one; one of another kind hinders a fit only."""
         super().on_load_checkpoint(checkpoint)
         self.has_trained_features = True
         if self.head.memory is not None and "mixture_memory" in checkpoint:
-            self.head.memory.load_state_dict(checkpoint["mixture_memory"])
+            try:
+                self.head.memory.load_state_dict(checkpoint["mixture_memory"])
+            except GenSegError:
+                if self._trainer is None or self._trainer.state.fn == "fit":
+                    raise
 
 
 class StepCallback(Callback):

@@ -374,3 +374,17 @@ def test_trains_on_the_logits_that_it_predicts_whatever_the_size():
     expected = torch.nn.functional.cross_entropy(model(batch["image"]), batch["mask"])
     torch.testing.assert_close(losses["loss_ce"], expected)
     model.update_mixture(losses["embedding"], batch["mask"])
+
+
+def test_memory_of_another_kind_hinders_a_fit_only(tmp_path):
+    trained, run = make(memory="ring"), trainer(tmp_path, max_epochs=1)
+    run.fit(trained, loader(), loader(2))
+    path = tmp_path / "ring.ckpt"
+    run.save_checkpoint(path)
+    model = make(memory="decay")
+    quiet = {"ckpt_path": path, "weights_only": True, "verbose": False}
+    trainer(tmp_path).test(model, loader(2), **quiet)
+    image = batch_of()["image"]
+    assert torch.equal(model.eval()(image), trained.eval()(image))
+    with pytest.raises(GenSegError, match="set em.memory to ring"):
+        trainer(tmp_path).fit(make(memory="decay"), loader(), loader(2), ckpt_path=path)
