@@ -251,25 +251,33 @@ def wrong_supports(folder, rows, folds):
             yield [title, str(len(tests)), *cells]
 
 
-def added_class(folder, trained):
+def added_class(folder, without, trained):
     """IoU of a class that was added, of the draws of all runs, and the mean over the others."""
-    results = runs(f"{folder}/add_class")
-    new = results[0]["class"]
-    references = {title: runs(f"{folder}/{name}") for name, title in trained.items()}
-    tables = [row["IoU"] for run in results for row in run["rows"]]
-    tables += [run["val"]["IoU"] for found in references.values() for run in found]
-    old = [name for name in tables[0] if all(table[name] is not None for table in tables)]
-    yield ["", "runs", new, f"mIoU of the {len(old)} others"]
-    for count in sorted({row["images"] for run in results for row in run["rows"]}):
-        rows = [row["IoU"] for run in results for row in run["rows"] if row["images"] == count]
-        yield [
-            f"added from {count} image{'s' * (count > 1)}" if count else "without it",
-            str(len(rows)),
-            spread([row[new] for row in rows]) if count else "",
-            spread([statistics.mean(row[name] for name in old) for row in rows]),
+    added = {
+        title: [
+            json.loads(path.read_text())
+            for path in sorted((RESULTS / folder / "add_class" / name).glob("*.json"))
         ]
+        for name, title in without.items()
+    }
+    references = {title: runs(f"{folder}/{name}") for name, title in trained.items()}
+    tables = [row["IoU"] for found in added.values() for run in found for row in run["rows"]]
+    tables += [run["val"]["IoU"] for found in references.values() for run in found]
+    new = next(run["class"] for found in added.values() for run in found)
+    old = [name for name in tables[0] if all(table.get(name) is not None for table in tables)]
+    yield ["", "images of it", "runs x draws", new, f"mIoU of the {len(old)} others"]
+    for title, found in added.items():
+        for count in sorted({row["images"] for run in found for row in run["rows"]}):
+            rows = [row["IoU"] for run in found for row in run["rows"] if row["images"] == count]
+            yield [
+                title,
+                str(count),
+                f"{len(found)} x {len(rows) // len(found)}",
+                spread([row[new] for row in rows]) if count else "",
+                spread([statistics.mean(row[name] for name in old) for row in rows]),
+            ]
     for title, found in references.items():
-        yield [title, str(len(found)), mean_iou(found, [new]), mean_iou(found, old)]
+        yield [title, "all", str(len(found)), mean_iou(found, [new]), mean_iou(found, old)]
 
 
 IDD_LITE = {
@@ -310,7 +318,13 @@ GMMSEG_ON_VOC_ANIMALS = {
     "gmmseg_masks_mm99": "`em.mean_momentum: 0.99`",
     "gmmseg_masks_grad": "`em.train: gradient`",
 }
+WITHOUT_THE_CLASS = {
+    "gmmseg_frozen_nohorse": "frozen encoder, added",
+    "gmmseg_nohorse": "trained without it, added",
+    "gmmseg_nohorse_0.0": "the same, `shrinkage` 0",
+}
 WITH_THE_CLASS = {
+    "gmmseg_frozen": "frozen encoder, EM alone",
     "gmmseg_masks": "GMMSeg trained with it",
     "softmax_masks": "softmax trained with it",
 }
@@ -334,7 +348,9 @@ TABLES = {
     ),
     "voc_animals episodes": lambda: episodes("voc_animals", EPISODIC, ANIMALS),
     "voc_animals wrong supports": lambda: wrong_supports("voc_animals", EPISODIC, ANIMALS),
-    "voc_animals added class": lambda: added_class("voc_animals", WITH_THE_CLASS),
+    "voc_animals added class": lambda: added_class(
+        "voc_animals", WITHOUT_THE_CLASS, WITH_THE_CLASS
+    ),
     "idd_lite anomalies": lambda: anomalies("idd_lite", IDD_LITE),
 }
 

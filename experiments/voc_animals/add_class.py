@@ -5,8 +5,8 @@
 The run was trained with `--data.unknown_classes '[horse]'` (`run.sh`). For each number of images
 the class is added by `GMMSeg.add_class` in three draws of training images that show it, and all
 are scored on the validation images: IoU of every class before and after. Keeps the scores in
-``experiments/results/voc_animals/add_class/seedN.json``, and draws four validation images with the
-class before and after as ``add_class.png`` in the run's folder.
+``experiments/results/voc_animals/add_class/gmmseg_nohorse/seedN.json``, and draws four validation
+images with the class before and after as ``add_class.png`` in the run's folder.
 """
 
 import argparse
@@ -55,7 +55,8 @@ def picture(samples, models, data):
         masks = [sample["mask"]]
         for model in models.values():
             with torch.no_grad():
-                found = model.maps_at_labels({k: v[None] for k, v in sample.items()})["scores"]
+                batch = {key: sample[key][None] for key in ("image", "mask")}
+                found = model.maps_at_labels(batch)["scores"]
             numbers = torch.tensor([data.class_names.index(n) for n in model.all_class_names])
             masks.append(numbers[found[0].argmax(0)])
         rows.append([image, *(overlay(image, mask.numpy(), data.palette) for mask in masks)])
@@ -67,6 +68,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
+    parser.add_argument("--shrinkage", type=float, default=0.5)
     args = parser.parse_args()
     config = yaml.safe_load((args.run / "config.yaml").read_text())
     data = FolderDataModule(
@@ -86,14 +88,17 @@ def main():
             model = GMMSeg.load_from_checkpoint(checkpoint).eval()
             samples = [train[i] for i in random.Random(draw).sample(shown, count)]
             masks = [(sample["mask"] == new).long() for sample in samples]
-            model.add_class([sample["image"] for sample in samples], masks, args.name, draw)
+            images = [sample["image"] for sample in samples]
+            model.add_class(images, masks, args.name, draw, args.shrinkage)
             rows.append(
                 {"images": count, "draw": draw, "IoU": score(model, batches, data.class_names)}
             )
             print(f"{count} images, draw {draw}: {rows[-1]['IoU'][args.name]:.3f}", flush=True)
-    kept = RESULTS / "voc_animals" / "add_class" / f"seed{config['seed_everything']}.json"
+    known = args.run.parent.name + f"_{args.shrinkage}" * (args.shrinkage != 0.5)
+    folder = RESULTS / "voc_animals" / "add_class" / known
+    kept = folder / f"seed{config['seed_everything']}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    result = {"class": args.name, **origin(config), "rows": rows}
+    result = {"class": args.name, "shrinkage": args.shrinkage, **origin(config), "rows": rows}
     kept.write_text(json.dumps(result, indent=1) + "\n")
     val = data.split_dataset("val", data.eval_transform)
     drawn = [val[i] for i in range(len(val)) if new in val[i]["mask"]][:4]

@@ -17,7 +17,13 @@ from lightning_genseg.methods.checkpoints import guard_checkpoints, read_checkpo
 
 
 def add_class(
-    ckpt_path: Path, root: Path, name: str, output: Path, value: int = 1, seed: int = 0
+    ckpt_path: Path,
+    root: Path,
+    name: str,
+    output: Path,
+    value: int = 1,
+    seed: int = 0,
+    shrinkage: float = 0.5,
 ) -> GMMSeg:
     """Write a checkpoint that knows one more class, see `GMMSeg.add_class`.
 
@@ -28,6 +34,8 @@ def add_class(
         output: checkpoint to write; it must not exist.
         value: that the new class has in the masks; others do not count.
         seed: of the start of EM.
+        shrinkage: share, in [0, 1], of the other classes' mean covariance in that of the new one;
+            more keeps the others, less finds more of the new one.
 
     Raises:
         MissingFileError: a file or folder does not exist.
@@ -51,7 +59,7 @@ def add_class(
         images.append(torch.from_numpy(image).permute(2, 0, 1).float() / 255)
         masks.append(torch.from_numpy((mask == value).astype("int64")))
     model = GMMSeg.load_from_checkpoint(ckpt_path, map_location="cpu")
-    model.add_class(images, masks, name, seed)
+    model.add_class(images, masks, name, seed, shrinkage)
     trainer = Trainer(
         accelerator="cpu",
         logger=False,

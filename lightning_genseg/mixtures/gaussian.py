@@ -327,6 +327,23 @@ class GaussianMixture(nn.Module):
         self.register_buffer("log_weights", torch.full(shape[:2], -math.log(components)))
 
     @torch.no_grad()
+    def shrink(self, towards: "GaussianMixture", share: float) -> None:
+        """Mix the mean covariance of another mixture of the same form into the own ones.
+
+        Friedman: Regularized Discriminant Analysis, JASA 1989, Eq. 8, there with all classes. A
+        covariance of few samples is too small, and its class claims pixels of others for that.
+
+        Args:
+            towards: whose covariances are averaged over classes and components.
+            share: of that average, in [0, 1].
+        """
+        if self.covariance == "full":
+            self.covariances.lerp_(towards.covariances.mean((0, 1)).to(self.covariances), share)
+        else:
+            pooled = towards.variances.mean((0, 1)).to(self.log_variances)
+            self.log_variances.copy_(self.variances.lerp(pooled, share).log())
+
+    @torch.no_grad()
     def append(self, other: "GaussianMixture") -> None:
         """Take over the classes of another mixture of the same form, behind the own ones."""
         for name, own in list(self.state_dict(keep_vars=True).items()):

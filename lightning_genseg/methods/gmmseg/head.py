@@ -181,15 +181,17 @@ class GMMHead(nn.Module):
         return self.class_maps(self.embed(features))[0]
 
     @torch.no_grad()
-    def add_class(self, features: Tensor, seed: int = 0) -> None:
+    def add_class(self, features: Tensor, seed: int = 0, shrinkage: float = 0.5) -> None:
         """Fit a mixture to N x D features of one more class, and append it as class C.
 
-        The other mixtures stay. The new class has the scale and offset of the mean class in the
+        The other mixtures stay. `shrinkage` is the share of their mean covariance in the new ones
+        (`GaussianMixture.shrink`). The new class has the scale and offset of the mean class in the
         LayerNorm of the logits; EM's memory is empty again. `seed` is that of the start of EM.
 
         Raises:
             GenSegError: no features, or not finite ones.
         """
+        check_arguments(GMMHead.add_class, locals(), shrinkage="[0, 1]")
         options = self.options
         new = fit(
             features,
@@ -200,6 +202,7 @@ class GMMHead(nn.Module):
             unit_means=options.normalize_features,
             seed=seed,
         )
+        new.shrink(self.mixture, shrinkage)
         self.mixture.append(new)
         if isinstance(self.logit_norm, nn.LayerNorm):
             norm = nn.LayerNorm(self.num_classes + 1).to(self.logit_norm.weight)

@@ -153,7 +153,12 @@ class GMMSeg(PixelModule):
 
     @torch.no_grad()
     def add_class(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor], name: str, seed: int = 0
+        self,
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        name: str,
+        seed: int = 0,
+        shrinkage: float = 0.5,
     ) -> None:
         """Learn one more class from a few images: its mixture is fitted, nothing else changes.
 
@@ -165,6 +170,8 @@ class GMMSeg(PixelModule):
             masks: H x W each: 1 where the new class is; anything else does not count.
             name: of the new class, which gets the number C.
             seed: of the start of EM.
+            shrinkage: share, in [0, 1], of the other classes' mean covariance in that of the new
+                one. With 0 a class of few images claims too many pixels of classes like it.
 
         Raises:
             GenSegError: no mask for each image, no pixel of the class, or a name that is taken.
@@ -203,7 +210,7 @@ class GMMSeg(PixelModule):
                 f"no mask marks '{name}' with 1 in an area that is left at the features' size: "
                 "mark the class with 1, or give larger images."
             )
-        self.head.add_class(pixels, seed)
+        self.head.add_class(pixels, seed, shrinkage)
         self.anomaly = AnomalyScores()
         self.num_classes += 1
         self.class_names = [*names, name]

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_genseg import GMMHead, GMMSeg
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.options import EMOptions, MixtureOptions
+from lightning_genseg.mixtures import fit
 from tests.contract import NUM_CLASSES, TINY, PlainFeatures, in_groups, save
 
 OPTIONS = {"embedding_dim": None, "components": 2, "memory_size": 50, "variance_floor": 1e-3}
@@ -67,11 +68,41 @@ class TestHead:
             em=EMOptions(memory_size=10),
         )
         x = torch.randn(200, 3) * torch.tensor([1.0, 2.0, 0.5]) + 3
-        head.add_class(x)
+        head.add_class(x, shrinkage=0.0)
         theirs = mixture.GaussianMixture(1, covariance_type="diag", reg_covar=0.01).fit(x.numpy())
         np.testing.assert_allclose(
             head.mixture.log_density(x)[:, 2], theirs.score_samples(x.numpy()), rtol=1e-4, atol=1e-4
         )
+
+    @pytest.mark.parametrize("covariance", ["diagonal", "full"])
+    def test_covariances_of_few_samples_are_mixed_with_the_mean_of_the_others(self, covariance):
+        own, others = (
+            fit(torch.randn(300, 4) * scale, components=2, covariance=covariance)
+            for scale in (0.2, torch.tensor([1.0, 2.0, 0.5, 1.0]))
+        )
+        before, pooled = own.variances.clone(), others.variances.mean((0, 1))
+        own.shrink(others, 0.25)
+        torch.testing.assert_close(own.variances, 0.75 * before + 0.25 * pooled)
+
+    def test_shrinkage_tells_a_class_of_few_samples_from_the_others(self):
+        def accuracy(shrinkage: float) -> float:
+            plain = MixtureOptions(1, None, normalize_features=False)
+            head = GMMHead(32, 1, mixture=plain, em=EMOptions(memory_size=10), logit_norm="none")
+            head.mixture.means.zero_()  # of a unit Gaussian
+            torch.manual_seed(0)
+            head.add_class(torch.randn(6, 32) + 0.5, shrinkage=shrinkage)
+            x = torch.randn(2, 2000, 32) + torch.tensor([0.0, 0.5])[:, None, None]
+            found = head.mixture.log_density(x.flatten(0, 1)).argmax(1).view(2, -1)
+            return float((found == torch.tensor([[0], [1]])).float().mean())
+
+        assert accuracy(0.0) < 0.65
+        assert accuracy(0.5) > 0.75
+
+    @pytest.mark.parametrize("shrinkage", [-0.1, 1.1])
+    def test_wrong_shrinkage(self, shrinkage):
+        head = GMMHead(3, 2, mixture=MixtureOptions(1, None))
+        with pytest.raises(GenSegError, match="shrinkage"):
+            head.add_class(torch.randn(9, 3), shrinkage=shrinkage)
 
 
 class TestModule:

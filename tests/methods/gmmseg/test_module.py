@@ -386,5 +386,5 @@ def test_memory_of_another_kind_hinders_a_fit_only(tmp_path):
     trainer(tmp_path).test(model, loader(2), **quiet)
     image = batch_of()["image"]
     assert torch.equal(model.eval()(image), trained.eval()(image))
-    with pytest.raises(GenSegError, match="set em.memory to ring"):
+    with pytest.raises(GenSegError, match=r"set em\.memory to ring"):
         trainer(tmp_path).fit(make(memory="decay"), loader(), loader(2), ckpt_path=path)
