@@ -3,8 +3,8 @@
     python experiments/voc_animals/add_class.py runs/voc_animals/gmmseg_nohorse/seed0 horse
 
 The run was trained with `--data.unknown_classes '[horse]'` (`run.sh`). For each number of images
-the class is added by `GMMSeg.add_class` in three draws of training images that show it, and all
-are scored on the validation images: IoU of every class before and after. Keeps the scores in
+the class is added by `GMMSeg.add_class` from training images that show it, drawn by the run's seed,
+and scored on the validation images: IoU of every class before and after. Keeps the scores in
 ``experiments/results/voc_animals/add_class/gmmseg_nohorse/seedN.json``, and draws four validation
 images with the class before and after as ``add_class.png`` in the run's folder.
 """
@@ -69,8 +69,10 @@ def main():
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
     parser.add_argument("--shrinkage", type=float, default=0.5)
+    parser.add_argument("--draws", type=int, default=1)
     args = parser.parse_args()
     config = yaml.safe_load((args.run / "config.yaml").read_text())
+    seed = config["seed_everything"]
     data = FolderDataModule(
         **config["data"]["init_args"]
         | {"unknown_classes": None, "sparse": None, "train_transform": None}
@@ -84,9 +86,9 @@ def main():
     before = GMMSeg.load_from_checkpoint(checkpoint).eval()
     rows = [{"images": 0, "IoU": score(before, batches, data.class_names)}]
     for count in (1, 5, 20):
-        for draw in range(3):
+        for draw in range(args.draws):
             model = GMMSeg.load_from_checkpoint(checkpoint).eval()
-            samples = [train[i] for i in random.Random(draw).sample(shown, count)]
+            samples = [train[i] for i in random.Random(f"{seed}.{draw}").sample(shown, count)]
             masks = [(sample["mask"] == new).long() for sample in samples]
             images = [sample["image"] for sample in samples]
             model.add_class(images, masks, args.name, draw, args.shrinkage)
@@ -96,7 +98,7 @@ def main():
             print(f"{count} images, draw {draw}: {rows[-1]['IoU'][args.name]:.3f}", flush=True)
     known = args.run.parent.name + f"_{args.shrinkage}" * (args.shrinkage != 0.5)
     folder = RESULTS / "voc_animals" / "add_class" / known
-    kept = folder / f"seed{config['seed_everything']}.json"
+    kept = folder / f"seed{seed}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     result = {"class": args.name, "shrinkage": args.shrinkage, **origin(config), "rows": rows}
     kept.write_text(json.dumps(result, indent=1) + "\n")
