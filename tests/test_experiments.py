@@ -35,7 +35,9 @@ def found(*patterns):
 
 # Those that go on from another run are tested with it.
 SMOKE = [path for path in found("smoke/*_synthetic") if not path.stem.startswith("gss")]
-CAMVID = [path for path in found("camvid/*") if path.stem not in ("gss_ff", "gss_ft", "gss_ft_w")]
+CAMVID = [
+    path for path in found("camvid/*") if path.stem not in ("gss_ff", "gss_ft", "gss_ft_w", "full")
+]
 FEW_SHOT = found("pascal5i/*", "coco20i/*")
 SPARSE = found("voc/*_points", "voc/*_scribbles", "cityscapes/*_clicks")
 GSS = found("ade20k/gss*", "cityscapes/gss*")
@@ -171,6 +173,13 @@ def test_smoke(path, short):
 def test_camvid(path):
     write_camvid()
     fit(path, "--data.root=. --trainer.val_check_interval=1", TWO_STEPS)
+
+
+def test_camvid_at_full_size():
+    write_camvid()
+    full = f"--config={EXPERIMENTS}/camvid/full.yaml --model.encoder_weights=null"
+    path = EXPERIMENTS / "camvid" / "gmmseg_fpn.yaml"
+    fit(path, full, "--data.root=. --trainer.val_check_interval=1", TWO_STEPS)
 
 
 @pytest.mark.slow
