@@ -10,7 +10,7 @@ from lightning_genseg.cli.messages import say
 from lightning_genseg.cli.parser import FunctionCommand
 from lightning_genseg.data.dataset import check_sizes
 from lightning_genseg.data.images import read_image, read_mask
-from lightning_genseg.data.sets.folder import pair_files
+from lightning_genseg.data.pairing import pair_files
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods import GMMSeg
 from lightning_genseg.methods.checkpoints import guard_checkpoints, read_checkpoint

@@ -18,7 +18,7 @@ from lightning_genseg.cli.parser import FunctionCommand
 from lightning_genseg.data.annotations import Annotated, read_coco, read_labelme
 from lightning_genseg.data.images import read_mask
 from lightning_genseg.data.labels import IGNORE, Color, color_table, voc_palette
-from lightning_genseg.data.sets.folder import files_by_name
+from lightning_genseg.data.pairing import files_by_name
 from lightning_genseg.errors import GenSegError, MissingFileError, listed
 from lightning_genseg.files import make_folder, replace_file
 from lightning_genseg.plots.pictures import class_table, indexed

@@ -1,16 +1,13 @@
 """The shared mathematics: Gaussian mixtures, EM, Sinkhorn, memories. Plain torch."""
 
+from lightning_genseg.mixtures.densities import Mixture, own_class
 from lightning_genseg.mixtures.em import Assignment, e_step, estimate, fit, m_step
 from lightning_genseg.mixtures.episodic import EpisodicMixture, fit_episodes
-from lightning_genseg.mixtures.gaussian import (
-    Covariance,
-    GaussianMixture,
-    MeanStart,
-    Mixture,
+from lightning_genseg.mixtures.gaussian import Covariance, GaussianMixture, MeanStart
+from lightning_genseg.mixtures.log_density import (
     diagonal_log_density,
     full_log_density,
     full_precision,
-    own_class,
 )
 from lightning_genseg.mixtures.memory import (
     DecayedMoments,

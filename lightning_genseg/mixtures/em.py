@@ -9,13 +9,8 @@ from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.mixtures.gaussian import (
-    Covariance,
-    GaussianMixture,
-    double_precision,
-    full_precision,
-    with_squares,
-)
+from lightning_genseg.mixtures.gaussian import Covariance, GaussianMixture
+from lightning_genseg.mixtures.log_density import double_precision, full_precision, with_squares
 from lightning_genseg.mixtures.memory import Estimate, central, count_groups, ranks_in_group
 from lightning_genseg.mixtures.sinkhorn import Processes, segments, sinkhorn
 

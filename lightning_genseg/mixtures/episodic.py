@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.em import estimate
-from lightning_genseg.mixtures.gaussian import (
-    Covariance,
+from lightning_genseg.mixtures.gaussian import Covariance
+from lightning_genseg.mixtures.log_density import (
     double_precision,
     few_products,
     full_log_density,

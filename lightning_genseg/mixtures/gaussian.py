@@ -1,7 +1,7 @@
-"""Gaussian log-densities by matrix products, and class mixtures in fixed-shape tensors."""
+"""Class mixtures of Gaussians in fixed-shape tensors."""
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,240 +9,25 @@ from torch import Tensor, nn
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.mixtures.densities import (
+    Densities,
+    Mixture,
+    fused_densities,
+    known_labels,
+    own_class,
+)
+from lightning_genseg.mixtures.log_density import (
+    LOG_2PI,
+    diagonal_log_density,
+    full_log_density,
+    full_precision,
+)
 
 Covariance = Literal["diagonal", "full"]
-Mixture = Literal["max", "logsumexp"]
 MeanStart = Literal["random", "orthogonal"]
 
-_LOG_2PI = math.log(2.0 * math.pi)
-# A full covariance whitens every pixel's offset from every component; this bounds that tensor.
-_MAX_WHITENED_ELEMENTS = 2**24
-# As many log-densities does a processor's cache hold beside their gradient.
-_CACHED_ELEMENTS = 2**17
 # Of unit vectors: their squares over it stay below 1e3, which float32 holds to 1e-4.
 _LEAST_BOUNDED_VARIANCE = 1e-3
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Return `x` in float64 if it is, else in float32: features are unit norm, half loses them."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def has_float64(x: Tensor) -> bool:
-    """Whether the device of `x` has it; MPS has not."""
-    return x.device.type != "mps"
-
-
-def double_precision(x: Tensor) -> Tensor:
-    """Return `x` in float64, or in float32 where there is none."""
-    return x.double() if has_float64(x) else full_precision(x)
-
-
-def with_squares(x: Tensor) -> Tensor:
-    """Features ... x N x D and their squares: diagonal densities and moments are linear in both."""
-    return torch.cat([x, x * x], -1)
-
-
-def diagonal_log_density(
-    x: Tensor, means: Tensor, variances: Tensor, bounded: bool = False
-) -> Tensor:
-    r"""Log-density of every pixel under every diagonal Gaussian, by one matrix product.
-
-    GMMSeg, Eq. 4: :math:`-\frac12 \sum_d [\log 2\pi\sigma_d^2 + (x_d - \mu_d)^2 / \sigma_d^2]`,
-    with the square expanded, so that no `N x K x D` tensor exists. Expanded squares of large
-    numbers cancel: in float32 by up to 41 nats for means around 100 and variances of 0.01. The
-    product is therefore in float64, at a third of the speed, unless the numbers are `bounded`. On
-    MPS, which has no float64, nothing is expanded. The result is float32, or float64 if an argument
-    is.
-
-    Args:
-        x: features, N x D.
-        means: ... x D, any leading shape.
-        variances: as `means`, positive.
-        bounded: whether features and means have norms up to 1 and variances are at least 1e-3:
-            float32 will do, with errors below 1e-3 nats.
-
-    Returns:
-        N x ... log-densities (nats).
-
-    Example:
-        >>> diagonal_log_density(torch.zeros(1, 2), torch.zeros(3, 2), torch.ones(3, 2)).shape
-        torch.Size([1, 3])
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        x, means, variances = full_precision(x), full_precision(means), full_precision(variances)
-        dtype, shape, dim = torch.promote_types(x.dtype, means.dtype), means.shape[:-1], x.shape[-1]
-        means, variances = means.reshape(-1, dim), variances.reshape(-1, dim)
-        if not bounded and not has_float64(x):
-            rows = max(1, _MAX_WHITENED_ELEMENTS // means.numel())
-            parts = [(part[:, None] - means).square() / variances for part in x.split(rows)]
-            constant = variances.log().sum(-1) + dim * _LOG_2PI
-            squared = torch.cat([part.sum(-1) for part in parts])
-            return (-0.5 * (squared + constant)).reshape(x.shape[0], *shape)
-        if not bounded:
-            x, means, variances = x.double(), means.double(), variances.double()
-        centre = means.detach().mean(0)
-        density = pairs_log_density(with_squares(x - centre), means - centre, variances)
-        return density.to(dtype).reshape(x.shape[0], *shape)
-
-
-def pairs_log_density(pairs: Tensor, means: Tensor, variances: Tensor) -> Tensor:
-    """`diagonal_log_density` of features around the origin, also for a batch of episodes.
-
-    Args:
-        pairs: of `with_squares`, N x 2D or B x N x 2D, float32 or float64, outside autocast.
-        means: K x D or B x K x D.
-        variances: as `means`, positive.
-
-    Returns:
-        N x K or B x N x K log-densities (nats), of the dtype of `pairs`.
-    """
-    factors, constant = _linear(means.to(pairs.dtype), variances.to(pairs.dtype))
-    if pairs.ndim == 2:
-        return torch.addmm(constant, pairs, factors.mT)
-    return (few_products(pairs, factors) + constant[..., None]).mT
-
-
-def _linear(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors ... x 2D of pairs, and constants, that make the log-density."""
-    precisions, dim = variances.reciprocal(), means.shape[-1]
-    scaled = means * precisions
-    constant = -0.5 * ((means * scaled).sum(-1) - precisions.log().sum(-1) + dim * _LOG_2PI)
-    return torch.cat([scaled, -0.5 * precisions], -1), constant
-
-
-def few_products(rows: Tensor, vectors: Tensor) -> Tensor:
-    """Products of rows B x N x D with few vectors B x K x D: B x K x N.
-
-    On a CPU vector by vector: the product of matrices takes seven times as long for three.
-    """
-    if rows.device.type != "cpu" or torch.compiler.is_compiling():
-        return vectors @ rows.mT
-    each = [torch.stack([x @ v for v in own]) for x, own in zip(rows, vectors, strict=True)]
-    return torch.stack(each)
-
-
-def full_log_density(x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
-    """Log-density of every pixel under every full-covariance Gaussian (meant for D <= 64).
-
-    Whitens with the Cholesky factors, for a bounded number of pixels at a time, in float64 unless
-    the device has none. The result is float32, or float64 if an argument is.
-
-    Args:
-        x: features, N x D.
-        means: ... x D.
-        covariances: ... x D x D, positive definite.
-
-    Returns:
-        N x ... log-densities (nats).
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        dtype = torch.promote_types(full_precision(x).dtype, full_precision(means).dtype)
-        x, means, covariances = (double_precision(t) for t in (x, means, covariances))
-        shape, dim = means.shape[:-1], means.shape[-1]
-        means, covariances = means.reshape(-1, dim), covariances.reshape(-1, dim, dim)
-        factors = torch.linalg.cholesky(covariances)
-        identity = torch.eye(dim, dtype=factors.dtype, device=factors.device).expand_as(factors)
-        whiteners = torch.linalg.solve_triangular(factors, identity, upper=False)  # K x D x D
-        log_det = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        pixels = max(1, _MAX_WHITENED_ELEMENTS // means.numel())
-        squared = [
-            torch.einsum("kij,nkj->nki", whiteners, part[:, None] - means).square().sum(-1)
-            for part in x.split(pixels)
-        ]
-        density: Tensor = -0.5 * (torch.cat(squared) + dim * _LOG_2PI) - log_det
-        return density.to(dtype).reshape(x.shape[0], *shape)
-
-
-class Densities(NamedTuple):
-    """What a training step takes of N pixels' log-densities.
-
-    `classes` N x C; `total` N, of all components, without weights, by `logsumexp`; `own` N x M,
-    the components of the pixel's class (class 0's where it is ignored).
-    """
-
-    classes: Tensor
-    total: Tensor
-    own: Tensor
-
-
-class _Densities(torch.autograd.Function):
-    """`Densities` from features around the origin, with their gradient, some pixels at a time.
-
-    The gradient of all components is as large as they are, and made of several parts; here it
-    never leaves the processor's cache. Components come before classes in memory: the largest of
-    few is then found for many classes at once.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        factors: Tensor,
-        constant: Tensor,
-        log_weights: Tensor,
-        labels: Tensor,
-        mixture: Mixture,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features N x D, factors M C x 2D, constants M C, log-weights M x C, labels N."""
-        density = x.new_empty(len(x), len(factors))
-        classes, total = [], []
-        rows = _rows_in_cache(density)
-        for part, out in zip(x.split(rows), density.split(rows), strict=True):
-            torch.addmm(constant, with_squares(part), factors.T, out=out)
-            weighted = out.view(-1, *log_weights.shape) + log_weights
-            largest = mixture == "max"
-            classes.append(weighted.amax(1) if largest else weighted.logsumexp(1))
-            total.append(out.logsumexp(1))
-        own = _own_columns(density.view(-1, *log_weights.shape), labels).squeeze(2)
-        ctx.mixture = mixture
-        result = torch.cat(classes), torch.cat(total), own
-        ctx.save_for_backward(x, factors, log_weights, labels, density, *result[:2])
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradient of the features."""
-        x, factors, log_weights, labels, density, classes, total = ctx.saved_tensors
-        rows, result = _rows_in_cache(density), torch.empty_like(x)
-        everything = (x, labels, density, classes, total, *gradients, result)
-        for parts in zip(*(tensor.split(rows) for tensor in everything), strict=True):
-            z, label, d, best, whole, of_classes, of_total, of_own, out = parts
-            gradient = (d - whole[:, None]).exp_().mul_(of_total[:, None])
-            by_class = gradient.view(-1, *log_weights.shape)
-            weighted = d.view_as(by_class) + log_weights
-            if ctx.mixture == "max":
-                won = (weighted == best[:, None]).to(d.dtype)  # of equal ones, all alike
-                by_class.addcmul_(won, (of_classes / won.sum(1))[:, None])
-            else:
-                by_class += (weighted - best[:, None]).exp_() * of_classes[:, None]
-            index = label[:, None, None].expand(-1, len(log_weights), 1)
-            by_class.scatter_add_(2, index, of_own[:, :, None])
-            first, second = (gradient @ factors).chunk(2, -1)
-            torch.addcmul(first, z, second, value=2, out=out)
-        return result, None, None, None, None, None
-
-
-def _rows_in_cache(density: Tensor) -> int:
-    """How many pixels at a time; on a GPU all."""
-    if density.device.type != "cpu":
-        return max(1, len(density))
-    return max(1, _CACHED_ELEMENTS // density.shape[1])
-
-
-def _own_columns(density: Tensor, labels: Tensor) -> Tensor:
-    """Of N x M x C the classes N, as N x M x 1."""
-    return density.gather(2, labels[:, None, None].expand(-1, density.shape[1], 1))
-
-
-def own_class(component_log_density: Tensor, labels: Tensor) -> Tensor:
-    """Pick from N x C x M the components of each pixel's class: N x M (class 0's where ignored)."""
-    index = _valid(labels, component_log_density.shape[1])
-    return component_log_density[torch.arange(len(labels), device=labels.device), index]
-
-
-def _valid(labels: Tensor, count: int) -> Tensor:
-    return torch.where((labels >= 0) & (labels < count), labels, 0)
 
 
 def orthogonal_vectors(count: int, dim: int) -> Tensor:
@@ -388,7 +173,7 @@ class GaussianMixture(nn.Module):
 
         Its gradient reaches the features and, where they are `nn.Parameter`, the Gaussians.
         """
-        index = _valid(labels, self.num_classes)
+        index = known_labels(labels, self.num_classes)
         simple = self.covariance == "diagonal" and self._is_bounded
         simple = simple and x.dtype == self.means.dtype == torch.float32
         # A compiler makes one pass of it by itself.
@@ -397,14 +182,8 @@ class GaussianMixture(nn.Module):
             own = own_class(components, index)
             total = components.flatten(1).logsumexp(1)
             return Densities(self.combine(components, mixture), total, own)
-        with torch.autocast(x.device.type, enabled=False):
-            means, variances = (
-                t.transpose(0, 1).flatten(0, 1) for t in (self.centres, self.variances)
-            )
-            centre = means.mean(0)
-            factors, constant = _linear(means - centre, variances)
-            arguments = factors, constant, self.log_weights.T.contiguous(), index, mixture
-            return Densities(*_Densities.apply(x - centre, *arguments))
+        means, variances, weights = self.centres, self.variances, self.log_weights
+        return fused_densities(x, means, variances, weights, index, mixture)
 
     @torch.no_grad()
     def own_log_density(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -414,10 +193,10 @@ class GaussianMixture(nn.Module):
         """
         if self.covariance == "full" or self.num_classes <= self.dim:  # then C x M are few
             return own_class(self.component_log_density(x), labels)
-        index = _valid(labels, self.num_classes)
+        index = known_labels(labels, self.num_classes)
         with torch.autocast(x.device.type, enabled=False):
             x, means, variances = (full_precision(t) for t in (x, self.centres, self.variances))
-            constant = -0.5 * (variances.log().sum(-1) + self.dim * _LOG_2PI)
+            constant = -0.5 * (variances.log().sum(-1) + self.dim * LOG_2PI)
             offsets = x[:, None] - means[index]  # N x M x D
             squared = offsets.square_().mul_(variances.reciprocal()[index]).sum(-1)
             return constant[index] - 0.5 * squared

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.mixtures.gaussian import full_precision
+from lightning_genseg.mixtures.log_density import full_precision
 
 
 class Processes(NamedTuple):

@@ -8,7 +8,7 @@ from sklearn.mixture import GaussianMixture as SklearnMixture
 
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures import GaussianMixture, Moments, e_step, estimate, fit, m_step
-from lightning_genseg.mixtures.gaussian import with_squares
+from lightning_genseg.mixtures.log_density import with_squares
 
 close = torch.testing.assert_close
 BOTH = pytest.mark.parametrize("covariance", ["diagonal", "full"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures import EpisodicMixture, diagonal_log_density, fit_episodes
-from lightning_genseg.mixtures.gaussian import pairs_log_density, with_squares
+from lightning_genseg.mixtures.log_density import pairs_log_density, with_squares
 
 close = torch.testing.assert_close
 

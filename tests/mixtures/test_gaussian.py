@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.mixtures import GaussianMixture, diagonal_log_density, full_log_density
+from lightning_genseg.mixtures import (
+    GaussianMixture,
+    densities,
+    diagonal_log_density,
+    full_log_density,
+    log_density,
+)
 
 close = torch.testing.assert_close
 
@@ -35,7 +41,7 @@ def test_full_equals_scipy_and_torch_distributions(monkeypatch):
         expected = scipy.stats.multivariate_normal(*parameters).logpdf(x.numpy())
         close(density[:, c, m], torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
     close(mixture.variances, mixture.covariances.diagonal(dim1=-2, dim2=-1), rtol=0, atol=0)
-    monkeypatch.setattr("lightning_genseg.mixtures.gaussian._MAX_WHITENED_ELEMENTS", 60)
+    monkeypatch.setattr(log_density, "_MAX_WHITENED_ELEMENTS", 60)
     close(full_log_density(x, mixture.means, mixture.covariances), density)  # in parts
 
 
@@ -97,9 +103,11 @@ def test_where_there_is_no_float64(monkeypatch):
     """On MPS nothing is expanded; here as if this device were one."""
     x, means, variances = torch.randn(9, 8) + 100, torch.randn(3, 2, 8) + 100, torch.rand(3, 2, 8)
     expected = normal(means.double(), variances.double()).log_prob(x.double()[:, None, None])
-    monkeypatch.setattr("lightning_genseg.mixtures.gaussian.has_float64", lambda x: False)
+    monkeypatch.setattr(log_density, "has_float64", lambda x: False)
     for elements in (2**24, 100):
-        monkeypatch.setattr("lightning_genseg.mixtures.gaussian._MAX_WHITENED_ELEMENTS", elements)
+        monkeypatch.setattr(
+            "lightning_genseg.mixtures.log_density._MAX_WHITENED_ELEMENTS", elements
+        )
         close(diagonal_log_density(x, means, variances).double(), expected, rtol=1e-5, atol=1e-3)
 
 
@@ -140,7 +148,7 @@ def test_own_density_is_a_part_of_all_densities(classes, covariance):
 @pytest.mark.parametrize("pixels", [0, 50])
 def test_densities_of_a_training_step_and_their_gradient(mixture, pixels, monkeypatch):
     """In one pass, some pixels at a time, as from all log-densities."""
-    monkeypatch.setattr("lightning_genseg.mixtures.gaussian._CACHED_ELEMENTS", 200)
+    monkeypatch.setattr(densities, "_CACHED_ELEMENTS", 200)
     torch.manual_seed(0)
     model = GaussianMixture(7, 3, 8, unit_means=True, variance_floor=1e-2)
     model.log_variances.copy_(torch.rand(7, 3, 8) - 3)

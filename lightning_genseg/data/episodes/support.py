@@ -16,7 +16,7 @@ from lightning_genseg.data import transforms
 from lightning_genseg.data.dataset import ImageFolder, check_sizes
 from lightning_genseg.data.images import read_image, read_mask
 from lightning_genseg.data.labels import anomaly_table, map_labels
-from lightning_genseg.data.sets.folder import pair_files
+from lightning_genseg.data.pairing import pair_files
 from lightning_genseg.errors import GenSegError
 
 _VALUES = (

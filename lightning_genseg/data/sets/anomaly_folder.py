@@ -13,7 +13,8 @@ from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset
 from lightning_genseg.data.images import read_mask
 from lightning_genseg.data.labels import IGNORE, Color, anomaly_table, label_table
 from lightning_genseg.data.layout import some_values
-from lightning_genseg.data.sets.folder import find_list, named_classes, pair_files, read_names
+from lightning_genseg.data.pairing import find_list, pair_files, read_names
+from lightning_genseg.data.sets.folder import named_classes
 from lightning_genseg.errors import GenSegError
 
 

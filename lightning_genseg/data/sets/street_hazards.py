@@ -12,7 +12,7 @@ from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import MissingFiles, SegmentationDataset
 from lightning_genseg.data.labels import IGNORE, Color
 from lightning_genseg.data.layout import check_ids, check_split
-from lightning_genseg.data.sets.folder import pair_files
+from lightning_genseg.data.pairing import pair_files
 from lightning_genseg.errors import MissingFileError
 
 

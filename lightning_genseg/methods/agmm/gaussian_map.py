@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genseg.mixtures.gaussian import full_precision
+from lightning_genseg.mixtures.log_density import full_precision
 
 _EPS = 1e-6
 # On a GPU the gradient of `torch.cdist` holds the differences between all pixels and centres; this
@@ -77,8 +77,8 @@ def _enlargement(small: int, large: int, like: Tensor) -> Tensor:
 def centre_distance(features: Tensor, centres: Tensor, present: Tensor) -> Tensor:
     """Mean absolute difference over the D channels between each pixel and each class centre.
 
-    Not a squared Euclidean distance as in `mixtures.gaussian`. One image at a time, and some of its
-    pixels: the tensor of all differences would take gigabytes.
+    Not a squared Euclidean distance as in `mixtures.log_density`. One image at a time, and some of
+    its pixels: the tensor of all differences would take gigabytes.
 
     Args:
         features: B x D x h x w.

@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from lightning_genseg.data import Folder, FolderDataModule, SegmentationDataModule
-from lightning_genseg.data.sets.folder import read_names
+from lightning_genseg.data.pairing import read_names
 from lightning_genseg.errors import GenSegError, MissingFileError
 
 NAMES = [*(f"img{index}" for index in range(7)), "frame.0001", "sub/img8", "sub/img9"]
