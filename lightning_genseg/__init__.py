@@ -24,7 +24,7 @@ from lightning_genseg.methods.fewshot.options import (
 from lightning_genseg.methods.gmmseg.head import GMMHead
 from lightning_genseg.methods.gmmseg.options import EMOptions, MixtureOptions
 from lightning_genseg.methods.gss.options import TokenDecoderOptions, VariationOptions, VQOptions
-from lightning_genseg.ops.views import InferenceOptions
+from lightning_genseg.ops.inference_options import InferenceOptions
 from lightning_genseg.uncertainty import AnomalyScores, Mahalanobis, StandardizedMaxLogit
 
 __version__ = "0.2.0"

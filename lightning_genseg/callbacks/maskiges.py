@@ -9,8 +9,9 @@ from lightning_genseg.callbacks.pictures import SamplePictures, to_array, to_pic
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gss.inverse import GSSInverse
 from lightning_genseg.methods.gss.module import GSS
+from lightning_genseg.ops.inference_options import input_size
 from lightning_genseg.ops.resize import resize_labels, resize_maps
-from lightning_genseg.ops.views import evaluation_mode, input_size
+from lightning_genseg.ops.views import evaluation_mode
 from lightning_genseg.plots.pictures import Palette, Picture, colorize
 
 

@@ -21,16 +21,9 @@ from lightning_genseg.files import is_address, local_copy, replace_file
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.checkpoints import read_run
 from lightning_genseg.metrics.anomaly import score_histogram
+from lightning_genseg.ops.inference_options import InferenceOptions, input_size, plain_options
 from lightning_genseg.ops.resize import resize_labels
-from lightning_genseg.ops.views import (
-    InferenceOptions,
-    evaluation_mode,
-    infer,
-    input_size,
-    plain_options,
-    softmax,
-    window_positions,
-)
+from lightning_genseg.ops.views import evaluation_mode, infer, softmax, window_positions
 from lightning_genseg.uncertainty.conformal import (
     Level,
     Threshold,

@@ -28,18 +28,14 @@ from lightning_genseg.methods.evaluation import Evaluation
 from lightning_genseg.methods.trained import TrainedModule
 from lightning_genseg.metrics import segmentation_metrics
 from lightning_genseg.metrics.segmentation import score_keys
-from lightning_genseg.ops.resize import resize_maps
-from lightning_genseg.ops.views import (
+from lightning_genseg.ops.inference_options import (
     InferenceOptions,
     check_options,
-    evaluation_mode,
     has_several_views,
-    infer,
-    infer_rows,
-    merge_rows,
     plain_options,
-    softmax,
 )
+from lightning_genseg.ops.resize import resize_maps
+from lightning_genseg.ops.views import evaluation_mode, infer, infer_rows, merge_rows, softmax
 from lightning_genseg.uncertainty.scores import (
     DENSITY_SCORES,
     FITTED_SCORES,

@@ -26,7 +26,8 @@ from lightning_genseg.methods.checkpoints import read_run
 from lightning_genseg.methods.hub import subclass_named
 from lightning_genseg.methods.trained import TrainedModule
 from lightning_genseg.networks.features import PixelFeatures
-from lightning_genseg.ops.views import graph_options, infer_once, plain_options, softmax
+from lightning_genseg.ops.inference_options import graph_options, plain_options
+from lightning_genseg.ops.views import infer_once, softmax
 
 Format = Literal["onnx", "torch_export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch_export": ".pt2"}

@@ -8,7 +8,7 @@ from lightning_genseg import AGMM, GSS, GSSInverse
 from lightning_genseg.callbacks import LabelSpreading, MaskigePictures
 from lightning_genseg.data import Points, SyntheticScenesDataModule
 from lightning_genseg.data.loaders import collate
-from lightning_genseg.ops.views import InferenceOptions
+from lightning_genseg.ops.inference_options import InferenceOptions
 from lightning_genseg.plots.pictures import colorize
 from tests.callbacks.runs import PixelSegmenter, column, pixels, scenes, trainer
 from tests.contract import save

@@ -16,7 +16,7 @@ from lightning_genseg.data import SyntheticScenes
 from lightning_genseg.data.episodes.support import SupportFolder
 from lightning_genseg.methods.deploy import Deployable, load_method
 from lightning_genseg.methods.fewshot.support import Support
-from lightning_genseg.ops.views import plain_options
+from lightning_genseg.ops.inference_options import plain_options
 from lightning_genseg.uncertainty.conformal import Threshold
 from tests.contract import TINY, in_groups, save
 from tests.methods.agmm.test_module import make as agmm

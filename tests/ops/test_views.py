@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lightning_genseg.ops.inference_options import check_options, input_size
 from lightning_genseg.ops.views import (
-    check_options,
     infer,
     infer_once,
     infer_rows,
-    input_size,
     merge_rows,
     pad_to_multiple,
     softmax,

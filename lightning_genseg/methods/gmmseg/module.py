@@ -18,8 +18,9 @@ from lightning_genseg.metrics import segmentation_metrics
 from lightning_genseg.mixtures import Processes
 from lightning_genseg.networks.features import PixelFeatures, feature_channels
 from lightning_genseg.networks.weights import load_weights
+from lightning_genseg.ops.inference_options import input_size
 from lightning_genseg.ops.resize import resize_labels, resize_maps
-from lightning_genseg.ops.views import evaluation_mode, input_size
+from lightning_genseg.ops.views import evaluation_mode
 from lightning_genseg.uncertainty.scores import AnomalyScores
 
 

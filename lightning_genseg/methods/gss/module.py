@@ -26,8 +26,9 @@ from lightning_genseg.methods.gss.tokenizers.load import lasting_source, make_to
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
+from lightning_genseg.ops.inference_options import has_several_views
 from lightning_genseg.ops.resize import crop, resize_labels, resize_maps
-from lightning_genseg.ops.views import has_several_views, infer
+from lightning_genseg.ops.views import infer
 
 _LEAST_VOTE = 1e-6  # log 0 is no score
 

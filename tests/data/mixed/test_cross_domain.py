@@ -22,7 +22,7 @@ from lightning_genseg.data import (
     TargetClasses,
     Taxonomy,
 )
-from lightning_genseg.ops.views import has_several_views
+from lightning_genseg.ops.inference_options import has_several_views
 from tests.domains import FIELD, TABLE, TOWN, write_domain
 from tests.miniatures import save
 
