@@ -73,6 +73,7 @@ def m_step(
     variance_floor: float = 1e-2,
     present: Tensor | None = None,
     weights: Tensor | None = None,
+    shrinkage: float = 0.0,
 ) -> None:
     """Write new parameters into the mixture, in place; a component without features keeps its own.
 
@@ -90,6 +91,8 @@ def m_step(
         variance_floor: added to every variance (to the diagonal of a full covariance).
         present: C booleans, the classes to update; None for all.
         weights: new mixture weights C x M, positive; None leaves them as they are.
+        shrinkage: share of the mean covariance of all components in each new one (Friedman:
+            Regularized Discriminant Analysis, JASA 1989, Eq. 8); not in the paper.
     """
     if mixture.means.requires_grad:
         raise GenSegError(
@@ -97,11 +100,19 @@ def m_step(
         )
     shape = mixture.means.shape
     update = estimate.counts.view(*shape[:2], 1) > 0.5  # half a feature, see `Moments.estimate`
+    known = update
     if present is not None:
         update = update & present[:, None, None]
     average = estimate.means.view(shape)
     mean = F.normalize(average, dim=-1) if mixture.unit_means else average
     shift = mean - average
+
+    def shrunk(covariance: Tensor) -> Tensor:
+        if not shrinkage:
+            return covariance
+        of_all = known.view(*shape[:2], *[1] * (covariance.ndim - 2))
+        pooled = (covariance * of_all).sum((0, 1)) / of_all.sum().clamp_min(1)
+        return covariance.lerp(pooled.expand_as(covariance), shrinkage)
 
     def blend(old: Tensor, new: Tensor, momentum: float, where: Tensor) -> None:
         mixed = momentum * old.to(new.dtype) + (1 - momentum) * new
@@ -111,11 +122,11 @@ def m_step(
         covariance = estimate.covariances.view_as(mixture.covariances)
         covariance = covariance + shift[..., :, None] * shift[..., None, :]
         covariance.diagonal(dim1=-2, dim2=-1).add_(variance_floor)
-        blend(mixture.covariances, covariance, variance_momentum, update[..., None])
+        blend(mixture.covariances, shrunk(covariance), variance_momentum, update[..., None])
     else:
         variance = estimate.covariances.view(shape) + shift.square() + variance_floor
         deviation = (mixture.log_variances / 2).exp().to(variance.dtype)
-        blend(deviation, variance.sqrt(), variance_momentum, update)
+        blend(deviation, shrunk(variance).sqrt(), variance_momentum, update)
         log_variances = 2 * deviation.log()
         mixture.log_variances.copy_(torch.where(update, log_variances, mixture.log_variances))
     mixture.means.copy_(torch.where(update, mixture.centres, mixture.means))

@@ -79,6 +79,21 @@ def test_m_step_is_the_weighted_mean_and_covariance(covariance):
 
 
 @BOTH
+def test_shrinkage_mixes_in_the_mean_covariance(covariance):
+    plain, shrunk = (GaussianMixture(2, 2, 3, covariance).double() for _ in range(2))
+    x, groups = (
+        torch.randn(80, 3, dtype=torch.float64),
+        torch.randint(3, (80,)),
+    )  # the last is empty
+    estimate, before = estimate_of(x, groups, 4, covariance), spread_of(shrunk).flatten(0, 1)[3]
+    m_step(plain, estimate)
+    m_step(shrunk, estimate, shrinkage=0.25)
+    own, found = (spread_of(mixture).flatten(0, 1) for mixture in (plain, shrunk))
+    close(found[:3], 0.75 * own[:3] + 0.25 * own[:3].mean(0))
+    close(found[3], before)
+
+
+@BOTH
 def test_unit_means_and_deviations_from_them(covariance):
     # GMMSeg's M-step: mean = normalised sum, covariance around that mean, floor 1e-2.
     mixture = GaussianMixture(1, 1, 3, covariance, unit_means=True).double()

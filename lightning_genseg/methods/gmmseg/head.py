@@ -123,6 +123,15 @@ class GMMHead(nn.Module):
             start=mixture.start,
         )
         self.memory = self._empty_memory()
+        if em.train == "gradient" and (mixture.shrinkage or mixture.class_prior != "uniform"):
+            raise GenSegError(
+                "mixture.shrinkage and mixture.class_prior belong to EM: leave them out, or set "
+                "em.train to em or posthoc."
+            )
+        counted = mixture.class_prior == "frequency"
+        counts = torch.zeros(num_classes, dtype=torch.long) if counted else None
+        self.class_counts: Tensor | None
+        self.register_buffer("class_counts", counts)  # labelled features so far
 
     def _empty_memory(self) -> FeatureRing | DecayedMoments | None:
         em, dim, full = self.em, self.mixture.dim, self.options.covariance == "full"
@@ -161,10 +170,13 @@ class GMMHead(nn.Module):
         return self.mixture.component_log_density(rearrange(embedding, "b d h w -> (b h w) d"))
 
     def logits(self, class_log_density: Tensor) -> Tensor:
-        """N x C log-densities to the logits of p(c|x) under a uniform class prior (Eq. 3)."""
+        """N x C log-densities to the logits of p(c|x), Eq. 3, under `mixture.class_prior`."""
         with torch.autocast(class_log_density.device.type, enabled=False):
             logits: Tensor = self.logit_norm(class_log_density.float())
-            return logits
+            if self.class_counts is None:
+                return logits
+            counts = self.class_counts.clamp_min(1).float()  # what never came is rare only
+            return logits + (counts / counts.sum()).log()
 
     def class_maps(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and log-densities log p(x|c) of an embedding, both B x C x h x w."""
@@ -186,7 +198,8 @@ class GMMHead(nn.Module):
 
         The other mixtures stay. `shrinkage` is the share of their mean covariance in the new ones
         (`GaussianMixture.shrink`). The new class has the scale and offset of the mean class in the
-        LayerNorm of the logits; EM's memory is empty again. `seed` is that of the start of EM.
+        LayerNorm of the logits, and counts as often as the median class; EM's memory is empty
+        again. `seed` is that of the start of EM.
 
         Raises:
             GenSegError: no features, or not finite ones.
@@ -209,6 +222,9 @@ class GMMHead(nn.Module):
             for name, values in self.logit_norm.named_parameters():
                 getattr(norm, name).copy_(torch.cat([values, values.mean()[None]]))
             self.logit_norm = norm
+        if self.class_counts is not None:
+            usual = self.class_counts.median()
+            self.class_counts = torch.cat([self.class_counts, usual[None]])
         self.num_classes += 1
         self.memory = self._empty_memory()
 
@@ -295,7 +311,10 @@ class GMMHead(nn.Module):
             labels = (assignment // self.options.components).masked_fill(ignored, self.ignore_index)
         if processes is not None and em.assignment == "sinkhorn":
             assignment = None  # its equal shares are those of all processes together
-        present = total_over(processes, self._label_counts(labels)) > 0
+        counts = total_over(processes, self._label_counts(labels))
+        present = counts > 0
+        if self.class_counts is not None:
+            self.class_counts += counts
         for loop in range(1 if remember_only else em.loops):
             last = remember_only or loop == em.loops - 1
             if assignment is None or loop > 0:
@@ -318,6 +337,7 @@ class GMMHead(nn.Module):
                 variance_floor=self.options.variance_floor,
                 present=present,
                 weights=weights,
+                shrinkage=self.options.shrinkage,
             )
 
     def _e_step(self, own: Tensor, labels: Tensor, processes: Processes | None = None) -> Tensor:

@@ -16,16 +16,15 @@ class MixtureOptions:
     """The Gaussian mixture of each class, and the space that it lives in.
 
     Args:
-        components: M, Gaussians per class (paper: 5; authors' code: 8 on ADE20K, else 5: the 3 of
-            its Cityscapes configuration stands under a key that the head never reads).
+        components: M, Gaussians per class (paper: 5; authors' code: 8 on ADE20K).
         embedding_dim: D; `None` leaves out the projection, and D is F.
         normalize_features: LayerNorm and L2-normalise the embedding, and the means likewise.
         covariance: `diagonal`, or `full` for D <= 64 (the paper restricts it "for efficiency").
         density: of a class, its largest component (`max`, winner-take-all) or `logsumexp`.
         variance_floor: added to every variance.
-        start: of the means: `random` unit vectors (code), or `orthogonal` ones of zero sum. In a
-            short trial these halved how far five seeds' AUROC lie apart, and cost half a point of
-            mIoU.
+        start: of the means: `random` unit vectors (code), or `orthogonal` ones of zero sum.
+        shrinkage: share of the mean covariance in each (ours; 1 suits untrained features).
+        class_prior: `uniform` (paper), or the `frequency` of labels (suits untrained features).
     """
 
     components: int = 5
@@ -35,6 +34,8 @@ class MixtureOptions:
     density: Mixture = "max"
     variance_floor: float = 1e-2
     start: MeanStart = "random"
+    shrinkage: float = 0.0
+    class_prior: Literal["uniform", "frequency"] = "uniform"
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
@@ -44,6 +45,7 @@ class MixtureOptions:
             components="[1, inf)",
             embedding_dim="[1, inf)",
             variance_floor="[1e-12, inf)",
+            shrinkage="[0, 1]",
         )
 
 
@@ -60,23 +62,21 @@ class EMOptions:
         sinkhorn_epsilon: entropy weight.
         sinkhorn_iterations: rounds.
         loops: E- and M-steps per update.
-        interval: EM every so many steps of the optimiser, from the first (paper 1, code 5); the
-            memory is fed at every batch.
+        interval: of M-steps, in steps of the optimiser (paper 1, code 5); features enter at each.
         mean_momentum: share of the old means that stays in an update.
         variance_momentum: likewise of the deviations (code 0, paper 0.999).
         memory: `ring` keeps the last features, gigabytes (paper and code); `decay` moments that
-            forget, megabytes. mIoU was level in short runs: docs/results.md.
+            forget, megabytes, level in short runs.
         memory_size: K, features per component; of `decay`, in effect.
         memory_start: `empty`, or full of `random` unit vectors (code), which keep the variances
-            large until they are pushed out of the ring, or fade.
+            large until they fade.
         memory_dtype: of the features in a `ring`.
         memory_filter: which pixels may enter: all `labelled` ones (paper), or `correct`, those
             that are classified correctly (code; starves rare classes in short runs).
         samples_per_component: at most so many enter per component and update.
-        label_reduction: label of a feature, which is smaller than the labels: the `nearest`, that
-            at the middle of its cell; that in its upper left `corner` (code); or, for points and
-            scribbles, which mostly lie between the middles, the most frequent one of the `labelled`
-            pixels in its cell.
+        label_reduction: label of a feature, which is smaller than the labels: that in the middle of
+            its cell (`nearest`), in its upper left `corner` (code), or, for points and scribbles,
+            the most frequent one of its `labelled` pixels.
     """
 
     train: Literal["em", "gradient", "posthoc"] = "em"

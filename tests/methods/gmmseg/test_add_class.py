@@ -18,9 +18,9 @@ OPTIONS = {"embedding_dim": None, "components": 2, "memory_size": 50, "variance_
 SEEN = {"logit_norm": "none", "train": "posthoc", "mean_momentum": 0.0}
 
 
-def model() -> GMMSeg:
+def model(**own: str) -> GMMSeg:
     """A mixture of the colours themselves, of images in which red and green were seen."""
-    made = GMMSeg(**in_groups(num_classes=2, features=PlainFeatures(), **OPTIONS, **SEEN))
+    made = GMMSeg(**in_groups(num_classes=2, features=PlainFeatures(), **OPTIONS, **SEEN, **own))
     image, mask = picture([0, 1])
     features = made.outputs(image[None])["features"]
     for _ in range(5):
@@ -116,6 +116,15 @@ class TestModule:
         assert (made(query[None]).argmax(1)[0] == labels).float().mean() > 0.95
         made.val_metrics.update(made(query[None]).argmax(1), labels[None])
         assert len(made.val_metrics.compute()["IoU"]) == 3
+
+    def test_the_class_is_as_frequent_as_the_median_one(self):
+        made = model(class_prior="frequency")
+        counts = made.head.class_counts.clone()
+        image, mask = picture([2, 2])
+        made.add_class([image], [(mask == 2).long()], "blue")
+        assert made.head.class_counts.tolist() == [*counts.tolist(), int(counts.median())]
+        query, labels = picture([0, 1, 2])
+        assert (made(query[None]).argmax(1)[0] == labels).float().mean() > 0.95
 
     def test_only_what_is_marked_counts(self):
         made = model()

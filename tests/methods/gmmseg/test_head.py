@@ -3,6 +3,7 @@
 import copy
 from collections import deque
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -372,6 +373,31 @@ def test_without_a_projection():
     assert step(head, features, mask)["loss"].isfinite()
 
 
+@pytest.mark.parametrize("kind", ["naive_bayes", "discriminant_analysis"])
+def test_class_prior_and_shrinkage_are_those_of_scikit_learn(kind):
+    """One Gaussian a class: naive Bayes as it is, linear discriminant analysis when pooled."""
+    naive_bayes = pytest.importorskip("sklearn.naive_bayes")
+    discriminant_analysis = pytest.importorskip("sklearn.discriminant_analysis")
+    if kind == "naive_bayes":
+        theirs, options, counts = naive_bayes.GaussianNB(), {}, (300, 60, 20)
+    else:  # which weighs classes by their size, we do not
+        theirs = discriminant_analysis.LinearDiscriminantAnalysis(solver="lsqr")
+        options, counts = {"covariance": "full", "shrinkage": 1.0}, (100, 100, 100)
+    labels = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    x = torch.randn(len(labels), 4) * (labels[:, None] + 1.0) + labels[:, None]
+    x[:, 1] += x[:, 0]
+    head = make_head(
+        in_channels=4, embedding_dim=None, normalize_features=False, components=1,
+        variance_floor=1e-9, logit_norm="none", class_prior="frequency", mean_momentum=0.0,
+        memory="decay", memory_size=10**7, samples_per_component=1000, **options,
+    )  # fmt: skip
+    embedding = x.T[None, :, None]
+    head.update_mixture(embedding, labels[None, None])
+    ours = rows(head.class_maps(embedding)[0]).log_softmax(1)
+    expected = theirs.fit(x.double().numpy(), labels.numpy()).predict_log_proba(x.double().numpy())
+    np.testing.assert_allclose(ours.numpy(), expected, atol=0.02 if kind == "naive_bayes" else 0.05)
+
+
 def test_raw_features():
     head = make_head(embedding_dim=None, normalize_features=False, mean_momentum=0.0)
     features, mask = make_batch()
@@ -512,6 +538,9 @@ def test_a_class_of_one_dimension_and_of_512(dim):
         ({"variance_floor": 0.0}, "variance_floor is 0.0; it must be at least"),
         ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
         ({"memory": "decay", "memory_dtype": "float16"}, "memory_dtype needs em.memory ring"),
+        ({"train": "gradient", "class_prior": "frequency"}, r"mixture\.class_prior belong to EM"),
+        ({"train": "gradient", "shrinkage": 0.5}, r"mixture\.shrinkage and .* belong to EM"),
+        ({"shrinkage": 1.5}, "shrinkage"),
         *(
             ({name: 0}, f"{name} is 0; it must be at least 1")
             for name in ("components", "loops", "interval", "samples_per_component", "memory_size")
@@ -612,6 +641,7 @@ def distributed_batches():
         {"assignment": "em", "loops": 3},
         {"memory_filter": "correct", "samples_per_component": 4},
         {"covariance": "full", "memory_size": 5},
+        {"shrinkage": 0.5, "class_prior": "frequency"},
     ],
 )
 def test_two_processes_equal_one(options):
@@ -633,6 +663,9 @@ def test_two_processes_equal_one(options):
         torch.testing.assert_close(first.mixture.state_dict()[name], value, rtol=1e-4, atol=1e-5)
     for head in (first, second):
         assert_same_memory(head, alone)
+        assert (head.class_counts is None) == ("class_prior" not in options)
+        if head.class_counts is not None:
+            assert torch.equal(head.class_counts, alone.class_counts)
 
 
 @pytest.mark.parametrize("assignment", ["sinkhorn", "em"])

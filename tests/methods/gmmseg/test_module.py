@@ -213,16 +213,18 @@ def test_posthoc_keeps_the_network_in_evaluation_mode(extractor):
 
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
-def test_a_frozen_encoder_and_em_alone(tmp_path):
+@pytest.mark.parametrize("own", [{}, {"shrinkage": 1.0, "class_prior": "frequency"}])
+def test_a_frozen_encoder_and_em_alone(own, tmp_path):
     weights = tmp_path / "encoder.pth"
     torch.save(timm.create_model("test_resnet").state_dict(), weights)
-    options = {**POSTHOC, "decoder": "hypercolumns", "mean_momentum": 0.0}
+    options = {**POSTHOC, **own, "decoder": "hypercolumns", "mean_momentum": 0.0}
     options["network_options"] = {"levels": 6}  # down to the image: the encoder is random
     model = make(**options, encoder_weights=weights)
     before, untrained = copied(model), mean_iou(model)
     trainer(tmp_path, max_epochs=1).fit(model, loader(8), loader(2))
     names = changed(before, model.state_dict())
-    assert names == {"head.mixture.means", "head.mixture.log_variances"}
+    counted = {"head.class_counts"} if own else set()
+    assert names == {"head.mixture.means", "head.mixture.log_variances", *counted}
     assert mean_iou(model) > untrained + 0.15
     with pytest.raises(GenSegError, match="or encoder_weights with decoder 'hypercolumns'"):
         trainer(tmp_path).fit(make(**options), loader(), loader(2))
