@@ -314,6 +314,8 @@ GMMSEG_ON_VOC_ANIMALS = {
     "softmax_masks": "softmax",
     "gmmseg_masks": "GMMSeg",
     "gmmseg_masks_sum": "`mixture.density: logsumexp`",
+    "gmmseg_masks_d256": "`mixture.embedding_dim: 256`",
+    "gmmseg_masks_d256_sum": "both of these",
     "gmmseg_masks_m1": "`mixture.components: 1`",
     "gmmseg_masks_mm99": "`em.mean_momentum: 0.99`",
     "gmmseg_masks_grad": "`em.train: gradient`",
@@ -327,6 +329,12 @@ WITH_THE_CLASS = {
     "gmmseg_frozen": "frozen encoder, EM alone",
     "gmmseg_masks": "GMMSeg trained with it",
     "softmax_masks": "softmax trained with it",
+}
+FROZEN = {
+    "gmmseg_frozen_plain": "as in the paper: uniform prior, own covariances",
+    "gmmseg_frozen_prior": "`mixture.class_prior: frequency`",
+    "gmmseg_frozen_shrunk": "`mixture.shrinkage: 1`",
+    "gmmseg_frozen": "both",
 }
 EPISODIC = {
     "prototypes": "prototypes, cosine, untrained",
@@ -343,6 +351,7 @@ TABLES = {
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
     "voc_animals gmmseg": lambda: closed_set("voc_animals", GMMSEG_ON_VOC_ANIMALS, FREQUENT),
+    "voc_animals frozen": lambda: closed_set("voc_animals", FROZEN, FREQUENT),
     "voc_animals overview": lambda: overview(
         "voc_animals", VOC_ANIMALS, FREQUENT, EPISODIC, ANIMALS
     ),
