@@ -20,7 +20,8 @@ import yaml
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGES = (HERE / "README.md", HERE.parent / "docs" / "results.md")
+DOCS = HERE.parent / "docs"
+PAGES = (HERE / "README.md", DOCS / "results.md", DOCS / "cgmgm.md")
 ANOMALY_SETS = {
     "FS_Static_val": "Static",
     "FS_LostAndFound_val": "Lost & Found",
@@ -180,7 +181,9 @@ def by_seed(folder, name, folds, shots):
 
 
 def mean_of(tests, key):
-    """Mean and spread over seeds of a score's mean over the folds."""
+    """Mean and spread over seeds of a score's mean over the folds; blank where a test has none."""
+    if any(key not in test for folds in tests.values() for test in folds):
+        return ""
     return spread([statistics.mean(test[key] for test in folds) for folds in tests.values()])
 
 
@@ -306,6 +309,7 @@ VOC_ANIMALS = {
     "gmmseg_frozen": "masks: frozen encoder, EM alone",
     "gss": "masks: GSS",
     "softmax_fpn": "clicks: partial cross-entropy",
+    "gmmseg_frozen_clicks": "clicks: frozen encoder, EM alone",
     "gmmseg_fpn": "clicks: GMMSeg",
     "agmm_fpn": "clicks: AGMM, `code`",
     "agmm_paper": "clicks: AGMM, `paper`",
