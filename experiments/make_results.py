@@ -287,6 +287,7 @@ IDD_LITE = {
     "softmax_fpn": "softmax",
     "gmmseg_fpn": "GMMSeg",
     "gmmseg_sum": "GMMSeg, `mixture.density: logsumexp`",
+    "gmmseg_frozen": "frozen encoder, EM alone",
 }
 GSS_ON_IDD_LITE = {
     "softmax_mla": "softmax on GSS' decoder",
@@ -347,7 +348,7 @@ EPISODIC = {
 }
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
 FREQUENT = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
-SHORT = ("msp", "energy", "density", "marginal_density", "half_relative_density")
+SHORT = ("msp", "energy", "mahalanobis", "density", "half_relative_density")
 TABLES = {
     "idd_lite closed set": lambda: closed_set("idd_lite", IDD_LITE),
     "idd_lite anomalies in short": lambda: anomalies("idd_lite", IDD_LITE, SHORT),
