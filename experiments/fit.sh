@@ -8,5 +8,9 @@ fit() {
     mkdir -p "$run"; touch "$run/unfinished"
     genseg fit "$@" ${resume[@]+"${resume[@]}"} --trainer.logger.init_args.save_dir "$runs" \
         --trainer.logger.init_args.name "$name" --trainer.logger.init_args.version "$version"
+    if [ ! -e "$run/val_metrics.json" ]; then
+        echo "fit: $run ended without val_metrics.json: remove the folder and start again" >&2
+        return 1
+    fi
     rm "$run/unfinished"
 }

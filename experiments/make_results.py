@@ -264,6 +264,7 @@ def added_class(folder, without, trained):
         for name, title in without.items()
     }
     references = {title: runs(f"{folder}/{name}") for name, title in trained.items()}
+    references = {title: found for title, found in references.items() if found}
     tables = [row["IoU"] for found in added.values() for run in found for row in run["rows"]]
     tables += [run["val"]["IoU"] for found in references.values() for run in found]
     new = next(run["class"] for found in added.values() for run in found)
@@ -308,7 +309,7 @@ VOC_ANIMALS = {
     "softmax_masks": "masks: softmax",
     "gmmseg_masks": "masks: GMMSeg",
     "gmmseg_frozen": "masks: frozen encoder, EM alone",
-    "gss": "masks: GSS",
+    "gss_ff": "masks: GSS",
     "softmax_fpn": "clicks: partial cross-entropy",
     "gmmseg_frozen_clicks": "clicks: frozen encoder, EM alone",
     "gmmseg_fpn": "clicks: GMMSeg",

@@ -5,10 +5,17 @@
 #   NAME=agmm_paper ... run.sh agmm_fpn 0 --model.preset paper
 #   NAME=softmax_masks ... run.sh softmax_fpn 0 --data.sparse null
 #   NAME=gmmseg_masks ... run.sh gmmseg_fpn 0 --data.sparse null --model.em.label_reduction nearest
+#   NAME=gmmseg_nohorse ... the same, and --data.unknown_classes '[horse]'
+#   run.sh gmmseg_frozen 0
+#   NAME=gmmseg_frozen_plain ... run.sh gmmseg_frozen 0 --model.mixture.shrinkage 0 --model.mixture.class_prior uniform
+#   NAME=gmmseg_frozen_clicks ... run.sh gmmseg_frozen 0 --model.em.label_reduction labelled \
+#       --data.sparse '{class_path: PointFiles, init_args: {files: points.json}}'
+#   NAME=gmmseg_frozen_nohorse ... run.sh gmmseg_frozen 0 --data.unknown_classes '[horse]'
+#   run.sh gss_ff 0 --model.tokenizer TOKENIZER
 #
 # DATA holds voc2012_animals/. NAME, by default the recipe, tells runs with other options apart. Trained on both of its
 # training lists, VOC's and SBD's masks; the test on the validation images is for the calibration of the probabilities.
-# What is there already is not done again. gss_ff needs a tokenizer first, by maskige_vq.yaml.
+# What is there already is not done again. TOKENIZER is the last.ckpt of maskige_vq.yaml.
 set -euo pipefail
 recipe=$1 seed=$2; shift 2
 name=${NAME:-$recipe}

@@ -91,8 +91,9 @@ def m_step(
         variance_floor: added to every variance (to the diagonal of a full covariance).
         present: C booleans, the classes to update; None for all.
         weights: new mixture weights C x M, positive; None leaves them as they are.
-        shrinkage: share of the mean covariance of all components in each new one (Friedman:
-            Regularized Discriminant Analysis, JASA 1989, Eq. 8); not in the paper.
+        shrinkage: share of the mean covariance of all components with features in each of them,
+            also of absent classes (Friedman: Regularized Discriminant Analysis, JASA 1989, Eq. 8,
+            which weighs them by their features); not in the paper.
     """
     if mixture.means.requires_grad:
         raise GenSegError(
@@ -100,9 +101,10 @@ def m_step(
         )
     shape = mixture.means.shape
     update = estimate.counts.view(*shape[:2], 1) > 0.5  # half a feature, see `Moments.estimate`
-    known = update
+    known = wanted = update
     if present is not None:
         update = update & present[:, None, None]
+        wanted = known if shrinkage else update  # what is shared moves for all
     average = estimate.means.view(shape)
     mean = F.normalize(average, dim=-1) if mixture.unit_means else average
     shift = mean - average
@@ -122,13 +124,13 @@ def m_step(
         covariance = estimate.covariances.view_as(mixture.covariances)
         covariance = covariance + shift[..., :, None] * shift[..., None, :]
         covariance.diagonal(dim1=-2, dim2=-1).add_(variance_floor)
-        blend(mixture.covariances, shrunk(covariance), variance_momentum, update[..., None])
+        blend(mixture.covariances, shrunk(covariance), variance_momentum, wanted[..., None])
     else:
         variance = estimate.covariances.view(shape) + shift.square() + variance_floor
         deviation = (mixture.log_variances / 2).exp().to(variance.dtype)
-        blend(deviation, shrunk(variance).sqrt(), variance_momentum, update)
+        blend(deviation, shrunk(variance).sqrt(), variance_momentum, wanted)
         log_variances = 2 * deviation.log()
-        mixture.log_variances.copy_(torch.where(update, log_variances, mixture.log_variances))
+        mixture.log_variances.copy_(torch.where(wanted, log_variances, mixture.log_variances))
     mixture.means.copy_(torch.where(update, mixture.centres, mixture.means))
     blend(mixture.means, mean, mean_momentum, update)
     if weights is not None:

@@ -99,7 +99,7 @@ class GaussianMixture(nn.Module):
         if start == "orthogonal":
             means = orthogonal_vectors(num_classes * components, dim).view(shape)
         state = {"means": F.normalize(means, dim=-1)}
-        variance = 1 / dim + variance_floor if unit_means else 1.0
+        self._start_variance = variance = 1 / dim + variance_floor if unit_means else 1.0
         if covariance == "full":
             state["covariances"] = variance * torch.eye(dim).repeat(num_classes, components, 1, 1)
         else:
@@ -119,13 +119,16 @@ class GaussianMixture(nn.Module):
         covariance of few samples is too small, and its class claims pixels of others for that.
 
         Args:
-            towards: whose covariances are averaged over classes and components.
+            towards: whose covariances are averaged, all components alike but those never fitted.
             share: of that average, in [0, 1].
         """
+        fitted = towards.fitted
+        if not bool(fitted.any()):
+            return
         if self.covariance == "full":
-            self.covariances.lerp_(towards.covariances.mean((0, 1)).to(self.covariances), share)
+            self.covariances.lerp_(towards.covariances[fitted].mean(0).to(self.covariances), share)
         else:
-            pooled = towards.variances.mean((0, 1)).to(self.log_variances)
+            pooled = towards.variances[fitted].mean(0).to(self.log_variances)
             self.log_variances.copy_(self.variances.lerp(pooled, share).log())
 
     @torch.no_grad()
@@ -147,6 +150,11 @@ class GaussianMixture(nn.Module):
         if self.covariance == "full":
             return self.covariances.diagonal(dim1=-2, dim2=-1)
         return self.log_variances.exp().clamp_min(self.variance_floor)
+
+    @property
+    def fitted(self) -> Tensor:
+        """C x M booleans: whether the covariance is no longer that of the start."""
+        return ~self.variances.isclose(torch.tensor(self._start_variance).to(self.means)).all(-1)
 
     def component_log_density(self, x: Tensor, classes: int | slice = slice(None)) -> Tensor:
         """N x D features to N x C x M log N(x; mean, covariance), without the weights.

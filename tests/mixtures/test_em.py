@@ -91,6 +91,8 @@ def test_shrinkage_mixes_in_the_mean_covariance(covariance):
     own, found = (spread_of(mixture).flatten(0, 1) for mixture in (plain, shrunk))
     close(found[:3], 0.75 * own[:3] + 0.25 * own[:3].mean(0))
     close(found[3], before)
+    m_step(shrunk, estimate, shrinkage=1.0, present=torch.tensor([True, False]))
+    close(spread_of(shrunk).flatten(0, 1)[:3], own[:3].mean(0).expand(3, *own.shape[1:]))
 
 
 @BOTH

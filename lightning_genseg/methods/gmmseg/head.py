@@ -98,6 +98,11 @@ class GMMHead(nn.Module):
                 f"covariance='full' is for at most 64 dimensions and the embedding has {dim}; "
                 "set embedding_dim to 64 or less, or covariance to 'diagonal'."
             )
+        if em.train == "gradient" and (mixture.shrinkage or mixture.class_prior != "uniform"):
+            raise GenSegError(
+                "mixture.shrinkage and mixture.class_prior belong to EM: leave them out, or set "
+                "em.train to em or posthoc."
+            )
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.component_loss_weight, self.avg_non_ignore = component_loss_weight, avg_non_ignore
 
@@ -123,11 +128,6 @@ class GMMHead(nn.Module):
             start=mixture.start,
         )
         self.memory = self._empty_memory()
-        if em.train == "gradient" and (mixture.shrinkage or mixture.class_prior != "uniform"):
-            raise GenSegError(
-                "mixture.shrinkage and mixture.class_prior belong to EM: leave them out, or set "
-                "em.train to em or posthoc."
-            )
         counted = mixture.class_prior == "frequency"
         counts = torch.zeros(num_classes, dtype=torch.long) if counted else None
         self.class_counts: Tensor | None
@@ -198,7 +198,7 @@ class GMMHead(nn.Module):
 
         The other mixtures stay. `shrinkage` is the share of their mean covariance in the new ones
         (`GaussianMixture.shrink`). The new class has the scale and offset of the mean class in the
-        LayerNorm of the logits, and counts as often as the median class; EM's memory is empty
+        LayerNorm of the logits, and is as frequent as the median class; EM's memory is empty
         again. `seed` is that of the start of EM.
 
         Raises:
@@ -223,7 +223,8 @@ class GMMHead(nn.Module):
                 getattr(norm, name).copy_(torch.cat([values, values.mean()[None]]))
             self.logit_norm = norm
         if self.class_counts is not None:
-            usual = self.class_counts.median()
+            seen = self.class_counts[self.class_counts > 0]
+            usual = seen.median() if len(seen) else seen.sum()
             self.class_counts = torch.cat([self.class_counts, usual[None]])
         self.num_classes += 1
         self.memory = self._empty_memory()

@@ -255,7 +255,7 @@ class GMMSeg(PixelModule):
             checkpoint["mixture_memory"] = self.head.memory.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the memory, if the checkpoint has one; one of another kind hinders a fit only."""
+        """Restore the memory, if the checkpoint has one; tests and predictions do without."""
         super().on_load_checkpoint(checkpoint)
         self.has_trained_features = True
         if self.head.memory is not None and "mixture_memory" in checkpoint:

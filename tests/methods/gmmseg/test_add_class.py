@@ -1,5 +1,6 @@
 """One more class from a few images: `GMMSeg.add_class` and `genseg add-class`."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from lightning_genseg import GMMHead, GMMSeg
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.options import EMOptions, MixtureOptions
-from lightning_genseg.mixtures import fit
+from lightning_genseg.mixtures import GaussianMixture, fit
 from tests.contract import NUM_CLASSES, TINY, PlainFeatures, in_groups, save
 
 OPTIONS = {"embedding_dim": None, "components": 2, "memory_size": 50, "variance_floor": 1e-3}
@@ -84,14 +85,28 @@ class TestHead:
         own.shrink(others, 0.25)
         torch.testing.assert_close(own.variances, 0.75 * before + 0.25 * pooled)
 
+    @pytest.mark.parametrize("unit", [True, False])
+    def test_classes_that_were_never_fitted_have_no_say(self, unit):
+        towards = GaussianMixture(3, 2, 4, unit_means=unit, variance_floor=0.01)
+        assert not towards.fitted.any()
+        own = fit(torch.randn(50, 4), components=2, unit_means=unit)
+        before = own.variances.clone()
+        own.shrink(towards, 0.5)
+        torch.testing.assert_close(own.variances, before)
+        towards.log_variances[0].fill_(math.log(0.5))
+        assert towards.fitted.sum() == 2
+        own.shrink(towards, 0.5)
+        torch.testing.assert_close(own.variances, before / 2 + 0.25)
+
     def test_shrinkage_tells_a_class_of_few_samples_from_the_others(self):
         def accuracy(shrinkage: float) -> float:
             plain = MixtureOptions(1, None, normalize_features=False)
             head = GMMHead(32, 1, mixture=plain, em=EMOptions(memory_size=10), logit_norm="none")
-            head.mixture.means.zero_()  # of a unit Gaussian
+            head.mixture.means.zero_()
+            head.mixture.log_variances.fill_(2 * math.log(2))
             torch.manual_seed(0)
-            head.add_class(torch.randn(6, 32) + 0.5, shrinkage=shrinkage)
-            x = torch.randn(2, 2000, 32) + torch.tensor([0.0, 0.5])[:, None, None]
+            head.add_class(2 * torch.randn(6, 32) + 1, shrinkage=shrinkage)
+            x = 2 * torch.randn(2, 2000, 32) + torch.tensor([0.0, 1.0])[:, None, None]
             found = head.mixture.log_density(x.flatten(0, 1)).argmax(1).view(2, -1)
             return float((found == torch.tensor([[0], [1]])).float().mean())
 
