@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from lightning import Callback, LightningModule, Trainer
-from make_results import RESULTS, origin
+from make_results import RESULTS, keep, origin
 
 from lightning_genseg.cli.main import main as genseg
 
@@ -67,9 +67,7 @@ def main() -> None:
         )
         cost = json.loads(path.read_text())
     config = yaml.safe_load((args.run / "config.yaml").read_text())
-    kept = RESULTS / args.name / "cost.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({**origin(config), **cost}, indent=1) + "\n")
+    keep(RESULTS / args.name / "cost.json", {**origin(config), **cost})
     print(f"{args.name}: {cost}")
 
 

@@ -51,6 +51,11 @@ def add(name, run, tests):
         scores = Path(folder) / "anomaly_scores.json"
         if scores.exists():
             result["test"][key]["scores"] = json.loads(scores.read_text())
+    keep(path, result)
+
+
+def keep(path, result):
+    """Write a result where the tables look for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"kept as {path}")

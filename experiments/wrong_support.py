@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from make_results import RESULTS, origin
+from make_results import RESULTS, keep, origin
 
 from lightning_genseg import CGMGM
 from lightning_genseg.data import EpisodesDataModule, FolderDataModule
@@ -80,10 +80,7 @@ def main() -> None:
         print(f"supports of {whose} class: {scores}")
     if args.keep:
         path = RESULTS / args.keep / "wrong_support" / f"seed{config['seed_everything']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"episodes": len(episodes), **origin(config), **found}
-        path.write_text(json.dumps(kept, indent=1) + "\n")
-        print(f"kept as {path}")
+        keep(path, {"episodes": len(episodes), **origin(config), **found})
 
 
 if __name__ == "__main__":

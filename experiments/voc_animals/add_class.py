@@ -10,7 +10,6 @@ images with the class before and after as ``add_class.png`` in the run's folder.
 """
 
 import argparse
-import json
 import random
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from make_results import RESULTS, origin
+from make_results import RESULTS, keep, origin
 
 from lightning_genseg import GMMSeg
 from lightning_genseg.data import FolderDataModule
@@ -98,15 +97,13 @@ def main():
             print(f"{count} images, draw {draw}: {rows[-1]['IoU'][args.name]:.3f}", flush=True)
     known = args.run.parent.name + f"_{args.shrinkage}" * (args.shrinkage != 0.5)
     folder = RESULTS / "voc_animals" / "add_class" / known
-    kept = folder / f"seed{seed}.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
     result = {"class": args.name, "shrinkage": args.shrinkage, **origin(config), "rows": rows}
-    kept.write_text(json.dumps(result, indent=1) + "\n")
+    keep(folder / f"seed{seed}.json", result)
     val = data.split_dataset("val", data.eval_transform)
     drawn = [val[i] for i in range(len(val)) if new in val[i]["mask"]][:4]
     models = {"without it": before, f"with it, from {count} images": model}
     picture(drawn, models, data).save(args.run / "add_class.png")
-    print(f"kept as {kept}, drawn as {args.run / 'add_class.png'}")
+    print(f"drawn as {args.run / 'add_class.png'}")
 
 
 if __name__ == "__main__":

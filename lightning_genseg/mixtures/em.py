@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.mixtures.gaussian import Covariance, GaussianMixture
+from lightning_genseg.mixtures.gaussian import Covariance, GaussianMixture, pooled
 from lightning_genseg.mixtures.log_density import double_precision, full_precision, with_squares
 from lightning_genseg.mixtures.memory import Estimate, central, count_groups, ranks_in_group
 from lightning_genseg.mixtures.sinkhorn import Processes, segments, sinkhorn
@@ -112,9 +112,7 @@ def m_step(
     def shrunk(covariance: Tensor) -> Tensor:
         if not shrinkage:
             return covariance
-        of_all = known.view(*shape[:2], *[1] * (covariance.ndim - 2))
-        pooled = (covariance * of_all).sum((0, 1)) / of_all.sum().clamp_min(1)
-        return covariance.lerp(pooled.expand_as(covariance), shrinkage)
+        return covariance.lerp(pooled(covariance, known[..., 0]), shrinkage)
 
     def blend(old: Tensor, new: Tensor, momentum: float, where: Tensor) -> None:
         mixed = momentum * old.to(new.dtype) + (1 - momentum) * new

@@ -44,6 +44,13 @@ def orthogonal_vectors(count: int, dim: int) -> Tensor:
     return torch.cat(bases)[:count].float()
 
 
+def pooled(covariances: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen ones (C x M booleans) of C x M (co)variances; zero where there is none."""
+    # A product: a GPU need not tell how many are chosen.
+    weights = chosen.view(*chosen.shape, *[1] * (covariances.ndim - chosen.ndim))
+    return (covariances * weights).sum((0, 1)) / weights.sum().clamp_min(1)
+
+
 class GaussianMixture(nn.Module):
     """One Gaussian mixture per class, all classes in tensors of one fixed shape.
 
@@ -126,10 +133,11 @@ class GaussianMixture(nn.Module):
         if not bool(fitted.any()):
             return
         if self.covariance == "full":
-            self.covariances.lerp_(towards.covariances[fitted].mean(0).to(self.covariances), share)
+            mean = pooled(towards.covariances, fitted).to(self.covariances)
+            self.covariances.copy_(self.covariances.lerp(mean, share))
         else:
-            pooled = towards.variances[fitted].mean(0).to(self.log_variances)
-            self.log_variances.copy_(self.variances.lerp(pooled, share).log())
+            mean = pooled(towards.variances, fitted).to(self.log_variances)
+            self.log_variances.copy_(self.variances.lerp(mean, share).log())
 
     @torch.no_grad()
     def append(self, other: "GaussianMixture") -> None:

@@ -261,18 +261,14 @@ class FewShotModule(SegmentationModule):
 
     def on_test_epoch_end(self) -> None:
         """As `on_validation_epoch_end`, and `test_ECE`."""
-        scores = {"ECE": self.evaluation.calibration.compute()}
-        self._log_episode_scores("test", self.test_metrics, self.test_guidance, scores)
+        self._log_episode_scores("test", self.test_metrics, self.test_guidance)
+        self.log("test_ECE", self.evaluation.calibration.compute(), sync_dist=True)
 
     def _log_episode_scores(
-        self,
-        prefix: str,
-        metrics: MetricCollection,
-        guidance: MetricCollection,
-        others: Mapping[str, Tensor] | None = None,
+        self, prefix: str, metrics: MetricCollection, guidance: MetricCollection
     ) -> None:
         values = metrics.compute()
-        scores = {name: values[name] for name in ("mIoU", "FB_IoU")} | dict(others or {})
+        scores = {name: values[name] for name in ("mIoU", "FB_IoU")}
         if guidance["mIoU"].update_called:
             scores["GmIoU"] = guidance.compute()["mIoU"]
         keys = score_keys(self._names())
