@@ -174,15 +174,17 @@ def costs(name):
     return f"{cost['step_seconds']:.2f}", f"{cost['memory_MB']:.0f}"
 
 
-def by_seed(folder, name, folds, shots):
-    """Tests of the runs of every fold, of the seeds that all folds have: {seed: [test, ...]}."""
-    found = [
-        {run["seed"]: run["test"][f"{shots}shot"] for run in runs(f"{folder}/{name}/fold{fold}")}
-        for fold in range(len(folds))
-    ]
-    return {
-        seed: [fold[seed] for fold in found] for seed in sorted(set.intersection(*map(set, found)))
-    }
+def by_seed(names):
+    """Runs of all names, of the seeds that every name has: {seed: [run, ...]}."""
+    found = [{run["seed"]: run for run in runs(name)} for name in names]
+    seeds = sorted(set.intersection(*map(set, found)))
+    return {seed: [each[seed] for each in found] for seed in seeds}
+
+
+def few_shot_tests(folder, name, folds, shots):
+    """Tests of all folds by seed."""
+    found = by_seed([f"{folder}/{name}/fold{fold}" for fold in range(len(folds))])
+    return {seed: [run["test"][f"{shots}shot"] for run in each] for seed, each in found.items()}
 
 
 def mean_of(tests, key):
@@ -197,7 +199,7 @@ def episodes(folder, rows, folds):
     yield ["", "examples", "runs", *folds, "mean", "guidance alone"]
     for shots in (1, 5):
         for name, title in rows.items():
-            tests = by_seed(folder, name, folds, shots)
+            tests = few_shot_tests(folder, name, folds, shots)
             if tests:
                 each = zip(*tests.values(), strict=True)
                 yield [
@@ -231,7 +233,7 @@ def overview(folder, dense, frequent, episodic, folds):
             ]
     for shots in (1, 5):
         for name, title in episodic.items():
-            tests = by_seed(folder, name, folds, shots)
+            tests = few_shot_tests(folder, name, folds, shots)
             if tests:
                 yield [
                     f"{shots} example{'s' * (shots > 1)}: {title}",
@@ -245,11 +247,7 @@ def wrong_supports(folder, rows, folds):
     """mIoU of the answer and of the guidance, with supports of the class and of another one."""
     yield ["", "runs", "answer", "other supports", "guidance", "other supports"]
     for name, title in rows.items():
-        tests = {}
-        for fold in range(len(folds)):
-            for path in (RESULTS / folder / name / f"fold{fold}" / "wrong_support").glob("*.json"):
-                tests.setdefault(path.stem, []).append(json.loads(path.read_text()))
-        tests = {seed: found for seed, found in tests.items() if len(found) == len(folds)}
+        tests = by_seed([f"{folder}/{name}/fold{fold}/wrong_support" for fold in range(len(folds))])
         if tests:
             cells = [
                 spread([statistics.mean(t[whose][what] for t in found) for found in tests.values()])
@@ -261,13 +259,7 @@ def wrong_supports(folder, rows, folds):
 
 def added_class(folder, without, trained):
     """IoU of a class that was added, of the draws of all runs, and the mean over the others."""
-    added = {
-        title: [
-            json.loads(path.read_text())
-            for path in sorted((RESULTS / folder / "add_class" / name).glob("*.json"))
-        ]
-        for name, title in without.items()
-    }
+    added = {title: runs(f"{folder}/add_class/{name}") for name, title in without.items()}
     references = {title: runs(f"{folder}/{name}") for name, title in trained.items()}
     references = {title: found for title, found in references.items() if found}
     tables = [row["IoU"] for found in added.values() for run in found for row in run["rows"]]

@@ -79,8 +79,9 @@ def main() -> None:
     for whose, scores in found.items():
         print(f"supports of {whose} class: {scores}")
     if args.keep:
-        path = RESULTS / args.keep / "wrong_support" / f"seed{config['seed_everything']}.json"
-        keep(path, {"episodes": len(episodes), **origin(config), **found})
+        seed = config["seed_everything"]
+        path = RESULTS / args.keep / "wrong_support" / f"seed{seed}.json"
+        keep(path, {"seed": seed, "episodes": len(episodes), **origin(config), **found})
 
 
 if __name__ == "__main__":

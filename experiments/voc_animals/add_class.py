@@ -97,7 +97,8 @@ def main():
             print(f"{count} images, draw {draw}: {rows[-1]['IoU'][args.name]:.3f}", flush=True)
     known = args.run.parent.name + f"_{args.shrinkage}" * (args.shrinkage != 0.5)
     folder = RESULTS / "voc_animals" / "add_class" / known
-    result = {"class": args.name, "shrinkage": args.shrinkage, **origin(config), "rows": rows}
+    result = {"seed": seed, "class": args.name, "shrinkage": args.shrinkage}
+    result |= {**origin(config), "rows": rows}
     keep(folder / f"seed{seed}.json", result)
     val = data.split_dataset("val", data.eval_transform)
     drawn = [val[i] for i in range(len(val)) if new in val[i]["mask"]][:4]
