@@ -3,12 +3,14 @@
     python experiments/make_results.py add NAME RUN [SET=TEST_RUN ...]
     python experiments/make_results.py
 
-`add` reads a run's ``val_metrics.json``, and ``metrics.json`` and ``anomaly_scores.json`` of its
-tests, and writes ``results/NAME/seedN.json`` with commit and hardware; a run that is added again
-keeps these. Without arguments the tables between the markers in the documentation are written anew:
-mean and spread (standard deviation) over the seeds.
+`add` reads a run's ``val_metrics.json``, the losses of its last eighth from ``metrics.csv``, and
+``metrics.json`` and ``anomaly_scores.json`` of its tests, and writes ``results/NAME/seedN.json``
+with commit and hardware; a run that is added again keeps these. Without arguments the tables
+between the markers in the documentation are written anew: mean and spread (standard deviation) over
+the seeds.
 """
 
+import csv
 import json
 import platform
 import statistics
@@ -42,6 +44,7 @@ def add(name, run, tests):
         "seed": seed,
         "steps": config["trainer"]["max_steps"],
         **{key: known[key] for key in ("commit", "changed", "hardware")},
+        "train": last_losses(run / "metrics.csv"),
         "val": val,
         "test": {},
     }
@@ -52,6 +55,25 @@ def add(name, run, tests):
         if scores.exists():
             result["test"][key]["scores"] = json.loads(scores.read_text())
     keep(path, result)
+
+
+def last_losses(path):
+    """Mean of each training loss over the last eighth of the steps."""
+    with path.open() as lines:
+        rows = list(csv.DictReader(lines))
+    start = max(int(row["step"]) + 1 for row in rows) * 7 // 8
+    late = [row for row in rows if int(row["step"]) >= start]
+    losses = {}
+    for name in rows[0]:
+        values = [float(row[name]) for row in late if row[name] and name.startswith("train_")]
+        if values:
+            losses[name.removeprefix("train_")] = statistics.mean(values)
+    return losses
+
+
+def cross_entropy(run):
+    """The cross-entropy in a run's training loss: all of it, but for GMMSeg."""
+    return run["train"].get("loss_ce", run["train"]["loss"])
 
 
 def keep(path, result):
@@ -94,49 +116,64 @@ def spread(values, digits=1, factor=100):
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def scored_in_every(results):
+def ious_of(run, test=None):
+    """IoU of each class, of the validation or of a test."""
+    return (run["test"][test] if test else run["val"])["IoU"]
+
+
+def scored_in_every(results, test=None):
     """Classes that have an IoU in every run."""
-    ious = [run["val"]["IoU"] for run in results]
+    ious = [ious_of(run, test) for run in results]
     return [name for name in ious[0] if all(iou[name] is not None for iou in ious)]
 
 
-def mean_iou(results, classes):
-    """Mean and spread over runs of the validation mIoU over some classes."""
-    return spread([statistics.mean(r["val"]["IoU"][c] for c in classes) for r in results])
+def mean_iou(results, classes, test=None):
+    """Mean and spread over runs of the mIoU over some classes."""
+    return spread([statistics.mean(ious_of(run, test)[c] for c in classes) for run in results])
 
 
-def closed_set(folder, rows, classes=None):
-    """Validation mIoU over all classes, over `classes` if given, and IoU of each of these.
+def closed_set(folder, rows, classes=None, test=None, loss=False):
+    """mIoU over all classes, over `classes` if given, and IoU of each of these.
+
+    Of the validation, or of the test of that name; with `loss` the cross-entropy at the end of the
+    training before them.
 
     All are those with an IoU in every run: one that is not in the labels has none, or 0 where a run
     predicts it, and would make rows means over different classes.
     """
     found = {name: runs(f"{folder}/{name}") for name in rows}
-    known = scored_in_every([run for results in found.values() for run in results])
+    known = scored_in_every([run for results in found.values() for run in results], test)
     shown = classes or known
-    yield ["", "runs", f"mIoU of {len(known)}", *([f"of {len(shown)}"] if classes else []), *shown]
+    yield [
+        *("", "runs"),
+        *(["training cross-entropy"] if loss else []),
+        f"mIoU of {len(known)}",
+        *([f"of {len(shown)}"] if classes else []),
+        *shown,
+    ]
     for name, title in rows.items():
         results = found[name]
         if results:
-            each = [[r["val"]["IoU"][c] for c in shown] for r in results]
+            each = [[ious_of(run, test)[c] for c in shown] for run in results]
             yield [
                 title,
                 str(len(results)),
-                mean_iou(results, known),
-                *([mean_iou(results, classes)] if classes else []),
+                *([spread(map(cross_entropy, results), digits=2, factor=1)] if loss else []),
+                mean_iou(results, known, test),
+                *([mean_iou(results, classes, test)] if classes else []),
                 *(spread(column) for column in zip(*each, strict=True)),
             ]
 
 
-def anomalies(folder, rows, scores=None):
+def anomalies(folder, rows, scores=None, sets=ANOMALY_SETS):
     """AUROC / AP / FPR95 of every score, or of `scores` alone, on every set."""
-    yield ["", "score", *ANOMALY_SETS.values()]
+    yield ["", "score", *sets.values()]
     for name, title in rows.items():
-        results = [r for r in runs(f"{folder}/{name}") if set(ANOMALY_SETS) <= set(r["test"])]
-        known = results[0]["test"]["RoadAnomaly"]["scores"] if results else ()
+        results = [r for r in runs(f"{folder}/{name}") if set(sets) <= set(r["test"])]
+        known = _scores(results[0]) if results else ()
         for score in known if scores is None else (score for score in scores if score in known):
             cells = []
-            for key in ANOMALY_SETS:
+            for key in sets:
                 kept = [r["test"][key]["scores"][score] for r in results]
                 cells.append(
                     " / ".join(spread([k[m] for k in kept]) for m in ("AUROC", "AP", "FPR95"))
@@ -321,6 +358,8 @@ GMMSEG_ON_VOC_ANIMALS = {
     "gmmseg_masks_d256_sum": "both of these",
     "gmmseg_masks_m1": "`mixture.components: 1`",
     "gmmseg_masks_mm99": "`em.mean_momentum: 0.99`",
+    "gmmseg_masks_mm1": "`em.mean_momentum: 1`: means stay where they begin",
+    "gmmseg_masks_vf02": "`mixture.variance_floor: 0.02`",
     "gmmseg_masks_grad": "`em.train: gradient`",
 }
 WITHOUT_THE_CLASS = {
@@ -353,7 +392,9 @@ TABLES = {
     "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
-    "voc_animals gmmseg": lambda: closed_set("voc_animals", GMMSEG_ON_VOC_ANIMALS, FREQUENT),
+    "voc_animals gmmseg": lambda: closed_set(
+        "voc_animals", GMMSEG_ON_VOC_ANIMALS, FREQUENT, loss=True
+    ),
     "voc_animals frozen": lambda: closed_set("voc_animals", FROZEN, FREQUENT),
     "voc_animals overview": lambda: overview(
         "voc_animals", VOC_ANIMALS, FREQUENT, EPISODIC, ANIMALS

@@ -143,6 +143,15 @@ def test_index_is_up_to_date():
         assert readme.count(f"]({name(path)})") == 1, path
 
 
+def test_the_tables_are_those_of_the_kept_results():
+    """Else run `python experiments/make_results.py`."""
+    make = runpy.run_path(f"{EXPERIMENTS}/make_results.py")
+    for page in make["PAGES"]:
+        text = page.read_text()
+        assert "<!-- table: " in text
+        assert make["with_tables"](text) == text, page
+
+
 def test_the_readmes_know_the_options():
     known = set()
     for method in map(methods.__dict__.get, methods.__all__):
