@@ -324,6 +324,15 @@ IDD_LITE = {
     "gmmseg_sum": "GMMSeg, `mixture.density: logsumexp`",
     "gmmseg_frozen": "frozen encoder, EM alone",
 }
+MEANS_ON_IDD_LITE = {
+    "softmax_fpn": "softmax",
+    "gmmseg_fpn": "GMMSeg: a thousandth in each step",
+    "gmmseg_int5": "`em.interval: 5`: in every fifth step",
+    "gmmseg_mm9999": "`em.mean_momentum: 0.9999`: a tenth of that in each step",
+    "gmmseg_sum": "a thousandth, `mixture.density: logsumexp`",
+    "gmmseg_int5_sum": "`em.interval: 5`, `mixture.density: logsumexp`",
+    "gmmseg_mm9999_sum": "`em.mean_momentum: 0.9999`, `mixture.density: logsumexp`",
+}
 GSS_ON_IDD_LITE = {
     "softmax_mla": "softmax on GSS' decoder",
     "gss_majority": "GSS, `majority-4`",
@@ -388,6 +397,7 @@ FREQUENT = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
 SHORT = ("msp", "energy", "mahalanobis", "density", "half_relative_density")
 TABLES = {
     "idd_lite closed set": lambda: closed_set("idd_lite", IDD_LITE),
+    "idd_lite means": lambda: closed_set("idd_lite", MEANS_ON_IDD_LITE, loss=True),
     "idd_lite anomalies in short": lambda: anomalies("idd_lite", IDD_LITE, SHORT),
     "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
