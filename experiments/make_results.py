@@ -398,6 +398,9 @@ SHORT = ("msp", "energy", "mahalanobis", "density", "half_relative_density")
 TABLES = {
     "idd_lite closed set": lambda: closed_set("idd_lite", IDD_LITE),
     "idd_lite means": lambda: closed_set("idd_lite", MEANS_ON_IDD_LITE, loss=True),
+    "idd_lite means and anomalies": lambda: anomalies(
+        "idd_lite", MEANS_ON_IDD_LITE, ("density", "energy", "mahalanobis")
+    ),
     "idd_lite anomalies in short": lambda: anomalies("idd_lite", IDD_LITE, SHORT),
     "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
