@@ -368,6 +368,7 @@ GMMSEG_ON_VOC_ANIMALS = {
     "gmmseg_masks_m1": "`mixture.components: 1`",
     "gmmseg_masks_mm99": "`em.mean_momentum: 0.99`",
     "gmmseg_masks_mm1": "`em.mean_momentum: 1`: means stay where they begin",
+    "gmmseg_masks_int5": "`em.interval: 5`",
     "gmmseg_masks_vf02": "`mixture.variance_floor: 0.02`",
     "gmmseg_masks_grad": "`em.train: gradient`",
 }
