@@ -116,33 +116,27 @@ def spread(values, digits=1, factor=100):
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def ious_of(run, test=None):
-    """IoU of each class, of the validation or of a test."""
-    return (run["test"][test] if test else run["val"])["IoU"]
-
-
-def scored_in_every(results, test=None):
+def scored_in_every(results):
     """Classes that have an IoU in every run."""
-    ious = [ious_of(run, test) for run in results]
+    ious = [run["val"]["IoU"] for run in results]
     return [name for name in ious[0] if all(iou[name] is not None for iou in ious)]
 
 
-def mean_iou(results, classes, test=None):
-    """Mean and spread over runs of the mIoU over some classes."""
-    return spread([statistics.mean(ious_of(run, test)[c] for c in classes) for run in results])
+def mean_iou(results, classes):
+    """Mean and spread over runs of the validation mIoU over some classes."""
+    return spread([statistics.mean(r["val"]["IoU"][c] for c in classes) for r in results])
 
 
-def closed_set(folder, rows, classes=None, test=None, loss=False):
-    """mIoU over all classes, over `classes` if given, and IoU of each of these.
+def closed_set(folder, rows, classes=None, loss=False):
+    """Validation mIoU over all classes, over `classes` if given, and IoU of each of these.
 
-    Of the validation, or of the test of that name; with `loss` the cross-entropy at the end of the
-    training before them.
+    With `loss` the cross-entropy at the end of the training before them.
 
     All are those with an IoU in every run: one that is not in the labels has none, or 0 where a run
     predicts it, and would make rows means over different classes.
     """
     found = {name: runs(f"{folder}/{name}") for name in rows}
-    known = scored_in_every([run for results in found.values() for run in results], test)
+    known = scored_in_every([run for results in found.values() for run in results])
     shown = classes or known
     yield [
         *("", "runs"),
@@ -154,26 +148,26 @@ def closed_set(folder, rows, classes=None, test=None, loss=False):
     for name, title in rows.items():
         results = found[name]
         if results:
-            each = [[ious_of(run, test)[c] for c in shown] for run in results]
+            each = [[r["val"]["IoU"][c] for c in shown] for r in results]
             yield [
                 title,
                 str(len(results)),
                 *([spread(map(cross_entropy, results), digits=2, factor=1)] if loss else []),
-                mean_iou(results, known, test),
-                *([mean_iou(results, classes, test)] if classes else []),
+                mean_iou(results, known),
+                *([mean_iou(results, classes)] if classes else []),
                 *(spread(column) for column in zip(*each, strict=True)),
             ]
 
 
-def anomalies(folder, rows, scores=None, sets=ANOMALY_SETS):
+def anomalies(folder, rows, scores=None):
     """AUROC / AP / FPR95 of every score, or of `scores` alone, on every set."""
-    yield ["", "score", *sets.values()]
+    yield ["", "score", *ANOMALY_SETS.values()]
     for name, title in rows.items():
-        results = [r for r in runs(f"{folder}/{name}") if set(sets) <= set(r["test"])]
+        results = [r for r in runs(f"{folder}/{name}") if set(ANOMALY_SETS) <= set(r["test"])]
         known = _scores(results[0]) if results else ()
         for score in known if scores is None else (score for score in scores if score in known):
             cells = []
-            for key in sets:
+            for key in ANOMALY_SETS:
                 kept = [r["test"][key]["scores"][score] for r in results]
                 cells.append(
                     " / ".join(spread([k[m] for k in kept]) for m in ("AUROC", "AP", "FPR95"))
