@@ -116,27 +116,33 @@ def spread(values, digits=1, factor=100):
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def scored_in_every(results):
+def iou(run, test=None):
+    """IoU of every class on the validation data, or in a test."""
+    return (run["test"][test] if test else run["val"])["IoU"]
+
+
+def scored_in_every(results, test=None):
     """Classes that have an IoU in every run."""
-    ious = [run["val"]["IoU"] for run in results]
+    ious = [iou(run, test) for run in results]
     return [name for name in ious[0] if all(iou[name] is not None for iou in ious)]
 
 
-def mean_iou(results, classes):
-    """Mean and spread over runs of the validation mIoU over some classes."""
-    return spread([statistics.mean(r["val"]["IoU"][c] for c in classes) for r in results])
+def mean_iou(results, classes, test=None):
+    """Mean and spread over runs of the mIoU over some classes."""
+    return spread([statistics.mean(iou(r, test)[c] for c in classes) for r in results])
 
 
-def closed_set(folder, rows, classes=None, loss=False):
-    """Validation mIoU over all classes, over `classes` if given, and IoU of each of these.
+def closed_set(folder, rows, classes=None, loss=False, test=None):
+    """mIoU over all classes, over `classes` if given, and IoU of each of these.
 
-    With `loss` the cross-entropy at the end of the training before them.
+    Of the validation data, or of `test`. With `loss` the cross-entropy at the end of the training
+    before them.
 
     All are those with an IoU in every run: one that is not in the labels has none, or 0 where a run
     predicts it, and would make rows means over different classes.
     """
     found = {name: runs(f"{folder}/{name}") for name in rows}
-    known = scored_in_every([run for results in found.values() for run in results])
+    known = scored_in_every([run for results in found.values() for run in results], test)
     shown = classes or known
     yield [
         *("", "runs"),
@@ -148,26 +154,26 @@ def closed_set(folder, rows, classes=None, loss=False):
     for name, title in rows.items():
         results = found[name]
         if results:
-            each = [[r["val"]["IoU"][c] for c in shown] for r in results]
+            each = [[iou(r, test)[c] for c in shown] for r in results]
             yield [
                 title,
                 str(len(results)),
                 *([spread(map(cross_entropy, results), digits=2, factor=1)] if loss else []),
-                mean_iou(results, known),
-                *([mean_iou(results, classes)] if classes else []),
+                mean_iou(results, known, test),
+                *([mean_iou(results, classes, test)] if classes else []),
                 *(spread(column) for column in zip(*each, strict=True)),
             ]
 
 
-def anomalies(folder, rows, scores=None):
+def anomalies(folder, rows, scores=None, sets=ANOMALY_SETS):
     """AUROC / AP / FPR95 of every score, or of `scores` alone, on every set."""
-    yield ["", "score", *ANOMALY_SETS.values()]
+    yield ["", "score", *sets.values()]
     for name, title in rows.items():
-        results = [r for r in runs(f"{folder}/{name}") if set(ANOMALY_SETS) <= set(r["test"])]
-        known = _scores(results[0]) if results else ()
+        results = [r for r in runs(f"{folder}/{name}") if set(sets) <= set(r["test"])]
+        known = results[0]["test"][next(iter(sets))]["scores"] if results else ()
         for score in known if scores is None else (score for score in scores if score in known):
             cells = []
-            for key in ANOMALY_SETS:
+            for key in sets:
                 kept = [r["test"][key]["scores"][score] for r in results]
                 cells.append(
                     " / ".join(spread([k[m] for k in kept]) for m in ("AUROC", "AP", "FPR95"))
@@ -327,6 +333,12 @@ MEANS_ON_IDD_LITE = {
     "gmmseg_int5_sum": "`em.interval: 5`, `mixture.density: logsumexp`",
     "gmmseg_mm9999_sum": "`em.mean_momentum: 0.9999`, `mixture.density: logsumexp`",
 }
+CAMVID = {
+    "softmax_fpn": "softmax",
+    "gmmseg_fpn": "GMMSeg",
+    "gmmseg_mm9999": "GMMSeg, `em.mean_momentum: 0.9999`",
+}
+COMPOSITE = {"composite": "pasted objects"}
 GSS_ON_IDD_LITE = {
     "softmax_mla": "softmax on GSS' decoder",
     "gss_majority": "GSS, `majority-4`",
@@ -397,6 +409,8 @@ TABLES = {
         "idd_lite", MEANS_ON_IDD_LITE, ("density", "energy", "mahalanobis")
     ),
     "idd_lite anomalies in short": lambda: anomalies("idd_lite", IDD_LITE, SHORT),
+    "camvid closed set": lambda: closed_set("camvid_full", CAMVID, test="test"),
+    "camvid composite": lambda: anomalies("camvid_full", CAMVID, SHORT, COMPOSITE),
     "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),

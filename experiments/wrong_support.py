@@ -24,7 +24,7 @@ from lightning_genseg import CGMGM
 from lightning_genseg.data import EpisodesDataModule, FolderDataModule
 from lightning_genseg.metrics import FewShotMeanIoU
 
-OUTPUTS = {"final": "logits", "decoder": "meta", "guidance": "guidance"}
+OUTPUTS = {"final": "scores", "decoder": "meta", "guidance": "guidance"}
 
 
 def first_episodes(options: dict[str, Any], count: int) -> list[dict[str, Any]]:

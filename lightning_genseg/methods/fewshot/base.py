@@ -112,9 +112,14 @@ class FewShotModule(SegmentationModule):
         """Scores of the queries of episodes, at the resolution of the features.
 
         Returns:
-            `logits` B x 2 x h x w and, where the method has them, `guidance` B x 1 x h x w in [0,
+            `scores` B x 2 x h x w, whose larger one decides and of which `to_logits` makes logits,
+            and, where the method has them, `guidance` B x 1 x h x w in [0,
             1] and maps for pictures, of its shape: `initial`, `coarse`, `refined`, `posterior`.
         """
+
+    def to_logits(self, scores: Tensor) -> Tensor:
+        """Logits of p(c|x) from the `scores` of `episode_outputs`, of any resolution: the same."""
+        return scores
 
     def undeployable(self) -> str | None:
         """It needs to know what to look for."""
@@ -160,8 +165,8 @@ class FewShotModule(SegmentationModule):
         batch = {"image": square, "valid": valid}
         for name, part in zip(("image", "mask", "valid"), self.support, strict=True):
             batch[f"support_{name}"] = part.to(image.device).expand(image.shape[0], *part.shape)
-        logits = self.to_image(self.episode_outputs(batch)["logits"], square)
-        return {"logits": self._to_query(logits, image.shape[-2:], "exact")}
+        scores = self.to_image(self.episode_outputs(batch)["scores"], square)
+        return {"logits": self.to_logits(self._to_query(scores, image.shape[-2:], "exact"))}
 
     def extract_stages(self, images: Tensor, valid: Tensor | None = None) -> StageFeatures:
         """Features of the frozen encoder for images in [0, 1].
@@ -197,7 +202,7 @@ class FewShotModule(SegmentationModule):
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Pixel cross-entropy of the queries."""
-        scores = self.to_image(self.episode_outputs(batch)["logits"], batch["mask"])
+        scores = self.to_image(self.episode_outputs(batch)["scores"], batch["mask"])
         return {"loss": pixel_cross_entropy(scores, batch["mask"], self.ignore_index)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -228,11 +233,11 @@ class FewShotModule(SegmentationModule):
         def count(foreground: Tensor, collection: MetricCollection) -> None:
             collection.update(foreground, target, batch["class_index"], batch.get("candidates"))
 
-        logits = self.to_image(outputs["logits"], batch["image"])
-        scores = at_target(logits)
+        square = self.to_image(outputs["scores"], batch["image"])
+        scores = at_target(square)
         count(scores[:, 1] > scores[:, 0], metrics)
         if calibration is not None:
-            calibration.update(softmax(scores), target)
+            calibration.update(softmax(self.to_logits(scores)), target)
         if "guidance" in outputs:
             guidance = at_target(self.to_image(outputs["guidance"], batch["image"]))
             count(guidance[:, 0] > 0.5, guidance_metrics)
@@ -241,7 +246,7 @@ class FewShotModule(SegmentationModule):
             for name in self.picture_maps
             if name in outputs
         }
-        return {"mask": logits.argmax(1), **shown}
+        return {"mask": square.argmax(1), **shown}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """`mask` B x H x W int64 and `name`; supports in the batch, one set for all, are kept."""

@@ -205,6 +205,13 @@ class CGMGM(FewShotModule):
                 "data."
             )
 
+    def to_logits(self, scores: Tensor) -> Tensor:
+        """See the base: the ensemble's scores are probabilities, but for their sum.
+
+        BAM's code trains with them as logits, between which a probability lies in 0.27 to 0.73.
+        """
+        return scores if self.ensemble is None else scores.clamp_min(1e-6).log()
+
     def undeployable(self) -> str | None:
         """Options whose size depends on the image."""
         if self.matching.binarization != "fixed" or self.mixture.covariance == "full":
@@ -219,7 +226,7 @@ class CGMGM(FewShotModule):
         outputs, mask = self.episode_outputs(batch), batch["mask"]
         final, meta = (
             pixel_cross_entropy(self.to_image(outputs[name], mask), mask, self.ignore_index)
-            for name in ("logits", "meta")
+            for name in ("scores", "meta")
         )
         if self.ensemble is None:  # then the two are the same
             return {"loss": meta}
@@ -259,7 +266,7 @@ class CGMGM(FewShotModule):
         outputs = {"guidance": guidance.detach(), **maps}
         if self.answer == "guidance":
             probability = guidance.clamp(1e-6, 1 - 1e-6)
-            return {"logits": torch.cat([1 - probability, probability], 1).log(), **outputs}
+            return {"scores": torch.cat([1 - probability, probability], 1).log(), **outputs}
 
         inputs = [self.dropout(reduced), guidance]
         if "prototype" in self.extra_inputs:
@@ -273,11 +280,11 @@ class CGMGM(FewShotModule):
         meta = self.decoder(torch.cat([part.to(reduced.dtype) for part in inputs], 1))
         if self.guidance_residual is not None:
             meta = meta + self.guidance_residual(guidance.to(meta.dtype))
-        outputs |= {"logits": meta, "meta": meta}
+        outputs |= {"scores": meta, "meta": meta}
         if self.ensemble is not None:
             distance = (style * episodes.weights).sum(1)
             known = self._known(query.high, batch)
-            outputs["logits"] = self.ensemble(meta.float().softmax(1), known, distance)
+            outputs["scores"] = self.ensemble(meta.float().softmax(1), known, distance)
         return outputs
 
     # --- parts -------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class CosinePrototypes(FewShotModule):
         self.level, self.scale = level, scale
 
     def episode_outputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """`logits`, and `guidance`, which decides alike: the posterior of the scores."""
+        """`scores`, and `guidance`, which decides alike: the posterior of the scores."""
         query, supports = (
             stages.high if self.level == "high" else stages.middle()
             for stages in (
@@ -70,5 +70,5 @@ class CosinePrototypes(FewShotModule):
         cosine = torch.einsum(
             "bchw,bsc->bshw", F.normalize(query.float(), dim=1), F.normalize(means, dim=2)
         )
-        logits = self.scale * cosine[:, [1, 0]]
-        return {"logits": logits, "guidance": logits.softmax(1)[:, 1:]}
+        scores = self.scale * cosine[:, [1, 0]]
+        return {"scores": scores, "guidance": scores.softmax(1)[:, 1:]}

@@ -127,7 +127,7 @@ class EpisodeContract:
         batch, model = batch_of(2, 2), self.make(**self.of_two).eval()
         outputs = model.episode_outputs(batch)
         guidance = outputs["guidance"]
-        assert outputs["logits"].shape == (2, 2, *guidance.shape[-2:])
+        assert outputs["scores"].shape == (2, 2, *guidance.shape[-2:])
         assert guidance.shape[:2] == (2, 1)
         assert ((guidance >= 0) & (guidance <= 1)).all()
         labels = {"mask": 1 - batch["mask"].clamp(0, 1), "base_index": 0 * batch["base_index"]}
@@ -166,7 +166,7 @@ class EpisodeContract:
         if model.needs_training:
             loss.backward()
         nothing = {**batch, "support_mask": torch.full_like(batch["support_mask"], 255)}
-        assert model.eval().episode_outputs(nothing)["logits"].isfinite().all()
+        assert model.eval().episode_outputs(nothing)["scores"].isfinite().all()
 
     def test_plain_images(self):
         model, batch = self.make(), batch_of(1)
@@ -215,9 +215,9 @@ class EpisodeContract:
         assert set(scores) == {"test_mIoU", "test_FB_IoU", "test_GmIoU", "test_ECE"}
         calibration = MulticlassCalibrationError(num_classes=2, ignore_index=255)
         for batch in data.test_dataloader():
-            square = loaded.to_image(loaded.eval().episode_outputs(batch)["logits"], batch["image"])
+            square = loaded.to_image(loaded.eval().episode_outputs(batch)["scores"], batch["image"])
             whole = loaded._to_query(square, batch["full_mask"].shape[-2:], loaded.scoring)
-            calibration.update(whole.softmax(1), batch["full_mask"])
+            calibration.update(loaded.to_logits(whole).softmax(1), batch["full_mask"])
         assert scores["test_ECE"] == pytest.approx(float(calibration.compute()), abs=1e-5)
         assert scores["test_mIoU"] == pytest.approx(sum(classes) / 2, abs=1e-6)
         assert self.least_miou <= scores["test_mIoU"] < 1

@@ -32,8 +32,8 @@ def test_scores_by_hand():
     share = support_shares(batch, support.shape[-2:])[0, 0]  # 2 x h x w
     prototypes = [(support * side).sum((1, 2)) / side.sum() for side in share]
     expected = [20 * F.cosine_similarity(query, p[:, None, None], dim=0) for p in prototypes[::-1]]
-    torch.testing.assert_close(outputs["logits"][0], torch.stack(expected), atol=1e-4, rtol=0)
-    agree = (outputs["guidance"] > 0.5)[:, 0] == (outputs["logits"].argmax(1) == 1)
+    torch.testing.assert_close(outputs["scores"][0], torch.stack(expected), atol=1e-4, rtol=0)
+    agree = (outputs["guidance"] > 0.5)[:, 0] == (outputs["scores"].argmax(1) == 1)
     assert agree.all()
 
 
@@ -57,12 +57,12 @@ def test_void_and_padding_are_neither_foreground_nor_background():
 class Fixed(FewShotModule):
     """Answers what it is told to."""
 
-    def __init__(self, logits: Tensor, scoring: str = "compat") -> None:
+    def __init__(self, scores: Tensor, scoring: str = "compat") -> None:
         super().__init__(encoder="tu-test_resnet", scoring=scoring)  # type: ignore[arg-type]
-        self.logits = logits
+        self.scores = scores
 
     def episode_outputs(self, batch):  # type: ignore[no-untyped-def]
-        return {"logits": self.logits}
+        return {"scores": self.scores}
 
 
 @pytest.mark.parametrize("scoring", ["compat", "exact"])
@@ -70,10 +70,10 @@ def test_scoring_at_the_size_of_the_query(scoring):
     """A query of 30 x 50 in a square of 65: 38 x 65 pixels, cut to 32 x 64."""
     truth = torch.zeros(1, 30, 50, dtype=torch.long)
     truth[:, 10:, 20:] = 1
-    logits = torch.zeros(1, 2, 65, 65)
+    told = torch.zeros(1, 2, 65, 65)
     rows, columns = (11, 26) if scoring == "exact" else (13, 26)
-    logits[:, 1, rows:, columns:] = 1
-    logits[:, 0, :rows] = logits[:, 0, :, :columns] = 1
+    told[:, 1, rows:, columns:] = 1
+    told[:, 0, :rows] = told[:, 0, :, :columns] = 1
     batch = {
         "image": torch.zeros(1, 3, 65, 65),
         "mask": torch.full((1, 65, 65), 255),
@@ -81,7 +81,7 @@ def test_scoring_at_the_size_of_the_query(scoring):
         "class_index": torch.tensor([3]),
         "candidates": torch.tensor([[3, 7]]),
     }
-    model = Fixed(logits, scoring)
+    model = Fixed(told, scoring)
     model.validation_step(batch, 0)
     scores = model.val_metrics.compute()
     assert scores["IoU"][3] > 0.93

@@ -43,6 +43,19 @@ class TestBAM(EpisodeContract):
         assert make().decoder.merge[0].in_channels == 257
 
 
+def test_the_ensemble_answers_with_probabilities():
+    """Its start leaves those of the decoder, which as logits would lie in 0.27 to 0.73."""
+    model, batch = make().eval(), batch_of(2, 1)
+    with torch.no_grad():
+        model.decoder.classifier[-1].weight.mul_(1e4)
+        outputs = model.episode_outputs(batch)
+        probabilities = model.to_logits(outputs["scores"]).softmax(1)
+        model.set_support(batch["support_image"][0], batch["support_mask"][0], 65)
+        found = model.outputs(batch["image"])["logits"].softmax(1)
+    torch.testing.assert_close(probabilities, outputs["meta"].softmax(1), atol=1e-5, rtol=0)
+    assert found.max() > 0.8
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "five shots": {"shots": 3},
     "without base learner": {"ensemble": False},
@@ -71,7 +84,7 @@ def test_every_variant_trains_all_it_should(name):
     model, batch = make(**arguments), batch_of(2, arguments.get("shots", 1))
     check_gradients(model, batch)
     outputs = model.episode_outputs(batch)
-    assert outputs["logits"].shape == (2, 2, *outputs["guidance"].shape[-2:])
+    assert outputs["scores"].shape == (2, 2, *outputs["guidance"].shape[-2:])
     if name != "as printed":
         assert ((outputs["guidance"] >= 0) & (outputs["guidance"] <= 1)).all()
 
@@ -130,7 +143,7 @@ def test_no_object_in_sight_falls_back_to_the_similarity():
     outputs = make(mixture={"query_statistics": False}).eval().episode_outputs(batch)
     assert torch.equal(outputs["posterior"], outputs["initial"])
     nothing = {**batch, "support_mask": torch.full_like(batch["support_mask"], 255)}
-    assert make(guidance="mask").eval().episode_outputs(nothing)["logits"].isfinite().all()
+    assert make(guidance="mask").eval().episode_outputs(nothing)["scores"].isfinite().all()
 
 
 def test_the_episodes_own_class_is_not_suppressed_in_training():
@@ -149,11 +162,11 @@ def test_the_mixtures_alone_need_no_training(tmp_path):
     model, batch = make(**arguments).eval(), batch_of()
     outputs = model.episode_outputs(batch)
     torch.testing.assert_close(
-        outputs["logits"].softmax(1)[:, 1:], outputs["posterior"], atol=1e-5, rtol=0
+        outputs["scores"].softmax(1)[:, 1:], outputs["posterior"], atol=1e-5, rtol=0
     )
     again = make(**arguments).eval()  # other random weights of what is not used
     again.features.load_state_dict(model.features.state_dict())
-    assert torch.equal(again.episode_outputs(batch)["logits"], outputs["logits"])
+    assert torch.equal(again.episode_outputs(batch)["scores"], outputs["scores"])
     with pytest.raises(GenSegError, match="this CGMGM has nothing to train"):
         trainer(tmp_path).fit(model, datamodule=episodes(tmp_path))
 

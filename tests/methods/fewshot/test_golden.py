@@ -119,8 +119,8 @@ def test_the_authors_network(golden, bam, case):
         support = model.extract_stages(batch["support_image"].flatten(0, 1))
         base_scores = model.base_head(query.high)
     for name in ("meta", "final"):
-        logits = outputs["logits" if name == "final" else name]
-        close(model.to_image(logits, batch["image"]), theirs[name])
+        scores = outputs["scores" if name == "final" else name]
+        close(model.to_image(scores, batch["image"]), theirs[name])
     close(outputs["prior"], theirs["prior"])
     close(inputs[0][:, 1 + WIDTH :, 0, 0], theirs["prototype"])
     close(model._known(query.high, batch), theirs["probability_of_any_base_class"])
