@@ -358,12 +358,14 @@ VOC_ANIMALS = {
     "softmax_masks": "masks: softmax",
     "gmmseg_masks": "masks: GMMSeg",
     "gmmseg_frozen": "masks: frozen encoder, EM alone",
-    "gss_ff": "masks: GSS",
+    "gss_ff": "masks: GSS, `classes: shared`",
     "softmax_fpn": "clicks: partial cross-entropy",
     "gmmseg_frozen_clicks": "clicks: frozen encoder, EM alone",
     "gmmseg_fpn": "clicks: GMMSeg",
     "agmm_fpn": "clicks: AGMM, `code`",
     "agmm_paper": "clicks: AGMM, `paper`",
+    "softmax_deeplab": "clicks: partial cross-entropy, the decoder of AGMM's authors",
+    "agmm_deeplab": "clicks: AGMM, `code`, their decoder",
 }
 GMMSEG_ON_VOC_ANIMALS = {
     "softmax_masks": "softmax",

@@ -35,7 +35,7 @@ def add_class(
         value: that the new class has in the masks; others do not count.
         seed: of the start of EM.
         shrinkage: share, in [0, 1], of the other classes' mean covariance in that of the new one;
-            more keeps the others, less finds more of the new one.
+            without it the others lose more pixels to a new class of few images.
 
     Raises:
         MissingFileError: a file or folder does not exist.
