@@ -3,6 +3,9 @@
 #
 #   DATA=PATH/data WEIGHTS=PATH/weights.safetensors experiments/voc_animals/run.sh agmm_fpn 0
 #   NAME=agmm_paper ... run.sh agmm_fpn 0 --model.preset paper
+#   NAME=agmm_deeplab ... run.sh agmm_fpn 0 --model.decoder deeplabv3plus_full \
+#       --model.network_options '{decoder_channels: 64, encoder_output_stride: 16}'
+#   NAME=softmax_deeplab ... run.sh softmax_fpn 0 with the same two options
 #   NAME=softmax_masks ... run.sh softmax_fpn 0 --data.sparse null
 #   NAME=gmmseg_masks ... run.sh gmmseg_fpn 0 --data.sparse null --model.em.label_reduction nearest
 #   NAME=gmmseg_nohorse ... the same, and --data.unknown_classes '[horse]'
