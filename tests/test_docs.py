@@ -117,6 +117,17 @@ def assert_parses(genseg, words):
     assert not end.value.code, f"genseg {shlex.join(words)}: see the captured stderr"
 
 
+def test_diffs_fit_the_code():
+    """The lines that a diff of ours takes away or leaves are there, one after the other."""
+    folders = ("lightning_genseg", "tests")
+    code = [path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    diffs = [diff for page in PAGES for diff in blocks(page, "diff")]
+    assert diffs
+    for diff in diffs:
+        old = "".join(line[1:] for line in diff.splitlines(True) if not line.startswith("+"))
+        assert any(old in text for text in code), old
+
+
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=name)
 def test_notebooks_show_what_they_give(notebook):
     assert notebook.stat().st_size < 400_000

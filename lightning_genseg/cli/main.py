@@ -61,6 +61,8 @@ file FOLDER/NAME.yaml (without one: after the model). It logs every 10 steps, an
 epoch, or every val_check_interval steps if that is a whole number. Each validation replaces
 checkpoints/last.ckpt, unless there is a ModelCheckpoint among the callbacks."""
 
+_PREDICT = "Write masks, overlays and anomaly maps of the images that the data name for prediction."
+
 _RESULTS = {"fit": "the model, its scores and pictures", "predict": "masks and pictures"}
 
 # What is chosen anew at every run with a checkpoint; the data's word is final on the first three.
@@ -278,6 +280,7 @@ def main(args: list[str] | None = None) -> None:
                 "version": __version__,
                 **{name: {"epilog": TRAINER_EPILOG} for name in GenSegCLI.subcommands()},
                 "fit": {"description": _FIT, "epilog": TRAINER_EPILOG},
+                "predict": {"description": _PREDICT, "epilog": TRAINER_EPILOG},
             },
             args=args,
         )

@@ -131,7 +131,7 @@ class Parser(LightningArgumentParser):
 
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
         """Keep what the commands can be added to: Lightning adds its own, and then we add ours."""
-        self.commands = super().add_subcommands(*args, **kwargs)
+        self.commands = super().add_subcommands(*args, prog=self.prog, **kwargs)
         return self.commands
 
 

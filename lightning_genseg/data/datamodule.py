@@ -81,7 +81,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
             once before, and leave such samples out, and single points and scribbles that are
             wrong, counted and named. `genseg check` lists them as well.
         predict_root: folder of images (searched recursively), or one image, for prediction.
-        cache: `memmap` keeps decoded images and masks in `cache_dir`, uncompressed (18 GB for
+        cache: `memmap` keeps decoded images and masks in `cache_dir`, uncompressed (25 GB for
             Cityscapes' training set), from which later epochs read no more than a crop.
         cache_dir: folder that keeps counts of pixels and decoded images; default:
             `lightning_genseg` in $XDG_CACHE_HOME or ~/.cache.

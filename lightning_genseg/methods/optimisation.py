@@ -37,8 +37,8 @@ class OptimisedModule(LightningModule):
 
     Args:
         optimizer: makes the optimiser from parameter groups; AdamW with lr 1e-4 when left out.
-        lr_scheduler: makes the schedule, stepped every iteration; polynomial decay with power 0.9
-            to the end of the run when left out.
+        lr_scheduler: makes the schedule, stepped every iteration (for a plateau, every epoch);
+            polynomial decay with power 0.9 to the end of the run when left out.
         head_lr_factor: learning rate of everything but the encoder, as a multiple of the encoder's.
         decay_norms: whether weight decay also applies to vectors (norms and biases) and to position
             parameters (embeddings of positions, tables of relative position biases).

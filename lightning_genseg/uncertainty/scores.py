@@ -249,10 +249,10 @@ class AnomalyScores(nn.Module):
                 score = self.sml(outputs["logits"])
             case "mahalanobis" | "relative_mahalanobis":
                 score = self.mahalanobis(outputs["features"], name != "mahalanobis")
-            case "msp" | "entropy" | "max_logit" | "energy":
-                score = logit_score(name, outputs["logits"])
-            case _:
+            case "density" | "marginal_density" | "relative_density" | "half_relative_density":
                 score = density_score(name, outputs["log_density"])
+            case _:
+                score = logit_score(name, outputs["logits"])
         return score
 
     def fitted_state(self) -> dict[str, Any]:

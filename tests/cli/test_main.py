@@ -277,7 +277,9 @@ def test_help_of_fit(genseg, capsys):
     for name in ("max_steps", "devices", "val_check_interval"):
         assert f"--trainer.{name} " in text
     assert "--trainer.benchmark" not in text
-    assert "return_predictions" not in shown(genseg, "predict --help", capsys)
+    text = shown(genseg, "predict --help", capsys)
+    assert text.startswith("usage: genseg [options] predict [options]\n\nWrite masks")
+    assert "return_predictions" not in text
 
 
 KINDS = {"model": methods.__all__, "data": [n for n in data.__all__ if n.endswith("DataModule")]}

@@ -36,9 +36,10 @@ class GMMSeg(PixelModule):
       `em.memory_filter` correct, `em.memory_start` random, `em.label_reduction` corner,
       `em.samples_per_component` 20 and `avg_non_ignore` false these too. Over six steps their
       numbers agree to 5e-6.
-    - As the paper: all labelled pixels may enter the memory; its 100 for each class and image are
-      100 for each component and update here. By option: `em.memory` ring, `em.interval` 1,
-      `em.variance_momentum` 0.999, `logit_norm` none, `component_loss_weight` 0.
+    - As the paper: all labelled pixels may enter the memory, though not 100 of each class and image
+      but at most 100 for each component and update (`em.samples_per_component`). By option:
+      `em.memory` ring, `em.interval` 1, `em.variance_momentum` 0.999, `logit_norm` none,
+      `component_loss_weight` 0.
     - Ours by default: a memory of moments that starts empty, the labels in the middle of cells, the
       mean over labelled pixels.
     - Ours always: variances start at 1/D and the floor (code: 1); densities have the mixtures'

@@ -56,8 +56,8 @@ class EMOptions:
     Args:
         train: `em` (the method); `gradient` (Table 4's discriminative GMM), which learns the
             mixtures by gradient; `posthoc` (Table 3's mixture fitted after softmax training), which
-            freezes the network and runs EM only. Then `mixture.embedding_dim` is `None`, and the
-            network comes from `extractor` or `features`.
+            freezes the network and runs EM only. It needs `mixture.embedding_dim` null and
+            `extractor`, `features`, or `encoder_weights` with decoder `hypercolumns`.
         assignment: E-step by `sinkhorn` (Eq. 9) or plain `em` (Eq. 8).
         sinkhorn_epsilon: entropy weight.
         sinkhorn_iterations: rounds.
