@@ -367,6 +367,14 @@ VOC_ANIMALS = {
     "softmax_deeplab": "clicks: partial cross-entropy, the decoder of AGMM's authors",
     "agmm_deeplab": "clicks: AGMM, `code`, their decoder",
 }
+AGMM_ON_VOC_ANIMALS = {
+    "softmax_fpn": "partial cross-entropy",
+    "agmm_fpn": "AGMM, `code`",
+    "agmm_self0": "`self_weight: 0`",
+    "agmm_gauss0": "`gaussian_weight: 0`",
+    "agmm_contrast0": "`contrast_weight: 0`",
+    "agmm_image0": "`image_class_weight: 0`",
+}
 GMMSEG_ON_VOC_ANIMALS = {
     "softmax_masks": "softmax",
     "gmmseg_masks": "GMMSeg",
@@ -416,6 +424,7 @@ TABLES = {
     "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
+    "voc_animals agmm": lambda: closed_set("voc_animals", AGMM_ON_VOC_ANIMALS, FREQUENT),
     "voc_animals gmmseg": lambda: closed_set(
         "voc_animals", GMMSEG_ON_VOC_ANIMALS, FREQUENT, loss=True
     ),
