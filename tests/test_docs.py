@@ -125,7 +125,8 @@ def test_diffs_fit_the_code():
     assert diffs
     for diff in diffs:
         old = "".join(line[1:] for line in diff.splitlines(True) if not line.startswith("+"))
-        assert any(old in text for text in code), old
+        assert old.strip()
+        assert sum(text.count(old) for text in code) == 1, old
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=name)

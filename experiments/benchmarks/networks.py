@@ -62,7 +62,7 @@ def gmmseg(device: str, repeats: int, crop: int = 512) -> Iterator[Row]:
                 times,
                 f"≤ {training}",
                 detail=sizes,
-                obstacle="not found: the same head costs less beside the other encoder",
+                obstacle="not found",
             )
             both = [partial(model.eval(), batch["image"]) for model in (ours, softmax)]
             with torch.inference_mode():

@@ -118,7 +118,7 @@ class FewShotModule(SegmentationModule):
         """
 
     def to_logits(self, scores: Tensor) -> Tensor:
-        """Logits of p(c|x) from the `scores` of `episode_outputs`, of any resolution: the same."""
+        """Logits from the `scores` of `episode_outputs`, of any resolution: here the same."""
         return scores
 
     def undeployable(self) -> str | None:

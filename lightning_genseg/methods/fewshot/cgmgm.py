@@ -78,8 +78,10 @@ class CGMGM(FewShotModule):
       mixtures of supports and query together (Eqs. 8-11), guidance and features to BAM's decoder.
       By option: `posterior.form` bayes, and as printed `literal` (Eqs. 12-13) and
       `matching.refinement` literal (Eqs. 5-7), which cannot be what was run.
-    - Ours, where it is silent: the best support pixel counts, a threshold of 0.5, start and prior
-      of EM (`mixtures.fit_episodes`), features before dropout, no gradient through the posterior,
+    - Ours: answers have the merged probabilities, which BAM's code takes for logits, so that none
+      is surer than about 0.8.
+    - Ours, where the paper is silent: the best support pixel counts, a threshold of 0.5, start and
+      prior of EM (`mixtures.fit_episodes`), features before dropout, no gradient through the posterior,
       the pixels of all supports in one mixture, the similarity as guidance where an object has
       less than five cells. Ours, measured: the default `posterior.form`.
 
@@ -208,9 +210,11 @@ class CGMGM(FewShotModule):
     def to_logits(self, scores: Tensor) -> Tensor:
         """See the base: the ensemble's scores are probabilities, but for their sum.
 
-        BAM's code trains with them as logits, between which a probability lies in 0.27 to 0.73.
+        With a learned merge they may be negative; then the lower one counts as 0.
         """
-        return scores if self.ensemble is None else scores.clamp_min(1e-6).log()
+        if self.ensemble is None:
+            return scores
+        return (scores - scores.amin(1, keepdim=True).clamp_max(0)).clamp_min(1e-6).log()
 
     def undeployable(self) -> str | None:
         """Options whose size depends on the image."""

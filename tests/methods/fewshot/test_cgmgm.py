@@ -56,6 +56,24 @@ def test_the_ensemble_answers_with_probabilities():
     assert found.max() > 0.8
 
 
+def test_what_a_learned_merge_answers():
+    """Also where its scores are negative, the larger one decides."""
+    model, meta = make(), torch.rand(2, 2, 9, 9)
+    assert model.ensemble is not None
+    with torch.no_grad():
+        model.ensemble.style.weight.copy_(torch.tensor([1.0, -1.0]).view(1, 2, 1, 1))
+        model.ensemble.known.weight.copy_(torch.tensor([1.1, 0.1]).view(1, 2, 1, 1))
+        scores = model.ensemble(meta, torch.rand(2, 1, 9, 9), torch.full((2,), 0.6))
+    assert (scores < 0).all(1).any()
+    assert (scores > 0).all(1).any()
+    logits = model.to_logits(scores)
+    assert logits.isfinite().all()
+    assert torch.equal(logits.argmax(1), scores.argmax(1))
+    sums = scores.sum(1, keepdim=True)
+    positive = (scores > 0).all(1, keepdim=True).expand_as(scores)
+    torch.testing.assert_close(logits.softmax(1)[positive], (scores / sums)[positive])
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "five shots": {"shots": 3},
     "without base learner": {"ensemble": False},
