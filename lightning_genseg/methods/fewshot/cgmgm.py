@@ -81,9 +81,9 @@ class CGMGM(FewShotModule):
     - Ours: answers have the merged probabilities, which BAM's code takes for logits, so that none
       is surer than about 0.8.
     - Ours, where the paper is silent: the best support pixel counts, a threshold of 0.5, start and
-      prior of EM (`mixtures.fit_episodes`), features before dropout, no gradient through the posterior,
-      the pixels of all supports in one mixture, the similarity as guidance where an object has
-      less than five cells. Ours, measured: the default `posterior.form`.
+      prior of EM (`mixtures.fit_episodes`), features before dropout, no gradient through the
+      posterior, the pixels of all supports in one mixture, the similarity as guidance where an
+      object has less than five cells. Ours, measured: the default `posterior.form`.
 
     Args:
         base_learner: checkpoint of a `BaseLearner` of the same fold. Without one, give `encoder`
