@@ -116,20 +116,20 @@ def spread(values, digits=1, factor=100):
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def iou(run, test=None):
+def ious_of(run, test=None):
     """IoU of every class on the validation data, or in a test."""
     return (run["test"][test] if test else run["val"])["IoU"]
 
 
 def scored_in_every(results, test=None):
     """Classes that have an IoU in every run."""
-    ious = [iou(run, test) for run in results]
+    ious = [ious_of(run, test) for run in results]
     return [name for name in ious[0] if all(iou[name] is not None for iou in ious)]
 
 
 def mean_iou(results, classes, test=None):
     """Mean and spread over runs of the mIoU over some classes."""
-    return spread([statistics.mean(iou(r, test)[c] for c in classes) for r in results])
+    return spread([statistics.mean(ious_of(r, test)[c] for c in classes) for r in results])
 
 
 def closed_set(folder, rows, classes=None, loss=False, test=None):
@@ -154,7 +154,7 @@ def closed_set(folder, rows, classes=None, loss=False, test=None):
     for name, title in rows.items():
         results = found[name]
         if results:
-            each = [[iou(r, test)[c] for c in shown] for r in results]
+            each = [[ious_of(r, test)[c] for c in shown] for r in results]
             yield [
                 title,
                 str(len(results)),

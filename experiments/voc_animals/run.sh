@@ -3,6 +3,7 @@
 #
 #   DATA=PATH/data WEIGHTS=PATH/weights.safetensors experiments/voc_animals/run.sh agmm_fpn 0
 #   NAME=agmm_paper ... run.sh agmm_fpn 0 --model.preset paper
+#   NAME=agmm_self0 ... run.sh agmm_fpn 0 --model.self_weight 0, likewise agmm_gauss0, agmm_contrast0, agmm_image0
 #   NAME=agmm_deeplab ... run.sh agmm_fpn 0 --model.decoder deeplabv3plus_full \
 #       --model.network_options '{decoder_channels: 64, encoder_output_stride: 16}'
 #   NAME=softmax_deeplab ... run.sh softmax_fpn 0 with the same two options
