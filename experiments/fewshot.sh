@@ -10,7 +10,6 @@
 set -euo pipefail
 dataset=$1 fold=$2 seed=$3
 runs=${RUNS:-runs}/$dataset name=fold$fold/seed$seed
-encoder=() cgmgm=()
 case $dataset in
 voc_animals)
     lists=$runs/episodes
@@ -22,8 +21,6 @@ voc_animals)
     ;;
 msrc)
     data=(--data.data.root "$DATA/msrc_v2" --data.folds "$DATA/msrc_v2/fewshot_folds.json" --data.fold "$fold")
-    encoder=(--model.encoder tu-tf_efficientnet_lite2 --model.mean "[0.5,0.5,0.5]" --model.std "[0.5,0.5,0.5]")
-    cgmgm=(--model.posterior.form standardized)
     ;;
 *)
     echo "fewshot.sh: '$dataset' is not known: give voc_animals or msrc" >&2
@@ -35,10 +32,10 @@ train() { # METHOD OPTION ...
     local method=$1; shift
     fit "$runs" "$method" "$name" --config "experiments/$dataset/$method.yaml" "${data[@]}" --seed_everything "$seed" "$@"
 }
-train base_learner --model.encoder_weights "$WEIGHTS" ${encoder[@]+"${encoder[@]}"}
+train base_learner --model.encoder_weights "$WEIGHTS"
 base=$runs/base_learner/$name
 train bam --model.base_learner "$base/checkpoints/last.ckpt"
-train cgmgm --model.base_learner "$base/checkpoints/last.ckpt" ${cgmgm[@]+"${cgmgm[@]}"}
+train cgmgm --model.base_learner "$base/checkpoints/last.ckpt"
 for method in prototypes bam cgmgm; do
     run=$runs/$method/$name tests=()
     how=(--config "$run/config.yaml" --ckpt_path "$run/checkpoints/last.ckpt")
