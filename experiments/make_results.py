@@ -341,9 +341,9 @@ CAMVID = {
 COMPOSITE = {"composite": "pasted objects"}
 GSS_ON_IDD_LITE = {
     "softmax_mla": "softmax on GSS' decoder",
+    "gss_ff": "GSS, `decoder.classes: shared`",
+    "gss_free": "GSS, `decoder.classes: free`",
     "gss_majority": "GSS, `majority-4`",
-    "gss_ff": "GSS, 1 000 tokens",
-    "gss_shared": "GSS, 1 000 tokens, `decoder.classes shared`",
 }
 STARTS = {
     "random": "`random`",

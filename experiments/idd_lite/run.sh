@@ -2,10 +2,14 @@
 # One run of IDD-Lite with all its tests, and its line for the tables: run.sh RECIPE SEED [OPTION ...]
 #
 #   DATA=PATH/data WEIGHTS=PATH/weights.safetensors experiments/idd_lite/run.sh gmmseg_fpn 0
+#   SETS= ... run.sh softmax_mla 0
+#   SETS= ... run.sh gss_ff 0 --model.tokenizer TOKENIZER
+#   SETS= NAME=gss_free ... run.sh gss_ff 0 --model.tokenizer TOKENIZER --model.decoder.classes free
 #   SETS= NAME=gss_majority ... run.sh gss_ff 0 --model.tokenizer majority-4
 #
 # DATA holds idd_lite/ and road_anomaly/{RoadAnomaly,FS_LostAndFound_val,FS_Static_val}/. NAME, by default the recipe,
-# tells runs with other options apart; SETS are the sets of anomalies that are tested, all of them by default. What is there already is not done again.
+# tells runs with other options apart; SETS are the sets of anomalies that are tested, all of them by default.
+# TOKENIZER is the last.ckpt of maskige_vq.yaml. What is there already is not done again.
 set -euo pipefail
 recipe=$1 seed=$2; shift 2
 name=${NAME:-$recipe}
