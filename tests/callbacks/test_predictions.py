@@ -1,7 +1,4 @@
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -12,7 +9,7 @@ from PIL import Image
 
 from lightning_genseg.callbacks import PredictionWriter, read_manifest
 from lightning_genseg.data import SyntheticScenes
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, UnwritableError
 from lightning_genseg.plots.pictures import ANOMALY_PALETTE, colorize, heat_map
 from tests.callbacks.runs import PixelSegmenter, calibrated, pixels, scenes, trainer
 
@@ -313,23 +310,11 @@ def test_what_a_killed_run_had_not_listed_is_its_own(predict, out):
     assert len(predict(resume=True)) == 6
 
 
-def test_a_full_disk_is_told(photos, out):
+def test_a_full_disk_is_told(predict, out, full_disk):
     """The limit is the kernel's: files of at most 1 kB."""
-    code = f"""
-import resource, signal, sys
-from pathlib import Path
-from lightning_genseg.callbacks import PredictionWriter
-from tests.callbacks.runs import PixelSegmenter, scenes, trainer
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-folder = Path({str(out)!r})
-run = trainer(folder, PredictionWriter(folder))
-data = scenes(predict_root=folder.parent / "photos")
-run.predict(PixelSegmenter(), data, return_predictions=False)
-"""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert re.search(r"photo\.\d\.jpg' cannot be written \(File too large\)", done.stderr)
+    full_disk(1000)
+    with pytest.raises(UnwritableError, match=r"photo\.\d\.jpg' cannot be written \(File"):
+        predict()
     assert not list(out.rglob("*.jpg"))
 
 
