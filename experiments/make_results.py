@@ -339,7 +339,7 @@ CAMVID = {
     "gmmseg_mm9999": "GMMSeg, `em.mean_momentum: 0.9999`",
 }
 COMPOSITE = {"composite": "pasted objects"}
-GSS_ON_IDD_LITE = {
+ON_THE_DECODER_OF_GSS = {
     "softmax_mla": "softmax on GSS' decoder",
     "gss_ff": "GSS, `decoder.classes: shared`",
     "gss_free": "GSS, `decoder.classes: free`",
@@ -421,7 +421,8 @@ TABLES = {
     "idd_lite anomalies in short": lambda: anomalies("idd_lite", IDD_LITE, SHORT),
     "camvid closed set": lambda: closed_set("camvid_full", CAMVID, test="test"),
     "camvid composite": lambda: anomalies("camvid_full", CAMVID, SHORT, COMPOSITE),
-    "idd_lite gss": lambda: closed_set("idd_lite", GSS_ON_IDD_LITE),
+    "idd_lite gss": lambda: closed_set("idd_lite", ON_THE_DECODER_OF_GSS),
+    "camvid gss": lambda: closed_set("camvid_full", ON_THE_DECODER_OF_GSS, test="test"),
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
     "voc_animals agmm": lambda: closed_set("voc_animals", AGMM_ON_VOC_ANIMALS, FREQUENT),

@@ -221,10 +221,19 @@ def test_points_are_learned_from_in_the_same_way(folder):
 
 def test_gss_is_trained_as_softmax_is():
     softmax = EXPERIMENTS / "camvid" / "softmax_fpn.yaml"
-    for stem in ("gss_ff", "gss_ff_majority"):
+    for stem in ("gss_ff", "gss_ff_majority", "softmax_mla"):
         own = training(softmax.with_stem(stem), "decoder", "network_options")
         assert own == training(softmax, "decoder", "network_options")
-        assert "dropout" not in written(softmax.with_stem(stem))[1]["decoder"]
+    for folder in ("camvid", "idd_lite"):
+        softmax = EXPERIMENTS / folder / "softmax_mla.yaml"
+        gss = softmax.with_stem("gss_ff")
+        own = training(gss, "decoder", "network_options")
+        assert own == training(softmax, "decoder", "network_options")
+        options, theirs = written(softmax)[1]["network_options"], written(gss)[1]["decoder"]
+        for key in ("level_channels", "depth", "auxiliary"):
+            assert theirs[key] == options[key]
+        assert theirs["fused_channels"] == options["decoder_channels"]
+        assert "dropout" not in theirs
 
 
 MINE = "--data.root=mine --data.num_classes=3 --model.encoder_weights=null"
