@@ -208,13 +208,8 @@ class CGMGM(FewShotModule):
             )
 
     def to_logits(self, scores: Tensor) -> Tensor:
-        """See the base: the ensemble's scores are probabilities, but for their sum.
-
-        With a learned merge they may be negative; then the lower one counts as 0.
-        """
-        if self.ensemble is None:
-            return scores
-        return (scores - scores.amin(1, keepdim=True).clamp_max(0)).clamp_min(1e-6).log()
+        """See the base: the ensemble's scores are no logits."""
+        return scores if self.ensemble is None else self.ensemble.to_logits(scores)
 
     def undeployable(self) -> str | None:
         """Options whose size depends on the image."""

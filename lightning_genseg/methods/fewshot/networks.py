@@ -334,3 +334,10 @@ class Ensemble(nn.Module):
         )
         background = self.known(torch.cat([background, known.to(meta.dtype)], 1))
         return torch.cat([background, foreground], 1)
+
+    def to_logits(self, scores: Tensor) -> Tensor:
+        """Logits of final scores, which are probabilities but for their sum.
+
+        With a learned merge they may be negative; then the lower one counts as 0.
+        """
+        return (scores - scores.amin(1, keepdim=True).clamp_max(0)).clamp_min(1e-6).log()
