@@ -219,9 +219,10 @@ def by_seed(names):
 
 
 def few_shot_tests(folder, name, folds, shots):
-    """Tests of all folds by seed."""
+    """Tests of all folds by seed, of the seeds that were tested with so many examples."""
     found = by_seed([f"{folder}/{name}/fold{fold}" for fold in range(len(folds))])
-    return {seed: [run["test"][f"{shots}shot"] for run in each] for seed, each in found.items()}
+    tests = {seed: [run["test"].get(f"{shots}shot") for run in each] for seed, each in found.items()}
+    return {seed: each for seed, each in tests.items() if all(each)}
 
 
 def mean_of(tests, key):
@@ -409,7 +410,14 @@ EPISODIC = {
     "bam": "BAM",
     "cgmgm": "CGMGM",
 }
+REFINEMENT = {
+    "none": "`none`",
+    "cycle": "`cycle`, the paper's",
+    "cycle_support": "`cycle_support`",
+    "supports": "mixtures of the supports alone",
+}
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
+MSRC_FOLDS = ("fold 0", "fold 1", "fold 2", "fold 3")
 FREQUENT = ("background", "cat", "cow", "dog", "horse", "sheep", "person")
 SHORT = ("msp", "energy", "mahalanobis", "density", "half_relative_density")
 TABLES = {
@@ -435,6 +443,9 @@ TABLES = {
     ),
     "voc_animals episodes": lambda: episodes("voc_animals", EPISODIC, ANIMALS),
     "voc_animals wrong supports": lambda: wrong_supports("voc_animals", EPISODIC, ANIMALS),
+    "msrc episodes": lambda: episodes("msrc", EPISODIC, MSRC_FOLDS),
+    "msrc wrong supports": lambda: wrong_supports("msrc", EPISODIC, MSRC_FOLDS),
+    "msrc refinement": lambda: episodes("msrc/refinement", REFINEMENT, MSRC_FOLDS),
     "voc_animals added class": lambda: added_class(
         "voc_animals", WITHOUT_THE_CLASS, WITH_THE_CLASS
     ),
