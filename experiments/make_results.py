@@ -221,8 +221,9 @@ def by_seed(names):
 def few_shot_tests(folder, name, folds, shots):
     """Tests of all folds by seed, of the seeds that were tested with so many examples."""
     found = by_seed([f"{folder}/{name}/fold{fold}" for fold in range(len(folds))])
-    tests = {seed: [run["test"].get(f"{shots}shot") for run in each] for seed, each in found.items()}
-    return {seed: each for seed, each in tests.items() if all(each)}
+    tests = {seed: [run["test"] for run in each] for seed, each in found.items()}
+    key = f"{shots}shot"
+    return {s: [t[key] for t in each] for s, each in tests.items() if all(key in t for t in each)}
 
 
 def mean_of(tests, key):
