@@ -44,6 +44,7 @@ _FIXED_OPTIONS = {
 }  # fmt: skip
 
 # These pool the image to one pixel and batch-normalise it: one image has no batch statistics.
+_AUXILIARY_WEIGHTS = {"ocrnet": 0.4, "mla": 0.25}
 _NEEDS_TWO_IMAGES = {"deeplabv3", "deeplabv3plus", "deeplabv3plus_full", "upernet", "pan"}
 
 _TO_STRIDE_8 = {"deeplabv3plus_full", "fcn"}  # of our own
@@ -73,7 +74,8 @@ class PixelFeatures(nn.Module):
         stride: image pixels per feature pixel, 4, or more for decoders that stay coarser
             (``deeplabv3``, ``pspnet``, ``fcn`` and ``hypercolumns``: 8). Decoders finer than 4 are
             average-pooled to 4, so that a mixture never runs at image resolution.
-        auxiliary_weight: loss weight of the auxiliary scores: 0.4 for ``ocrnet``, otherwise 0.
+        auxiliary_weight: loss weight of the auxiliary scores: 0.4 for ``ocrnet``, 0.25 for ``mla``
+            (GSS' 0.2 to 0.8), 0 for the others, which have none.
 
     Raises:
         GenSegError: a name, an option or a combination that does not work, or weights that do not
@@ -100,7 +102,7 @@ class PixelFeatures(nn.Module):
         options = dict(options or {})
         self.name = f"{decoder} on {encoder}"
         self.encoder, self.decoder = _build(encoder, decoder, num_classes, options)
-        self.auxiliary_weight = 0.4 if decoder == "ocrnet" else 0.0
+        self.auxiliary_weight = _AUXILIARY_WEIGHTS.get(decoder, 0.0)
         self._multiple = int(self.encoder.output_stride)  # type: ignore[arg-type]
         # PAN halves its coarsest map three times.
         self._minimum = 8 * self._multiple if decoder == "pan" else self._multiple

@@ -78,16 +78,23 @@ def test_a_checkpoint_needs_no_other_file(tmp_path, method):
     assert loaded(image).equal(model.eval()(image))
 
 
+MLA = {"level_channels": 8, "decoder_channels": 32, "depth": 1, "auxiliary": "shared"}
+
+
 @pytest.mark.parametrize("method", [SoftmaxSegmenter, GMMSeg])
-def test_the_coarse_scores_of_ocrnet_join_the_loss(method):
-    model = method(**{k: TINY[k] for k in ("num_classes", "encoder")}, decoder="ocrnet")
+@pytest.mark.parametrize(
+    ("decoder", "options", "weight"), [("ocrnet", {}, 0.4), ("mla", MLA, 0.25)]
+)
+def test_the_coarse_scores_of_a_decoder_join_the_loss(method, decoder, options, weight):
+    network = {key: TINY[key] for key in ("num_classes", "encoder")}
+    model = method(**network, decoder=decoder, network_options=options)
     model.eval()  # without dropout
     losses = model.compute_loss(batch_of())
     parts = {"loss_ce", "loss_component"} if method is GMMSeg else set()
     assert parts | {"loss", "loss_auxiliary"} <= set(losses)
     model.features.auxiliary_weight = 0.0
     without = model.compute_loss(batch_of())["loss"]
-    torch.testing.assert_close(losses["loss"], without + 0.4 * losses["loss_auxiliary"])
+    torch.testing.assert_close(losses["loss"], without + weight * losses["loss_auxiliary"])
     losses["loss_auxiliary"].backward()
     assert any(p.grad is not None for p in model.features.decoder.parameters())
 

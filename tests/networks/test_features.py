@@ -28,7 +28,7 @@ def has_finite_gradients(module):
 def test_every_decoder_keeps_its_promise_on_an_odd_size(decoder):
     features = PixelFeatures(ENCODER, decoder, num_classes=5)
     assert features.stride == STRIDES.get(decoder, 4)
-    assert features.auxiliary_weight == (0.4 if decoder == "ocrnet" else 0.0)
+    assert features.auxiliary_weight == {"ocrnet": 0.4, "mla": 0.25}.get(decoder, 0.0)
     assert features.training
     output = features(torch.randn(2, 3, 67, 93))
     rows, columns = math.ceil(67 / features.stride), math.ceil(93 / features.stride)
