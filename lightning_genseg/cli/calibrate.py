@@ -21,7 +21,7 @@ from lightning_genseg.files import is_address, local_copy, replace_file
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.checkpoints import read_run
 from lightning_genseg.metrics.anomaly import score_histogram
-from lightning_genseg.ops.inference_options import InferenceOptions, input_size, plain_options
+from lightning_genseg.ops.inference_options import InferenceOptions, input_size
 from lightning_genseg.ops.resize import resize_labels
 from lightning_genseg.ops.views import evaluation_mode, infer, softmax, window_positions
 from lightning_genseg.uncertainty.conformal import (
@@ -81,7 +81,7 @@ class GenSegTrainer(Trainer):
         target = Path(output)
         if target.is_dir():
             raise GenSegError(f"output '{target}' is a folder: give the path of a new .ckpt file.")
-        if target.exists() and "anomaly" not in read_run(target):
+        if target.exists() and not read_run(target).get("anomaly", {}).get("thresholds"):
             raise GenSegError(
                 f"output '{target}' exists and genseg calibrate has not written it: give the path "
                 "of a new .ckpt file."
@@ -149,7 +149,7 @@ def calibrate(
         bar = tqdm(held_out, "held-out data", disable=not progress)
         thresholds = _thresholds(model, names, bar, false_positive_rate, level, risk)
     model.anomaly.thresholds = thresholds
-    model.anomaly.inference = plain_options(model.inference)
+    model.anomaly.inference = model.prediction_options()
     return thresholds
 
 

@@ -35,7 +35,14 @@ from lightning_genseg.ops.inference_options import (
     plain_options,
 )
 from lightning_genseg.ops.resize import resize_maps
-from lightning_genseg.ops.views import evaluation_mode, infer, infer_rows, merge_rows, softmax
+from lightning_genseg.ops.views import (
+    Activation,
+    evaluation_mode,
+    infer,
+    infer_rows,
+    merge_rows,
+    softmax,
+)
 from lightning_genseg.uncertainty.scores import (
     DENSITY_SCORES,
     FITTED_SCORES,
@@ -68,8 +75,10 @@ class SegmentationModule(TrainedModule):
     std: Tensor
     features: nn.Module
     own_anomaly_score: ClassVar[AnomalyName | None] = None
+    constant_scores: ClassVar[tuple[AnomalyName, ...]] = ()  # that tell nothing of this method
     takes_supports: ClassVar[bool] = False  # whether its data are few-shot episodes
     takes_bytes: ClassVar[bool] = True  # predicts images of uint8 as well, which are a quarter
+    view_activation: ClassVar[Activation | None] = softmax  # of the scores that views average
 
     def __init__(
         self,
@@ -88,6 +97,11 @@ class SegmentationModule(TrainedModule):
             raise GenSegError(
                 f"anomaly_score is {anomaly_score}, but {type(self).__name__} has no class "
                 "densities: choose another score, or GMMSeg."
+            )
+        if anomaly_score in self.constant_scores:
+            raise GenSegError(
+                f"anomaly_score is {anomaly_score}, which is the same for every pixel with "
+                f"{type(self).__name__}: choose another, such as msp or entropy."
             )
         super().__init__(num_classes, **kwargs)
         self.inference = inference
@@ -140,12 +154,17 @@ class SegmentationModule(TrainedModule):
         """Why it cannot become a graph (`genseg export`), in a sentence; None if it can."""
         return None
 
+    def prediction_options(self) -> dict[str, Any]:
+        """What is chosen anew at each run and changes scores: thresholds hold under these alone."""
+        return plain_options(self.inference)
+
     def computable_scores(self) -> list[AnomalyName]:
         """Names of the anomaly scores that this module can give now."""
         return [
             name
             for name in get_args(AnomalyName)
             if self.anomaly.is_fitted(name)
+            and name not in self.constant_scores
             and (name not in DENSITY_SCORES or self.own_anomaly_score == "density")
         ]
 
@@ -163,14 +182,27 @@ class SegmentationModule(TrainedModule):
             maps[name] = score if from_logits else self.to_image(score, image)
         return maps
 
+    def maps_to_average(self, image: Tensor) -> dict[str, Tensor]:
+        """`maps` with `scores` in the form in which windows average them and sizes change them."""
+        return self.maps(image)
+
+    def from_average(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`maps` again, of those of `maps_to_average`; of several views they are probabilities."""
+        return maps
+
     def predict_maps(self, image: Tensor) -> dict[str, Tensor]:
         """`maps` by the sliding window, scales and mirror images of `inference`."""
-        return infer(self.maps, image, self.inference, {"scores": softmax})
+        return self.from_average(self._average(image))
 
     def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`predict_maps` of a batch at the size of its `mask`, which may exceed its images."""
-        maps = self.predict_maps(batch["image"])
-        return {name: resize_maps(x, batch["mask"].shape[-2:]) for name, x in maps.items()}
+        size = batch["mask"].shape[-2:]
+        maps = {name: resize_maps(x, size) for name, x in self._average(batch["image"]).items()}
+        return self.from_average(maps)
+
+    def _average(self, image: Tensor) -> dict[str, Tensor]:
+        activations = {"scores": type(self).view_activation}
+        return infer(self.maps_to_average, image, self.inference, activations)
 
     @torch.no_grad()
     def predict_image(
@@ -264,8 +296,8 @@ class SegmentationModule(TrainedModule):
         self.on_predict_start()
 
     def on_predict_start(self) -> None:
-        """Refuse thresholds that were found under other `inference` options."""
-        now, then = plain_options(self.inference), self.anomaly.inference
+        """Refuse thresholds that were found under other `prediction_options`."""
+        now, then = self.prediction_options(), self.anomaly.inference
         if self.anomaly.thresholds and now != then:
             raise GenSegError(
                 f"the checkpoint was calibrated with inference {then or 'none'} and is used with "
@@ -288,13 +320,14 @@ class SegmentationModule(TrainedModule):
         """
         image = batch["image"]
         bar: Any = getattr(self._trainer, "progress_bar_callback", None)
+        activations = {"scores": type(self).view_activation}
         pieces = infer_rows(
-            self.maps, image, self.inference, {"scores": softmax}, progress=bar is not None
+            self.maps_to_average, image, self.inference, activations, progress=bar is not None
         )
 
         def decided() -> Iterator[tuple[slice, dict[str, Tensor]]]:
             for rows, maps in pieces:
-                found = self._prediction(maps)
+                found = self._prediction(self.from_average(maps))
                 if not image.is_floating_point():
                     found["mask"] = found["mask"].to(torch.uint8)
                 yield rows, found

@@ -72,7 +72,7 @@ class Deployable(nn.Module):
         # Without its Trainer, of which it is no part.
         self.model = deepcopy(model, {id(model._trainer): None}).eval().cpu()
         self.model.inference = options
-        if self.model.anomaly.inference != options:
+        if self.model.anomaly.inference != self.model.prediction_options():
             self.model.anomaly.thresholds = {}
         self.model.requires_grad_(False)
         for name, module in list(self.model.named_modules()):
@@ -84,7 +84,8 @@ class Deployable(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """See the class."""
-        maps = infer_once(self.model.maps, image, self.model.inference or {})
+        maps = infer_once(self.model.maps_to_average, image, self.model.inference or {})
+        maps = self.model.from_average(maps)
         prediction = self.model._prediction(maps)
         mask, probabilities = prediction.pop("mask"), softmax(maps["scores"])
         return {"mask": mask, "probabilities": probabilities, **prediction}

@@ -80,7 +80,7 @@ class PixelModule(SegmentationModule):
     def add_auxiliary_loss(
         self, losses: dict[str, Tensor], auxiliary: Tensor | None, mask: Tensor
     ) -> dict[str, Tensor]:
-        """Add the cross-entropy of the network's own coarse scores (`ocrnet`, `mla`), at its weight."""
+        """Add the cross-entropy of the coarse scores of `ocrnet` or `mla`, at its weight."""
         if auxiliary is None:
             return losses
         assert isinstance(self.features, PixelFeatures)

@@ -206,7 +206,7 @@ class AnomalyScores(nn.Module):
         super().__init__()
         self.sml, self.mahalanobis = StandardizedMaxLogit(), Mahalanobis()
         self.thresholds: dict[str, Threshold] = {}
-        self.inference: dict[str, Any] = {}  # under which the thresholds were found
+        self.inference: dict[str, Any] = {}  # options under which the thresholds were found
         # For pictures: the 1st and the 99th percentile of some validation images.
         self.ranges: dict[str, tuple[float, float]] = {}
 

@@ -6,11 +6,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from lightning_genseg import EMOptions, GMMSeg, MixtureOptions, SoftmaxSegmenter
+from lightning_genseg import GSS, EMOptions, GMMSeg, MixtureOptions, SoftmaxSegmenter
 from lightning_genseg.cli.calibrate import GenSegTrainer, calibrate, save_calibrated
 from lightning_genseg.data import SyntheticScenesDataModule
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.uncertainty.scores import DENSITY_SCORES, AnomalyName
+from tests.methods.gss.parts import DECODER
 
 TINY = {"num_classes": 3, "encoder": "tu-test_resnet", "decoder": "fpn"}
 
@@ -104,6 +105,15 @@ def test_a_promise_made_under_other_inference_options_is_refused():
     for hook in (model.on_predict_start, model.on_test_start):
         with pytest.raises(ValueError, match=r"calibrated with inference .* calibrate again"):
             hook()
+
+
+def test_a_promise_made_when_tokens_were_read_otherwise_is_refused():
+    model = GSS(3, encoder="tu-test_resnet", decoder=DECODER, anomaly_score="entropy")
+    assert "energy" not in calibrate(model, batches(1), batches(9), progress=False)
+    model.on_predict_start()
+    model.decoding = "marginal"
+    with pytest.raises(GenSegError, match=r"is used with {'decoding': 'marginal'}: calibrate"):
+        model.on_predict_start()
 
 
 def test_training_on_forgets_what_was_fitted():

@@ -252,8 +252,16 @@ def test_where_weights_came_from_is_no_news(genseg, config, checkpoint, capsys):
     assert " sets model." not in capsys.readouterr().out
 
 
-def test_calibrate_writes_over_nothing_of_others(config, checkpoint, fails, tmp_path):
-    """Neither notes nor a checkpoint, that which it reads least of all."""
+@pytest.mark.parametrize("ranges", [{}, {"density": [0.0, 1.0]}], ids=["softmax", "GMMSeg"])
+def test_calibrate_writes_over_nothing_of_others(ranges, config, checkpoint, fails, tmp_path):
+    """Neither notes nor a checkpoint, that which it reads least of all.
+
+    That of a method with a score of its own keeps what its scores were in validation.
+    """
+    content = torch.load(checkpoint, weights_only=True)
+    content["anomaly"] = {"ranges": ranges} if ranges else {}
+    checkpoint = tmp_path / "trained.ckpt"
+    torch.save(content, checkpoint)
     (tmp_path / "notes.txt").write_text("mine")
     before = Path(checkpoint).read_bytes()
     for output, message in (

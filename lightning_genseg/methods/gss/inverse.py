@@ -126,6 +126,10 @@ class GSSInverse(SegmentationModule):
         logits = resize_maps(scores.float(), self.prior.covered_size(features))
         return {"logits": logits, "features": features}
 
+    def prediction_options(self) -> dict[str, Any]:
+        """And how the prior's tokens are read."""
+        return {**super().prediction_options(), "decoding": self.prior.decoding}
+
     def to_image(self, scores: Tensor, image: Tensor) -> Tensor:
         """Bring maps that cover all cells to the size of `image`, bilinearly and in float32."""
         return self.prior.to_image(scores, image)

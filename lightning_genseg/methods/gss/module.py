@@ -28,7 +28,6 @@ from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
 from lightning_genseg.ops.inference_options import has_several_views
 from lightning_genseg.ops.resize import crop, resize_labels, resize_maps
-from lightning_genseg.ops.views import infer
 
 _LEAST_VOTE = 1e-6  # log 0 is no score
 
@@ -89,6 +88,8 @@ class GSS(PixelModule):
     """
 
     features: PixelFeatures
+    view_activation = None  # shares are averaged as they are
+    constant_scores = ("energy",)  # the shares sum to one
 
     def __init__(
         self,
@@ -208,28 +209,19 @@ class GSS(PixelModule):
         """
         return _log_shares(class_votes(self.inverse(picture)), size)
 
-    def predict_maps(self, image: Tensor) -> dict[str, Tensor]:
-        """As in the base, but windows and views are averaged as shares of votes.
+    def prediction_options(self) -> dict[str, Any]:
+        """And how tokens are read."""
+        return {**super().prediction_options(), "decoding": self.decoding}
+
+    def maps_to_average(self, image: Tensor) -> dict[str, Tensor]:
+        """As in the base, but shares of votes.
 
         The mean of their logarithms could be won by a class that no window has chosen.
         """
-        return self._scores(self._shares(image))
+        maps = self.maps(image)
+        return {**maps, "scores": maps["scores"].exp()}
 
-    def maps_at_labels(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """As in the base, of shares of votes."""
-        maps, size = self._shares(batch["image"]), batch["mask"].shape[-2:]
-        return self._scores({name: resize_maps(x, size) for name, x in maps.items()})
-
-    def _shares(self, image: Tensor) -> dict[str, Tensor]:
-        """`maps` by windows and views, with shares of votes for scores."""
-
-        def forward(part: Tensor) -> dict[str, Tensor]:
-            maps = self.maps(part)
-            return {**maps, "scores": maps["scores"].exp()}
-
-        return infer(forward, image, self.inference, {})
-
-    def _scores(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    def from_average(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Logarithms of shares again; those of several views stay, as in other methods."""
         if has_several_views(self.inference):
             return maps

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from lightning_genseg import GSS, MaskigeTokenizer, VQOptions
+from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods.gss.options import Reading
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 from lightning_genseg.ops.resize import resize_labels
 from tests.contract import (
@@ -28,6 +30,11 @@ class TestGSS(ModuleContract):
 
     def make(self, **arguments: Any) -> GSS:
         return GSS(**{**SMALL, **arguments})
+
+    def test_a_score_that_is_the_same_everywhere(self) -> None:
+        assert "energy" not in self.make().computable_scores()
+        with pytest.raises(GenSegError, match="energy, which is the same for every pixel with GSS"):
+            self.make(anomaly_score="energy")
 
     def test_own_network(self) -> None:  # type: ignore[override]
         """It has no argument for one: four stages of an encoder are needed."""
@@ -53,6 +60,29 @@ def test_tokens_that_share_classes_are_kept(tmp_path, options):
 class WithVocabulary(TestGSS):
     def make(self, **arguments: Any) -> GSS:
         return super().make(decoder={**DECODER, "vocabulary": 2}, **arguments)
+
+
+class OfNoise(TestGSS):
+    """An untrained network sees every image alike: here each cell has features of its own."""
+
+    def __init__(self, decoding: Reading) -> None:
+        self.decoding = decoding
+
+    def make(self, **arguments: Any) -> GSS:
+        model = super().make(decoding=self.decoding, **arguments)
+        kernel = torch.randn(
+            DECODER["fused_channels"], 3, 4, 4, generator=torch.Generator().manual_seed(0)
+        )
+        model.extract = lambda image: (F.conv2d(5 * (image - 0.5), kernel, stride=4), None)
+        return model
+
+
+@pytest.mark.parametrize("decoding", ["hard", "marginal"])
+@pytest.mark.parametrize(
+    "inference", [{"window": (32, 32), "stride": (12, 12)}, {"short_side": 60}], ids=str
+)
+def test_votes_are_averaged_in_the_same_way_everywhere(decoding, inference):
+    OfNoise(decoding).test_all_ways_to_a_mask_agree(inference)
 
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode")
