@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -65,7 +66,8 @@ class UpdateMixtures(StepCallback):
 
     def _see(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if module.training:
-            self._seen[name] = output.detach()
+            with torch.no_grad():  # now: the optimiser is about to change the normalisation
+                self._seen[name] = self._head(name).normalized(output)
 
     def on_train_batch_end(
         self,
@@ -82,7 +84,7 @@ class UpdateMixtures(StepCallback):
             if name in self._seen:
                 head = self._head(name)
                 owner.update_mixture(
-                    head.normalized(self._seen.pop(name)),
+                    self._seen.pop(name),
                     mask,
                     remember_only=not (stepped and self.is_due(head.em.interval)),
                 )

@@ -28,7 +28,7 @@ from lightning_genseg.methods.hub import SharedModule
 from lightning_genseg.methods.random_states import RandomStates
 from lightning_genseg.metrics import named_scores, segmentation_metrics
 from lightning_genseg.metrics.segmentation import better, score_keys
-from lightning_genseg.networks.losses import over_processes
+from lightning_genseg.ops.processes import over_processes
 
 # Where weights came from: a checkpoint holds them, nothing else is read to load it.
 SOURCES = ("encoder_weights", "extractor", "published", "base_learner", "prior", "inverse_weights")

@@ -16,7 +16,8 @@ from lightning_genseg.mixtures.memory import (
     Moments,
     spread_evenly,
 )
-from lightning_genseg.mixtures.sinkhorn import Processes, sinkhorn
+from lightning_genseg.mixtures.sinkhorn import sinkhorn
+from lightning_genseg.ops.processes import Processes
 
 __all__ = [
     "Assignment",

@@ -12,7 +12,8 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.gaussian import Covariance, GaussianMixture, pooled
 from lightning_genseg.mixtures.log_density import double_precision, full_precision, with_squares
 from lightning_genseg.mixtures.memory import Estimate, central, count_groups, ranks_in_group
-from lightning_genseg.mixtures.sinkhorn import Processes, segments, sinkhorn
+from lightning_genseg.mixtures.sinkhorn import segments, sinkhorn
+from lightning_genseg.ops.processes import Processes
 
 Assignment = Literal["sinkhorn", "em"]
 

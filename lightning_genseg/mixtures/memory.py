@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.mixtures.sinkhorn import Processes
+from lightning_genseg.ops.processes import Processes
 
 # An outer product per feature is D x D; this bounds how many are held at once.
 _MAX_OUTER_ELEMENTS = 2**24

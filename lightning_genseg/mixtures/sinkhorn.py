@@ -1,38 +1,11 @@
 """Sinkhorn assignment of pixels to the components of their class, in the log domain."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.mixtures.log_density import full_precision
-
-
-class Processes(NamedTuple):
-    """Several processes that keep one mixture, such as those of DDP.
-
-    `gather` stacks a tensor of one shape over the processes, along a new first axis; `rank` is the
-    own place in it.
-    """
-
-    gather: Callable[[Tensor], Tensor]
-    rank: int
-
-    @classmethod
-    def found(cls) -> "Processes | None":
-        """All processes of `torch.distributed`; None where it is not initialised or has one."""
-        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return None
-        count = torch.distributed.get_world_size()
-        return cls(_gather, torch.distributed.get_rank()) if count > 1 else None
-
-
-def _gather(tensor: Tensor) -> Tensor:
-    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, tensor.contiguous())
-    return torch.stack(parts)
+from lightning_genseg.ops.processes import Processes
 
 
 def segments(labels: Tensor, num_classes: int) -> Tensor:

@@ -74,6 +74,7 @@ class PixelFeatures(nn.Module):
         stride: image pixels per feature pixel, 4, or more for decoders that stay coarser
             (``deeplabv3``, ``pspnet``, ``fcn`` and ``hypercolumns``: 8). Decoders finer than 4 are
             average-pooled to 4, so that a mixture never runs at image resolution.
+        predicts_classes: whether there are auxiliary scores.
         auxiliary_weight: loss weight of the auxiliary scores: 0.4 for ``ocrnet``, 0.25 for ``mla``
             (GSS' 0.2 to 0.8), 0 for the others, which have none.
 
@@ -109,7 +110,7 @@ class PixelFeatures(nn.Module):
         self._batch_pools = decoder in _NEEDS_TWO_IMAGES
         self._image_size = _fixed_image_size(self.encoder)
         self._pool = 1
-        self.out_channels, self.stride = self._measure()
+        self.out_channels, self.stride, self.predicts_classes = self._measure()
         if self.stride < 4:
             self._pool, self.stride = 4 // self.stride, 4
         if encoder_weights is not None:
@@ -146,8 +147,8 @@ class PixelFeatures(nn.Module):
         return crop(features, rows, columns), auxiliary
 
     @torch.no_grad()
-    def _measure(self) -> tuple[int, int]:
-        """Channels and stride of the decoder, from one small blank image."""
+    def _measure(self) -> tuple[int, int, bool]:
+        """Channels, stride and whether there are auxiliary scores, from one small blank image."""
         size = self._image_size or (max(64, self._minimum),) * 2
         image = torch.zeros(1, 3, *size, device=next(self.parameters()).device)
         try:
@@ -155,8 +156,9 @@ class PixelFeatures(nn.Module):
                 output = self.decoder(self.encoder(image))
         except MODEL_ERRORS as error:
             raise GenSegError(f"{self.name} does not work: {first_line(error)}.") from error
-        features = output[0] if isinstance(output, tuple) else output
-        return features.shape[1], size[0] // features.shape[2]
+        auxiliary = isinstance(output, tuple)
+        features = output[0] if auxiliary else output
+        return features.shape[1], size[0] // features.shape[2], auxiliary
 
 
 def feature_channels(features: nn.Module) -> int:

@@ -60,18 +60,23 @@ def test_the_mixture_learns(kind, name, tmp_path):
 
 
 def test_it_is_what_update_mixture_does(tmp_path):
-    """The same as by hand, in a module without dropout whose optimiser stands still."""
+    """The same as by hand: with what the head saw before the optimiser changed it."""
     torch.manual_seed(0)
-    mine = GMMHead(8, 6, MixtureOptions(2, 4), EM, dropout=0.0)
-    module = Plain(mine)
-    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)
-    theirs = GMMHead(8, 6, MixtureOptions(2, 4), EM, dropout=0.0)
+    modules = [Plain(GMMHead(8, 6, MixtureOptions(2, 4), EM, dropout=0.0)) for _ in range(2)]
+    mine, theirs = modules
     theirs.load_state_dict(mine.state_dict())
+    for module in modules:  # at a rate that would change what the normalisation gives
+        module.configure_optimizers = lambda m=module: torch.optim.SGD(m.parameters(), lr=0.5)
+    optimizer = theirs.configure_optimizers()
     for image, mask in pairs():
-        theirs.update_mixture(theirs.embed(module.stem(image)).detach(), mask)
-    trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)]).fit(module, pairs())
-    for key, value in theirs.mixture.state_dict().items():
-        torch.testing.assert_close(mine.mixture.state_dict()[key], value)
+        embedding = theirs.head.embed(theirs.stem(image)).detach()
+        theirs.training_step((image, mask), 0).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        theirs.head.update_mixture(embedding, mask)
+    trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)]).fit(mine, pairs())
+    for key, value in theirs.head.mixture.state_dict().items():
+        torch.testing.assert_close(mine.head.mixture.state_dict()[key], value)
 
 
 def test_once_a_step(tmp_path, monkeypatch):

@@ -44,10 +44,8 @@ def class_centres(features: Tensor, mask: Tensor, num_classes: int) -> tuple[Ten
 def chosen(maps: Tensor, classes: Tensor) -> Tensor:
     """Maps B x C x ... of some classes of each image (B x C bool): P x ...; on a GPU all of them.
 
-    It would have to be waited for, to know how many there are. Chosen ones come back as they are.
+    It would have to be waited for, to know how many there are.
     """
-    if maps.shape[:2] != classes.shape:
-        return maps
     return maps[classes] if maps.device.type == "cpu" else maps.flatten(0, 1)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_genseg.methods.agmm.gaussian_map import chosen
-from lightning_genseg.networks.losses import mean_over
+from lightning_genseg.ops.processes import mean_over
 
 _EPS = 1e-6  # inside logarithms, as in AGMM's code
 
@@ -17,7 +17,7 @@ def class_agreement_loss(
     Gradients reach both maps. 0, not NaN, without pixels.
 
     Args:
-        prediction: B x C x H x W in [0, 1], or what is `chosen` of it.
+        prediction: P x H x W in [0, 1], `chosen` by `present`.
         target: likewise.
         present: B x C bool, the classes that count; an image without one adds 0 to the mean.
         pixels: B x H x W bool, those of which the mean is taken.
@@ -25,7 +25,6 @@ def class_agreement_loss(
     shares = present / present.sum(1, keepdim=True).clamp_min(1)
     inside = chosen(pixels[:, None].expand(-1, present.shape[1], -1, -1), present)
     weights = inside * chosen(shares, present)[:, None, None]
-    prediction, target = (chosen(x, present) for x in (prediction, target))
     terms = target * torch.log(prediction + _EPS) + (1 - target) * torch.log(1 - prediction + _EPS)
     return mean_over(-0.5 * (terms * weights).sum(), pixels.sum())
 

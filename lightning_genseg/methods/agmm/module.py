@@ -137,7 +137,7 @@ class AGMM(SoftmaxSegmenter):
             inside = labelled | unlabelled
             if self.weights["self"]:
                 losses["loss_self"] = class_agreement_loss(
-                    probability,
+                    chosen(probability, present),
                     gaussian.detach() if self.detach_gaussian else gaussian,
                     present,
                     self._counted(inside, present),

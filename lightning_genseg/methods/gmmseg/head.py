@@ -22,8 +22,9 @@ from lightning_genseg.mixtures.memory import (
     spread_evenly,
     total_over,
 )
-from lightning_genseg.mixtures.sinkhorn import Processes, segments
-from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
+from lightning_genseg.mixtures.sinkhorn import segments
+from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.ops.processes import Processes, mean_over
 from lightning_genseg.ops.resize import resize_labels
 
 

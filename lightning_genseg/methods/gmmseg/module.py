@@ -15,10 +15,10 @@ from lightning_genseg.methods.gmmseg.head import GMMHead
 from lightning_genseg.methods.gmmseg.options import EMOptions, LogitNorm, MixtureOptions
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.metrics import segmentation_metrics
-from lightning_genseg.mixtures import Processes
 from lightning_genseg.networks.features import PixelFeatures, feature_channels
 from lightning_genseg.networks.weights import load_weights
 from lightning_genseg.ops.inference_options import input_size
+from lightning_genseg.ops.processes import Processes
 from lightning_genseg.ops.resize import resize_labels, resize_maps
 from lightning_genseg.ops.views import evaluation_mode
 from lightning_genseg.uncertainty.scores import AnomalyScores
@@ -176,8 +176,14 @@ class GMMSeg(PixelModule):
                 one. With 0 a class of few images claims too many pixels of classes like it.
 
         Raises:
-            GenSegError: no mask for each image, no pixel of the class, or a name that is taken.
+            GenSegError: no mask for each image, no pixel of the class, a name that is taken, or a
+                decoder with scores of its own (`ocrnet`).
         """
+        if isinstance(self.features, PixelFeatures) and self.features.predicts_classes:
+            raise GenSegError(
+                f"the network {self.features.name} predicts classes itself and cannot learn one "
+                "more: train with a decoder without auxiliary scores."
+            )
         names = self.all_class_names
         if name in names:
             raise GenSegError(f"name is '{name}', which is a class already: give another one.")

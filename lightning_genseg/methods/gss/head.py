@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_genseg.methods.gss.options import TokenDecoderOptions
 from lightning_genseg.networks.fcn import conv_bn_relu
-from lightning_genseg.networks.losses import true_anywhere
+from lightning_genseg.ops.processes import true_anywhere
 from lightning_genseg.ops.resize import is_exporting
 
 _IGNORED = -100  # target of cells that do not count

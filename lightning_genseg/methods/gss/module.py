@@ -25,8 +25,9 @@ from lightning_genseg.methods.gss.options import Reading, TokenDecoderOptions
 from lightning_genseg.methods.gss.tokenizers.load import lasting_source, make_tokenizer
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.networks.features import PixelFeatures
-from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
+from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.ops.inference_options import has_several_views
+from lightning_genseg.ops.processes import mean_over
 from lightning_genseg.ops.resize import crop, resize_labels, resize_maps
 
 _LEAST_VOTE = 1e-6  # log 0 is no score

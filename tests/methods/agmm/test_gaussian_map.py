@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_genseg.methods.agmm.gaussian_map import (
     centre_distance,
     centre_similarity,
+    chosen,
     class_centres,
     gaussian_map,
     gaussian_variance,
@@ -210,7 +211,8 @@ def test_agreement_is_half_the_binary_cross_entropy_of_the_classes_that_count():
         0.5 * single[i, present[i], y, x].mean().item() if present[i].any() else 0.0
         for i, y, x in pixels.nonzero().tolist()
     ]
-    loss = class_agreement_loss(prediction, target, present, pixels)
+    maps = (chosen(x, present) for x in (prediction, target))
+    loss = class_agreement_loss(*maps, present, pixels)
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 
@@ -229,7 +231,8 @@ def test_losses_of_certain_maps_are_finite(certain):
     prediction = torch.full((3, CLASSES, 2, 2), certain, requires_grad=True)
     target = torch.full((3, CLASSES, 2, 2), 1 - certain, requires_grad=True)
     everything, pixels = torch.ones(3, CLASSES) > 0, torch.ones(3, 2, 2) > 0
-    loss = class_agreement_loss(prediction, target, everything, pixels)
+    maps = (chosen(x, everything) for x in (prediction, target))
+    loss = class_agreement_loss(*maps, everything, pixels)
     loss = loss + absent_class_loss(prediction, ~everything, pixels)
     loss.backward()
     for x in (loss, prediction.grad, target.grad):
@@ -240,7 +243,8 @@ def test_losses_of_certain_maps_are_finite(certain):
 def test_losses_of_no_pixel_are_zero():
     maps, present = torch.rand(2, CLASSES, 3, 3, requires_grad=True), torch.ones(2, CLASSES) > 0
     pixels = torch.zeros(2, 3, 3, dtype=torch.bool)
-    loss = class_agreement_loss(maps, maps, present, pixels)
+    of_classes = chosen(maps, present)
+    loss = class_agreement_loss(of_classes, of_classes, present, pixels)
     loss = loss + absent_class_loss(maps, ~present, pixels)
     loss.backward()
     assert loss == 0

@@ -148,6 +148,15 @@ class TestModule:
         query, labels = picture([0, 1, 2])
         assert (made(query[None]).argmax(1)[0] == labels).float().mean() > 0.95
 
+    @pytest.mark.parametrize(
+        ("decoder", "options"),
+        [("ocrnet", {}), ("mla", {"decoder_channels": 32, "auxiliary": "shared"})],
+    )
+    def test_a_network_that_predicts_classes_itself_learns_no_other(self, decoder, options):
+        made = GMMSeg(2, encoder="tu-test_resnet", decoder=decoder, network_options=options)
+        with pytest.raises(GenSegError, match=f"{decoder} on tu-test_resnet predicts classes"):
+            made.add_class([torch.rand(3, 64, 64)], [torch.ones(64, 64).long()], "blue")
+
     def test_images_are_seen_at_the_size_of_predictions(self):
         made, seen = model(), []
         made.inference = {"short_side": 48}

@@ -17,7 +17,8 @@ from lightning_genseg.methods.gss.maskige import Color, ConvInverse, NearestColo
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 from lightning_genseg.methods.gss.tokenizers.tokenizer import pad_to_cells
 from lightning_genseg.methods.gss.training.mask_module import MaskModule
-from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
+from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.ops.processes import mean_over
 
 
 class LearnedColors(MaskModule):

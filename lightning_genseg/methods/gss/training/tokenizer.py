@@ -18,7 +18,8 @@ from lightning_genseg.methods.gss.training.mask_variation import (
     permute_classes,
     procedural_masks,
 )
-from lightning_genseg.networks.losses import mean_over, pixel_cross_entropy
+from lightning_genseg.networks.losses import pixel_cross_entropy
+from lightning_genseg.ops.processes import mean_over
 
 
 class MaskigeTokenizer(MaskModule):
