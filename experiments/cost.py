@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning import Callback, LightningModule, Trainer
 from make_results import RESULTS, keep, origin
 
@@ -66,8 +65,7 @@ def main() -> None:
             ]
         )
         cost = json.loads(path.read_text())
-    config = yaml.safe_load((args.run / "config.yaml").read_text())
-    keep(RESULTS / args.name / "cost.json", {**origin(config), **cost})
+    keep(RESULTS / args.name / "cost.json", {**origin(), **cost})
     print(f"{args.name}: {cost}")
 
 

@@ -1,17 +1,20 @@
 """Keep what runs have measured, and write the tables of the documentation from it.
 
+    python experiments/make_results.py origin RUN
     python experiments/make_results.py add NAME RUN [SET=TEST_RUN ...]
     python experiments/make_results.py
 
-`add` reads a run's ``val_metrics.json``, the losses of its last eighth from ``metrics.csv``, and
-``metrics.json`` and ``anomaly_scores.json`` of its tests, and writes ``results/NAME/seedN.json``
-with commit and hardware; a run that is added again keeps these. Without arguments the tables
+`origin` notes in ``origin.json`` which commit is about to train a run, and on what. `add` reads
+that, the run's ``val_metrics.json``, the losses of its last eighth from ``metrics.csv``, and
+``metrics.json`` and ``anomaly_scores.json`` of its tests, and writes ``results/NAME/seedN.json``; a
+run that is added again keeps its origin. Without arguments the tables
 between the markers in the documentation are written anew: mean and spread (standard deviation) over
 the seeds.
 """
 
 import csv
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -38,7 +41,7 @@ def add(name, run, tests):
     path = RESULTS / name / f"seed{seed}.json"
     val = _read(run / "val_metrics.json")
     kept = json.loads(path.read_text()) if path.exists() else {}
-    known = kept if kept.get("val") == val else origin(config)
+    known = kept if kept.get("val") == val else _read(run / "origin.json")
     result = {
         "name": name,
         "seed": seed,
@@ -72,7 +75,7 @@ def last_losses(path):
 
 
 def cross_entropy(run):
-    """The cross-entropy in a run's training loss: all of it, but for GMMSeg."""
+    """The cross-entropy in a training loss: a part of it, or all of softmax's."""
     return run["train"].get("loss_ce", run["train"]["loss"])
 
 
@@ -83,13 +86,37 @@ def keep(path, result):
     print(f"kept as {path}")
 
 
-def origin(config):
-    """What a run's numbers belong to: the commit, and what it ran on."""
+def origin():
+    """What a run's numbers belong to: the commit, and what it runs on."""
     return {
         "commit": _output("git", "rev-parse", "HEAD"),
         "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
-        "hardware": f"{platform.machine()} CPU, {config['trainer']['accelerator']}",
+        "hardware": hardware(),
     }
+
+
+def hardware():
+    """The processor by its name, as far as the system tells it, and the threads of a process."""
+    told = Path("/proc/cpuinfo")  # elsewhere Python knows it
+    lines = told.read_text().splitlines() if told.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, threads: {os.environ.get('OMP_NUM_THREADS', os.cpu_count())}"
+
+
+def note_origin(run):
+    """Note it beside a run; a run that goes on must do so at the commit where it began.
+
+    Raises:
+        SystemExit: it began at another.
+    """
+    path, now = run / "origin.json", origin()
+    if path.exists() and (began := _read(path)["commit"]) != now["commit"]:
+        raise SystemExit(
+            f"make_results: {run} was begun at commit {began} and this is {now['commit']}: go on "
+            "there, or remove the folder and start again."
+        )
+    path.write_text(json.dumps(now, indent=1) + "\n")
 
 
 def _read(path):
@@ -472,7 +499,9 @@ def with_tables(text):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["add"]:
+    if sys.argv[1:2] == ["origin"]:
+        note_origin(Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["add"]:
         add(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
     else:
         for page in PAGES:

@@ -81,7 +81,7 @@ def main() -> None:
     if args.keep:
         seed = config["seed_everything"]
         path = RESULTS / args.keep / "wrong_support" / f"seed{seed}.json"
-        keep(path, {"seed": seed, "episodes": len(episodes), **origin(config), **found})
+        keep(path, {"seed": seed, "episodes": len(episodes), **origin(), **found})
 
 
 if __name__ == "__main__":

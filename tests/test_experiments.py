@@ -152,6 +152,18 @@ def test_the_tables_are_those_of_the_kept_results():
         assert make["with_tables"](text) == text, page
 
 
+def test_a_run_goes_on_at_the_commit_where_it_began(tmp_path):
+    make = runpy.run_path(f"{EXPERIMENTS}/make_results.py")
+    now = {"commit": "a" * 40, "changed": False, "hardware": "a processor"}
+    make["note_origin"].__globals__["origin"] = lambda: now
+    make["note_origin"](tmp_path)
+    make["note_origin"](tmp_path)
+    assert json.loads((tmp_path / "origin.json").read_text()) == now
+    now = {**now, "commit": "b" * 40}
+    with pytest.raises(SystemExit, match=r"was begun at commit a+ and this is b+: go on there"):
+        make["note_origin"](tmp_path)
+
+
 def test_the_readmes_know_the_options():
     known = set()
     for method in map(methods.__dict__.get, methods.__all__):

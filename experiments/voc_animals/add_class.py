@@ -98,7 +98,7 @@ def main():
     known = args.run.parent.name + f"_{args.shrinkage}" * (args.shrinkage != 0.5)
     folder = RESULTS / "voc_animals" / "add_class" / known
     result = {"seed": seed, "class": args.name, "shrinkage": args.shrinkage}
-    result |= {**origin(config), "rows": rows}
+    result |= {**origin(), "rows": rows}
     keep(folder / f"seed{seed}.json", result)
     val = data.split_dataset("val", data.eval_transform)
     drawn = [val[i] for i in range(len(val)) if new in val[i]["mask"]][:4]

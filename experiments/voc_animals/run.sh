@@ -29,8 +29,7 @@ cat "$DATA"/voc2012_animals/lists/train{,_sbd_extra}.txt > "$run/train.txt"
 . experiments/fit.sh
 fit "$runs" "$name" "seed$seed" --config "experiments/voc_animals/$recipe.yaml" --data.root "$DATA/voc2012_animals" \
     --data.train_list "$run/train.txt" --model.encoder_weights "$WEIGHTS" --seed_everything "$seed" "$@"
-# Lists of a data set share no image: here the validation images are those of the test.
-[ -e "$run/test/metrics.json" ] || genseg test --config "$run/config.yaml" --data.train_list lists/train.txt \
-    --data.val_list lists/train_sbd_extra.txt --data.test_list lists/val.txt \
-    --ckpt_path "$run/checkpoints/last.ckpt" --trainer.logger.init_args.version "seed$seed/test"
+# Without a list of its own the test is on the validation images.
+[ -e "$run/test/metrics.json" ] || genseg test --config "$run/config.yaml" --ckpt_path "$run/checkpoints/last.ckpt" \
+    --trainer.logger.init_args.version "seed$seed/test"
 python experiments/make_results.py add "voc_animals/$name" "$run" "val=$run/test"

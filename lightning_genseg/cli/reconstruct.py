@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -26,7 +24,7 @@ from lightning_genseg.methods.gss.tokenizers.majority import CellMajority
 from lightning_genseg.methods.gss.tokenizers.reconstruction import Reconstruction, reconstruct
 from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
 from lightning_genseg.metrics.segmentation import segmentation_metrics
-from lightning_genseg.ops.resize import resize_labels
+from lightning_genseg.ops.resize import labelled_cells, resize_labels
 from lightning_genseg.plots.pictures import Picture, Sheet, colorize
 
 _HELP = (
@@ -191,12 +189,15 @@ class _Scale:
     def update(self, mask: Tensor, inverse: torch.nn.Module) -> Reconstruction:
         found = reconstruct(mask, self.maskige, self.tokenizer, inverse, self.scale)
         self.scores.update(found.scores.argmax(1), mask)
-        common, labelled = cell_classes(mask, found.tokens.shape[-2:], *self.counts.shape[:1])
+        classes, count = self.counts.shape
+        common = labelled_cells(mask, found.tokens.shape[-2:], classes, ignore_index=classes)
+        labelled = common < classes
+        common = common.where(labelled, 0)
         # Ignored pixels would vote for the class whose colour is nearest to theirs.
-        filled = mask.where(mask < len(self.counts), resize_labels(common, mask.shape[-2:]))
+        filled = mask.where(mask < classes, resize_labels(common, mask.shape[-2:]))
         plain = reconstruct(filled, self.maskige, self.majority, self.nearest, self.scale)
         self.baseline.update(plain.scores.argmax(1), mask)
-        pairs = (common * self.counts.shape[1] + found.tokens)[labelled]
+        pairs = (common * count + found.tokens)[labelled]
         self.counts += pairs.bincount(minlength=self.counts.numel()).view_as(self.counts).cpu()
         return found
 
@@ -215,15 +216,6 @@ class _Scale:
             "majority": {key: baseline[key].item() for key in ("mIoU", "pixel_accuracy")},
             "tokens": token_statistics(self.counts),
         }
-
-
-def cell_classes(mask: Tensor, size: Sequence[int], num_classes: int) -> tuple[Tensor, Tensor]:
-    """Commonest class in each of h x w cells of masks B x H x W; whether a pixel is labelled."""
-    labelled = mask < num_classes
-    votes = F.one_hot(mask.where(labelled, 0), num_classes) * labelled[..., None]
-    shares = F.adaptive_avg_pool2d(votes.movedim(-1, 1).float(), (size[0], size[1]))
-    most = shares.max(1)
-    return most.indices, most.values > 0
 
 
 def token_statistics(counts: Tensor) -> dict[str, float | int]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import pixel_cross_entropy
@@ -26,6 +27,9 @@ class PixelModule(SegmentationModule):
         encoder_weights: `imagenet` (downloads), the path of a state dict, or `None`.
         network_options: further arguments of the network, such as `decoder_channels`.
         features: your own network instead: B x 3 x H x W to B x F x h x w.
+
+    Raises:
+        GenSegError: `features` beside weights or options of a network by name.
     """
 
     def __init__(
@@ -40,6 +44,13 @@ class PixelModule(SegmentationModule):
     ) -> None:
         super().__init__(num_classes, **kwargs)
         self._own_features = features is not None
+        named = {"encoder_weights": encoder_weights, "network_options": network_options}
+        for name, value in named.items():
+            if self._own_features and value is not None:
+                raise GenSegError(
+                    f"{name} is of a network by name, and features is a network of your own: give "
+                    "one or the other."
+                )
         if features is None:
             features = PixelFeatures(
                 encoder, decoder, encoder_weights, num_classes=num_classes, options=network_options

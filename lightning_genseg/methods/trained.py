@@ -140,6 +140,7 @@ class TrainedModule(SharedModule, ABC):
         if trainer is None:
             return
         guard_checkpoints(trainer)
+        check_device(trainer.strategy.root_device)
         precision = str(trainer.precision)
         if precision != "32-true" and not precision.endswith("-mixed"):
             raise GenSegError(
@@ -273,6 +274,15 @@ class TrainedModule(SharedModule, ABC):
                 f"the checkpoint was trained on the classes {', '.join(names)} and the data have "
                 f"{', '.join(self.class_names)}: classes are compared by their numbers."
             )
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse a device without float64, in which scores and EM count."""
+    if device.type == "mps":
+        raise GenSegError(
+            "trainer.accelerator is mps, but an Apple GPU has no float64, in which scores and "
+            "mixtures count: set trainer.accelerator to cpu."
+        )
 
 
 def check_training(

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.gaussian import Covariance, GaussianMixture, pooled
-from lightning_genseg.mixtures.log_density import double_precision, full_precision, with_squares
+from lightning_genseg.mixtures.log_density import full_precision, with_squares
 from lightning_genseg.mixtures.memory import Estimate, central, count_groups, ranks_in_group
 from lightning_genseg.mixtures.sinkhorn import segments, sinkhorn
 from lightning_genseg.ops.processes import Processes
@@ -210,7 +210,7 @@ def fit(
     labels = x.new_zeros(len(x), dtype=torch.long) if labels is None else labels.long()
     if labels.shape != x.shape[:1]:
         raise GenSegError(f"fit takes a label per feature; got {len(x)} and {tuple(labels.shape)}.")
-    x = double_precision(x)
+    x = x.double()
     if not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).any(1).sum())
         raise GenSegError(

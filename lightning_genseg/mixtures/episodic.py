@@ -13,7 +13,6 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.mixtures.em import estimate
 from lightning_genseg.mixtures.gaussian import Covariance
 from lightning_genseg.mixtures.log_density import (
-    double_precision,
     few_products,
     full_log_density,
     full_precision,
@@ -80,7 +79,7 @@ class EpisodicMixture(NamedTuple):
         """
         with torch.autocast(x.device.type, enabled=False):
             z = self.standardize(x)
-            density = self.component_log_density(with_squares(double_precision(z)))
+            density = self.component_log_density(with_squares(z.double()))
             density = (density + self.log_weights[:, None]).logsumexp(-1)
             return (density - x.shape[-1] * self.scale.log()).to(z.dtype)
 

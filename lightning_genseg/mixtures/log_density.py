@@ -15,16 +15,6 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def has_float64(x: Tensor) -> bool:
-    """Whether the device of `x` has it; MPS has not."""
-    return x.device.type != "mps"
-
-
-def double_precision(x: Tensor) -> Tensor:
-    """Return `x` in float64, or in float32 where there is none."""
-    return x.double() if has_float64(x) else full_precision(x)
-
-
 def with_squares(x: Tensor) -> Tensor:
     """Features ... x N x D and their squares: diagonal densities and moments are linear in both."""
     return torch.cat([x, x * x], -1)
@@ -38,9 +28,8 @@ def diagonal_log_density(
     GMMSeg, Eq. 4: :math:`-\frac12 \sum_d [\log 2\pi\sigma_d^2 + (x_d - \mu_d)^2 / \sigma_d^2]`,
     with the square expanded, so that no `N x K x D` tensor exists. Expanded squares of large
     numbers cancel: in float32 by up to 41 nats for means around 100 and variances of 0.01. The
-    product is therefore in float64, at a third of the speed, unless the numbers are `bounded`. On
-    MPS, which has no float64, nothing is expanded. The result is float32, or float64 if an argument
-    is.
+    product is therefore in float64, at a third of the speed, unless the numbers are `bounded`. The
+    result is float32, or float64 if an argument is.
 
     Args:
         x: features, N x D.
@@ -60,12 +49,6 @@ def diagonal_log_density(
         x, means, variances = full_precision(x), full_precision(means), full_precision(variances)
         dtype, shape, dim = torch.promote_types(x.dtype, means.dtype), means.shape[:-1], x.shape[-1]
         means, variances = means.reshape(-1, dim), variances.reshape(-1, dim)
-        if not bounded and not has_float64(x):
-            rows = max(1, _MAX_WHITENED_ELEMENTS // means.numel())
-            parts = [(part[:, None] - means).square() / variances for part in x.split(rows)]
-            constant = variances.log().sum(-1) + dim * LOG_2PI
-            squared = torch.cat([part.sum(-1) for part in parts])
-            return (-0.5 * (squared + constant)).reshape(x.shape[0], *shape)
         if not bounded:
             x, means, variances = x.double(), means.double(), variances.double()
         centre = means.detach().mean(0)
@@ -112,8 +95,8 @@ def few_products(rows: Tensor, vectors: Tensor) -> Tensor:
 def full_log_density(x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
     """Log-density of every pixel under every full-covariance Gaussian (meant for D <= 64).
 
-    Whitens with the Cholesky factors, for a bounded number of pixels at a time, in float64 unless
-    the device has none. The result is float32, or float64 if an argument is.
+    Whitens with the Cholesky factors, for a bounded number of pixels at a time, in float64. The
+    result is float32, or float64 if an argument is.
 
     Args:
         x: features, N x D.
@@ -125,7 +108,7 @@ def full_log_density(x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
     """
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.promote_types(full_precision(x).dtype, full_precision(means).dtype)
-        x, means, covariances = (double_precision(t) for t in (x, means, covariances))
+        x, means, covariances = (t.double() for t in (x, means, covariances))
         shape, dim = means.shape[:-1], means.shape[-1]
         means, covariances = means.reshape(-1, dim), covariances.reshape(-1, dim, dim)
         factors = torch.linalg.cholesky(covariances)

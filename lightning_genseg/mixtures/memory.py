@@ -49,10 +49,9 @@ class Moments(NamedTuple):
 
     @classmethod
     def zeros(cls, groups: int, dim: int, full: bool, device: torch.device) -> "Moments":
-        """Nothing seen yet, in float64 where the device has it: sums are added to for hours."""
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        """Nothing seen yet, in float64: sums are added to for hours."""
         shapes = (groups,), (groups, dim), (groups, dim, dim) if full else (groups, dim)
-        return cls(*(torch.zeros(shape, dtype=dtype, device=device) for shape in shapes))
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def __add__(self, other: "Moments") -> "Moments":  # type: ignore[override]
         """Moments of both together (not the longer tuple)."""

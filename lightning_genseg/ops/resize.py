@@ -56,6 +56,34 @@ def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, list(size), mode="bilinear", align_corners=True)
 
 
+def labelled_cells(
+    mask: Tensor, size: Sequence[int], num_classes: int, ignore_index: int = 255
+) -> Tensor:
+    """Most frequent class in each cell of a coarser grid; of equally frequent ones the first.
+
+    Args:
+        mask: B x H x W int64; what is no class does not count.
+        size: (h, w) of the grid.
+        num_classes: C.
+        ignore_index: label of cells without a class.
+
+    Returns:
+        B x h x w int64.
+    """
+    batch, height, width = mask.shape
+    image, row, column = (torch.arange(n, device=mask.device) for n in mask.shape)
+    rows = image[:, None] * size[0] + row * size[0] // height
+    cell = rows[:, :, None] * size[1] + column * size[1] // width
+    cells = batch * size[0] * size[1]
+    valid = (mask >= 0) & (mask < num_classes)
+    # Counted without asking how many there are, which would make the CPU wait for the GPU.
+    index = torch.where(valid, cell * num_classes + mask, cells * num_classes).flatten()
+    counts = index.new_zeros(cells * num_classes + 1).index_add(0, index, torch.ones_like(index))
+    counts = counts[:-1].view(cells, num_classes)
+    most, label = counts.max(1)
+    return torch.where(most > 0, label, ignore_index).view(batch, *size)
+
+
 def crop(maps: Tensor, rows: int, columns: int, top: int = 0, left: int = 0) -> Tensor:
     """A part of maps B x C x H x W: so many rows and columns, from `top` and `left`."""
     if not is_exporting():

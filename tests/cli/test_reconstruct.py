@@ -9,7 +9,7 @@ from scipy.stats import entropy
 from sklearn.metrics import jaccard_score
 
 from lightning_genseg.cli.reconstruct import (
-    cell_classes,
+    _Scale,
     reconstruct_data,
     summary,
     token_statistics,
@@ -88,9 +88,11 @@ def test_cells_without_labels_are_not_counted():
     mask = torch.full((1, 8, 8), 255)
     mask[0, :4, :4], mask[0, 0, 0] = 2, 1
     mask[0, 5, 5] = 3
-    common, labelled = cell_classes(mask, (2, 2), 4)
-    assert labelled.tolist() == [[[True, False], [False, True]]]
-    assert common[labelled].tolist() == [2, 3]
+    maskige = Maskige(class_colors("lattice", 4))
+    nearest = NearestColor(maskige.colors[:-1])
+    found = _Scale(1.0, CellMajority(maskige.colors[:-1], 4), maskige, 4)
+    found.update(mask, nearest)
+    assert found.counts.sum(1).tolist() == [0, 0, 1, 1]
 
 
 def test_pictures(tmp_path):

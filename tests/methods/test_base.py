@@ -9,6 +9,7 @@ from PIL import Image
 
 from lightning_genseg import EMOptions, GMMHead, GMMSeg, SegmentationModule, SoftmaxSegmenter
 from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.methods.trained import check_device
 from tests.contract import (
     NUM_CLASSES,
     TINY,
@@ -100,6 +101,18 @@ def test_the_coarse_scores_of_a_decoder_join_the_loss(method, decoder, options, 
 
 
 # --- sentences -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", [{"encoder_weights": "x.pt"}, {"network_options": {"a": 1}}])
+def test_options_of_a_network_by_name_beside_one_of_your_own(option):
+    with pytest.raises(GenSegError, match=f"^{next(iter(option))} is of a network by name"):
+        SoftmaxSegmenter(3, features=PlainFeatures(), **option)
+
+
+def test_a_device_without_float64():
+    check_device(torch.device("cuda"))
+    with pytest.raises(GenSegError, match=r"^trainer\.accelerator is mps, .* to cpu\.$"):
+        check_device(torch.device("mps"))
 
 
 def test_a_nan_image_is_named(tmp_path):

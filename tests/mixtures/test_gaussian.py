@@ -99,18 +99,6 @@ def test_float32_of_any_features(covariance, scale, variance):
     assert (own.amax(1) - near).abs().max() < 1e-2
 
 
-def test_where_there_is_no_float64(monkeypatch):
-    """On MPS nothing is expanded; here as if this device were one."""
-    x, means, variances = torch.randn(9, 8) + 100, torch.randn(3, 2, 8) + 100, torch.rand(3, 2, 8)
-    expected = normal(means.double(), variances.double()).log_prob(x.double()[:, None, None])
-    monkeypatch.setattr(log_density, "has_float64", lambda x: False)
-    for elements in (2**24, 100):
-        monkeypatch.setattr(
-            "lightning_genseg.mixtures.log_density._MAX_WHITENED_ELEMENTS", elements
-        )
-        close(diagonal_log_density(x, means, variances).double(), expected, rtol=1e-5, atol=1e-3)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_autocast_does_not_reach_the_density(dtype, covariance):

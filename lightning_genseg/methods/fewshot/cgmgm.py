@@ -97,7 +97,7 @@ class CGMGM(FewShotModule):
         posterior: the probability that they give each pixel of the query.
         matching: the query's first mask.
         decoder: the decoder, and the features that it reads.
-        ensemble: whether the base learner takes part in the prediction.
+        ensemble: whether the base learner takes part in the prediction; not in answer `guidance`.
         meta_loss_weight: of the cross-entropy of the decoder's own scores.
         num_base_classes: of a base learner without checkpoint, background not counted; what a
             checkpoint of this module sets.
@@ -150,6 +150,13 @@ class CGMGM(FewShotModule):
                 "guidance posterior models supports and query in one space: set "
                 "decoder.shared_reduction to true, or mixture.features to raw."
             )
+        if guidance != "prior":
+            for name in ("mask_before_last_stage", "prior_cells"):
+                if getattr(matching, name) != getattr(MatchingOptions(), name):
+                    raise GenSegError(
+                        f"matching.{name} is an option of the prior and guidance is {guidance}: "
+                        "set guidance to prior, or leave it out."
+                    )
         if ensemble and base_learner is None and num_base_classes is None:
             raise GenSegError(
                 "the ensemble needs base_learner, the checkpoint of a BaseLearner run on the same "

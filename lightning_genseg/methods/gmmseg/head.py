@@ -1,7 +1,5 @@
 """GMMSeg's dense generative classifier, for any network that gives a feature map."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -25,7 +23,7 @@ from lightning_genseg.mixtures.memory import (
 from lightning_genseg.mixtures.sinkhorn import segments
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.ops.processes import Processes, mean_over
-from lightning_genseg.ops.resize import resize_labels
+from lightning_genseg.ops.resize import labelled_cells, resize_labels
 
 
 class GMMHead(nn.Module):
@@ -393,34 +391,6 @@ class GMMHead(nn.Module):
             return memory.moments()
         memory.to(x.device)
         return memory.moments() + batch
-
-
-def labelled_cells(
-    mask: Tensor, size: Sequence[int], num_classes: int, ignore_index: int = 255
-) -> Tensor:
-    """Most frequent class in each cell of a coarser grid; of equally frequent ones the first.
-
-    Args:
-        mask: B x H x W int64; what is no class does not count.
-        size: (h, w) of the grid.
-        num_classes: C.
-        ignore_index: label of cells without a class.
-
-    Returns:
-        B x h x w int64.
-    """
-    batch, height, width = mask.shape
-    image, row, column = (torch.arange(n, device=mask.device) for n in mask.shape)
-    rows = image[:, None] * size[0] + row * size[0] // height
-    cell = rows[:, :, None] * size[1] + column * size[1] // width
-    cells = batch * size[0] * size[1]
-    valid = (mask >= 0) & (mask < num_classes)
-    # Counted without asking how many there are, which would make the CPU wait for the GPU.
-    index = torch.where(valid, cell * num_classes + mask, cells * num_classes).flatten()
-    counts = index.new_zeros(cells * num_classes + 1).index_add(0, index, torch.ones_like(index))
-    counts = counts[:-1].view(cells, num_classes)
-    most, label = counts.max(1)
-    return torch.where(most > 0, label, ignore_index).view(batch, *size)
 
 
 def _to_map(rows: Tensor, like: Tensor) -> Tensor:

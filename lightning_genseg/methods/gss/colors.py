@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data.sets.cityscapes import Cityscapes
 from lightning_genseg.errors import GenSegError, MissingFileError
 from lightning_genseg.files import read_json
 from lightning_genseg.methods.gss.maskige import Color
@@ -112,8 +113,6 @@ def _steps(kind: str, num_classes: int, generator: random.Random) -> list[Color]
 
 def _published(kind: str) -> list[Sequence[int]]:
     if kind == "cityscapes":
-        from lightning_genseg.data import Cityscapes  # here: it brings albumentations
-
         return [*Cityscapes.PALETTE, (0, 0, 0)]
     file = resources.files("lightning_genseg.methods.gss") / "published_colors.json"
     table: list[Sequence[int]] = json.loads(file.read_text())[kind]

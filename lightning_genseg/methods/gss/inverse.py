@@ -12,7 +12,7 @@ from lightning_genseg.methods.base import SegmentationModule, expect_frozen_part
 from lightning_genseg.methods.checkpoints import read_checkpoint
 from lightning_genseg.methods.gss.maskige import ConvInverse, SwinInverse
 from lightning_genseg.methods.gss.module import GSS
-from lightning_genseg.methods.gss.options import Decoding
+from lightning_genseg.methods.gss.options import PriorDecoding
 from lightning_genseg.networks.features import PixelFeatures
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.networks.weights import load_weights
@@ -67,7 +67,7 @@ class GSSInverse(SegmentationModule):
         inverse_depth: int = 1,
         inverse_weights: Path | None = None,
         noise: float = 0.1,
-        decoding: Decoding = "hard",
+        decoding: PriorDecoding = "hard",
         logits_at_once: int = 2**26,
         prior_arguments: dict[str, Any] | None = None,
         **kwargs: Any,

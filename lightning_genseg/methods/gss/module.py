@@ -21,7 +21,7 @@ from lightning_genseg.methods.gss.maskige import (
     NearestColor,
     class_votes,
 )
-from lightning_genseg.methods.gss.options import Reading, TokenDecoderOptions
+from lightning_genseg.methods.gss.options import Decoding, TokenDecoderOptions
 from lightning_genseg.methods.gss.tokenizers.load import lasting_source, make_tokenizer
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.networks.features import PixelFeatures
@@ -102,7 +102,7 @@ class GSS(PixelModule):
         token_loss_weight: float = 0.8,
         auxiliary_loss_weight: float = 0.2,
         avg_non_ignore: bool = True,
-        decoding: Reading = "hard",
+        decoding: Decoding = "hard",
         inverse: Literal["nearest", "lstsq"] = "nearest",
         network_options: dict[str, Any] | None = None,
         **kwargs: Any,

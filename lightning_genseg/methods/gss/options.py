@@ -7,8 +7,8 @@ from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.networks.mla import Auxiliary
 
-Decoding = Literal["hard", "soft"]
-Reading = Literal["hard", "soft", "marginal"]
+PriorDecoding = Literal["hard", "soft"]
+Decoding = Literal["hard", "soft", "marginal"]
 
 
 @dataclass(frozen=True)

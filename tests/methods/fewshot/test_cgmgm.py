@@ -212,6 +212,8 @@ def test_what_cannot_be_used():
         ({"num_base_classes": None}, "the ensemble needs base_learner"),
         ({"decoder": {"shared_reduction": False}}, "models supports and query in one space"),
         ({"answer": "guidance"}, "set mixture.features to raw"),
+        ({"matching": {"prior_cells": "valid"}}, "prior_cells is an option of the prior"),
+        ({"matching": {"mask_before_last_stage": True}}, "guidance is posterior: set guidance"),
         ({"shots": 0}, "shots is 0; it must be at least 1"),
         ({"mixture": {"components": 0}}, "components is 0; it must be at least 1"),
         ({"mixture": {"variance_floor": 0.0}}, "variance_floor is 0.0; it must be positive"),

@@ -12,7 +12,6 @@ from torch.distributions import Independent, Normal
 
 from lightning_genseg import GMMHead
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.methods.gmmseg.head import labelled_cells
 from lightning_genseg.mixtures import Processes
 from tests.contract import Operations, copied, in_groups
 from tests.mixtures.processes import run_processes
@@ -775,15 +774,3 @@ def test_points_between_the_middles_of_cells_count_if_told_so():
     expected[0, 0, 0], expected[0, 1, 4], expected[1, 5, 2], expected[1, 1, 1] = 1, 0, 2, 0
     assert torch.equal(small, expected)
     assert (make_head().labels(mask, embedding) == 255).sum() >= 59
-
-
-@pytest.mark.parametrize("size", [(7, 9), (16, 24), (1, 1), (20, 30)])
-def test_most_frequent_label_of_each_cell(size):
-    mask = torch.randint(-1, 6, (3, 16, 24))  # -1, 3, 4 and 5 are no classes
-    cells = labelled_cells(mask, size, 3)
-    row = torch.arange(16) * size[0] // 16
-    column = torch.arange(24) * size[1] // 24
-    for b, i, j in torch.cartesian_prod(*map(torch.arange, cells.shape)).tolist():
-        inside = mask[b][row == i][:, column == j]
-        counts = [(inside == c).sum() for c in range(3)]
-        assert cells[b, i, j] == (255 if max(counts) == 0 else counts.index(max(counts)))

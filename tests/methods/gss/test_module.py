@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lightning_genseg import GSS, MaskigeTokenizer, VQOptions
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.methods.gss.options import Reading
+from lightning_genseg.methods.gss.options import Decoding
 from lightning_genseg.methods.gss.tokenizers.load import make_tokenizer
 from lightning_genseg.ops.resize import resize_labels
 from tests.contract import (
@@ -65,7 +65,7 @@ class WithVocabulary(TestGSS):
 class OfNoise(TestGSS):
     """An untrained network sees every image alike: here each cell has features of its own."""
 
-    def __init__(self, decoding: Reading) -> None:
+    def __init__(self, decoding: Decoding) -> None:
         self.decoding = decoding
 
     def make(self, **arguments: Any) -> GSS:
