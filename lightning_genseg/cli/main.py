@@ -41,7 +41,6 @@ from lightning_genseg.methods.checkpoints import (
     read_run,
     refuse_foreign_arguments,
 )
-from lightning_genseg.methods.trained import SOURCES
 
 # What a run does unless it is told otherwise, in YAML or on the command line. `GenSegCLI` fills in
 # what a fixed value cannot say: where the log goes, and what validation is counted in.
@@ -65,11 +64,6 @@ _PREDICT = "Write masks, overlays and anomaly maps of the images that the data n
 
 _RESULTS = {"fit": "the model, its scores and pictures", "predict": "masks and pictures"}
 
-# What is chosen anew at every run with a checkpoint; the data's word is final on the first three.
-_FREE = {
-    *("num_classes", "ignore_index", "class_names"),
-    *("inference", "decoding", "scoring", "anomaly_score"),
-}
 _COMMANDS: dict[str, Any] = {
     "check": check.COMMAND,
     "convert-masks": convert_masks.COMMAND,
@@ -210,14 +204,15 @@ class GenSegCLI(LightningCLI):
         saved.pop("_instantiator", None)
         mine = config.model.class_path
         named = saved.pop("_class_path", mine)
-        saved = {key: value for key, value in saved.items() if key not in _FREE}
+        kind = class_named(named, _imported(mine))
+        anew, sources = (getattr(kind, name, ()) for name in ("chosen_anew", "sources"))
+        saved = {key: value for key, value in saved.items() if key not in anew}
         old = dict(_leaves("model", {"class_path": mine, **config.model.init_args}))
         new = {key: dict(_leaves(f"model.{key}", value)) for key, value in saved.items()}
         same = [key for key, leaves in new.items() if leaves.items() <= old.items()]
-        kind = class_named(named, _imported(mine))
         refuse_foreign_arguments(kind, saved, same if named == mine else ())
         for key, leaves in {"class_path": {"model.class_path": named}, **new}.items():
-            if key in SOURCES and saved[key] is None:
+            if key in sources and saved[key] is None:
                 continue  # the weights are in the checkpoint, wherever they came from
             for name, value in leaves.items():
                 if name in old and old[name] != value:

@@ -74,6 +74,7 @@ class SegmentationModule(TrainedModule):
     mean: Tensor
     std: Tensor
     features: nn.Module
+    chosen_anew = (*TrainedModule.chosen_anew, "inference", "anomaly_score")
     own_anomaly_score: ClassVar[AnomalyName | None] = None
     constant_scores: ClassVar[tuple[AnomalyName, ...]] = ()  # that tell nothing of this method
     takes_supports: ClassVar[bool] = False  # whether its data are few-shot episodes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class PixelModule(SegmentationModule):
     Raises:
         GenSegError: `features` beside weights or options of a network by name.
     """
+
+    sources: ClassVar[tuple[str, ...]] = ("encoder_weights",)
 
     def __init__(
         self,

@@ -30,9 +30,6 @@ from lightning_genseg.metrics import named_scores, segmentation_metrics
 from lightning_genseg.metrics.segmentation import better, score_keys
 from lightning_genseg.ops.processes import over_processes
 
-# Where weights came from: a checkpoint holds them, nothing else is read to load it.
-SOURCES = ("encoder_weights", "extractor", "published", "base_learner", "prior", "inverse_weights")
-
 
 class TrainedModule(SharedModule, ABC):
     """Base of all that is trained: a loss, mIoU, an optimiser, and its arguments in checkpoints.
@@ -48,6 +45,10 @@ class TrainedModule(SharedModule, ABC):
 
     # Arguments that no checkpoint keeps: functions and networks cannot be loaded safely.
     not_kept: ClassVar[tuple[str, ...]] = ("optimizer", "lr_scheduler", "features")
+    # Where weights came from: a checkpoint holds them, nothing else is read to load it.
+    sources: ClassVar[tuple[str, ...]] = ()
+    # Chosen anew at every run of the command with a checkpoint; of these the data's word is final.
+    chosen_anew: ClassVar[tuple[str, ...]] = ("num_classes", "ignore_index", "class_names")
     needs_training: bool = True  # whether it is random without a checkpoint
 
     def __init__(
@@ -237,7 +238,7 @@ class TrainedModule(SharedModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Forget where weights came from; remember the number of classes."""
         super().on_save_checkpoint(checkpoint)
-        for name in SOURCES:
+        for name in self.sources:
             if name in checkpoint.get("hyper_parameters", {}):
                 checkpoint["hyper_parameters"][name] = None
         # Apart from the hyper-parameters, which arguments of `load_from_checkpoint` overwrite.

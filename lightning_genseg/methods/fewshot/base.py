@@ -64,6 +64,8 @@ class FewShotModule(SegmentationModule):
         "posterior": "posterior",
     }
     not_kept = (*SegmentationModule.not_kept, "base", "inference", "anomaly_score")
+    sources = ("encoder_weights", "base_learner", "published")
+    chosen_anew = (*SegmentationModule.chosen_anew, "scoring")
 
     def __init__(
         self,

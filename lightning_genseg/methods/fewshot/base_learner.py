@@ -49,6 +49,7 @@ class BaseLearner(SegmentationModule):
     """
 
     features: EncoderStages
+    sources = ("encoder_weights", "published")
 
     def __init__(
         self,

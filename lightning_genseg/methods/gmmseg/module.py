@@ -72,6 +72,7 @@ class GMMSeg(PixelModule):
     """
 
     own_anomaly_score = "density"
+    sources = (*PixelModule.sources, "extractor")
 
     def __init__(
         self,

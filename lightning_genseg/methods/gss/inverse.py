@@ -57,6 +57,8 @@ class GSSInverse(SegmentationModule):
     """
 
     not_kept = (*SegmentationModule.not_kept, "mean", "std")  # the prior's
+    sources = ("prior", "inverse_weights")
+    chosen_anew = (*SegmentationModule.chosen_anew, "decoding")
 
     def __init__(
         self,

@@ -89,6 +89,7 @@ class GSS(PixelModule):
     """
 
     features: PixelFeatures
+    chosen_anew = (*PixelModule.chosen_anew, "decoding")
     view_activation = None  # shares are averaged as they are
     constant_scores = ("energy",)  # the shares sum to one
 
