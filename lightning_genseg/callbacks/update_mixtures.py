@@ -86,7 +86,8 @@ class UpdateMixtures(StepCallback):
                 owner.update_mixture(
                     self._seen.pop(name),
                     mask,
-                    remember_only=not (stepped and self.is_due(head.em.interval)),
+                    remember_only=not self.is_due(head.em.interval),
+                    accumulating=not stepped,
                 )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -162,7 +162,8 @@ class GaussianMixture(nn.Module):
     @property
     def fitted(self) -> Tensor:
         """C x M booleans: whether the covariance is no longer that of the start."""
-        return ~self.variances.isclose(torch.tensor(self._start_variance).to(self.means)).all(-1)
+        start = self.means.new_full((), self._start_variance)
+        return ~self.variances.isclose(start).all(-1)
 
     def component_log_density(self, x: Tensor, classes: int | slice = slice(None)) -> Tensor:
         """N x D features to N x C x M log N(x; mean, covariance), without the weights.

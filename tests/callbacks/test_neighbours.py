@@ -86,9 +86,9 @@ def test_an_encoder_that_is_thawed_later(tmp_path, schedule, train_bn):
 def test_em_once_a_step(tmp_path, monkeypatch):
     steps, real = [], GMMHead.update_mixture
 
-    def counted(self, embedding, mask, assignment, processes, remember_only):
+    def counted(self, embedding, mask, assignment, processes, remember_only, accumulating):
         steps.append(not remember_only)
-        return real(self, embedding, mask, assignment, processes, remember_only)
+        return real(self, embedding, mask, assignment, processes, remember_only, accumulating)
 
     monkeypatch.setattr(GMMHead, "update_mixture", counted)
     em = EMOptions(memory_size=50, interval=2)

@@ -93,6 +93,27 @@ def test_once_a_step(tmp_path, monkeypatch):
     assert steps == [True, False, True, False]
 
 
+def test_with_two_optimisers(tmp_path):
+    """Each of their steps counts, so that none of every second one is missed."""
+
+    class Two(Plain):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.01) for part in (self.stem, self.head)]
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(super().training_step(batch, batch_idx))
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    em = EMOptions(memory_size=50, interval=2)
+    module = Two(GMMHead(8, 6, MixtureOptions(2, 4), em))
+    trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)]).fit(module, pairs())
+    assert module.head.mixture.fitted.any()
+
+
 def test_a_resumed_run_has_the_memory(tmp_path):
     run = trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)])
     run.fit(first := Plain(), pairs())

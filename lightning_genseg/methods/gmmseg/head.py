@@ -116,6 +116,7 @@ class GMMHead(nn.Module):
         if logit_norm == "layernorm":
             self.logit_norm = nn.LayerNorm(num_classes)
             nn.init.constant_(self.logit_norm.weight, logit_scale)
+        self._accumulated: Tensor | None = None  # classes of the batches of a step so far
         self.mixture = GaussianMixture(
             num_classes,
             mixture.components,
@@ -226,7 +227,7 @@ class GMMHead(nn.Module):
             usual = seen.median() if len(seen) else seen.sum()
             self.class_counts = torch.cat([self.class_counts, usual[None]])
         self.num_classes += 1
-        self.memory = self._empty_memory()
+        self.memory, self._accumulated = self._empty_memory(), None
 
     # --- training ----------------------------------------------------------------------------
 
@@ -283,10 +284,12 @@ class GMMHead(nn.Module):
         assignment: Tensor | None = None,
         processes: Processes | None = None,
         remember_only: bool = False,
+        accumulating: bool = False,
     ) -> None:
         """Remember this batch and take one EM step (or `em.loops` of them), in place.
 
-        Call it once after every optimiser step. All processes must call it together.
+        Call it once after every optimiser step. All processes must call it together. The classes of
+        the batch are updated, as in the authors' code, and those in the memory that never were.
 
         Args:
             embedding: B x D x h x w, from `compute_loss`.
@@ -295,6 +298,8 @@ class GMMHead(nn.Module):
             processes: all end with the same mixture, that of one process with the batches joined in
                 the order of the ranks; found when left out (`Processes.found`).
             remember_only: leave out the M-step, which the authors' code takes every fifth step.
+            accumulating: leave it out because the optimiser has not stepped yet: the batches of one
+                step count together.
 
         Raises:
             GenSegError: the mixture is trained by gradient.
@@ -313,6 +318,10 @@ class GMMHead(nn.Module):
             assignment = None  # its equal shares are those of all processes together
         counts = total_over(processes, self._label_counts(labels))
         present = counts > 0
+        if self._accumulated is not None:
+            present = present | self._accumulated
+        self._accumulated = present if accumulating else None
+        remember_only = remember_only or accumulating
         if self.class_counts is not None:
             self.class_counts += counts
         for loop in range(1 if remember_only else em.loops):
@@ -335,7 +344,7 @@ class GMMHead(nn.Module):
                 mean_momentum=em.mean_momentum,
                 variance_momentum=em.variance_momentum,
                 variance_floor=self.options.variance_floor,
-                present=present,
+                present=present | ~self.mixture.fitted.any(1),
                 weights=weights,
                 shrinkage=self.options.shrinkage,
             )

@@ -149,10 +149,13 @@ class GMMSeg(PixelModule):
         assignment: Tensor | None = None,
         processes: Processes | None = None,
         remember_only: bool = False,
+        accumulating: bool = False,
     ) -> None:
         """EM on a batch; a Trainer has it called, your own loop calls it: see `GMMHead`."""
         mask = self.cover(mask, embedding)
-        self.head.update_mixture(embedding, mask, assignment, processes, remember_only)
+        self.head.update_mixture(
+            embedding, mask, assignment, processes, remember_only, accumulating
+        )
 
     @torch.no_grad()
     def add_class(
@@ -278,20 +281,23 @@ class StepCallback(Callback):
     """What EM asks of a run: whether a batch has ended a step of the optimiser, and which one."""
 
     def __init__(self) -> None:
-        self._steps = 0
+        self._before = self._steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where the run begins, perhaps with a checkpoint."""
-        self._steps = trainer.global_step
+        self._before = self._steps = trainer.global_step
 
     def took_step(self, trainer: Trainer) -> bool:
         """Whether the optimiser has gone on since the last call; called once a batch."""
-        stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
-        return stepped
+        self._before, self._steps = self._steps, trainer.global_step
+        return self._steps > self._before
 
     def is_due(self, interval: int) -> bool:
-        """Whether the last step is one of every `interval`, from the first."""
-        return (self._steps - 1) % interval == 0
+        """Whether the batch took one of every `interval` steps, from the first.
+
+        With several optimisers, which a batch may step in turn, each counts.
+        """
+        return (self._steps - 1) // interval > (self._before - 1) // interval
 
 
 class _EM(StepCallback):
@@ -318,5 +324,6 @@ class _EM(StepCallback):
             outputs["embedding"],
             batch["mask"],
             outputs["assignment"],
-            remember_only=not (stepped and self.is_due(pl_module.em.interval)),
+            remember_only=not self.is_due(pl_module.em.interval),
+            accumulating=not stepped,
         )

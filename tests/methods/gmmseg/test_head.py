@@ -207,7 +207,7 @@ class PlainEM:
     """What `update_mixture` computes, by loops over classes and components and real queues."""
 
     def __init__(self, head):
-        self.head, self.queues = head, {}
+        self.head, self.queues, self.updated = head, {}, set()
         self.means = head.mixture.means.double()
         self.variances = head.mixture.variances.double()
 
@@ -229,14 +229,38 @@ class PlainEM:
                     candidates = [candidates[i * (n - 1) // (most - 1)] for i in range(most)]
                 queue = self.queues.setdefault((c, m), deque(maxlen=head.memory.size))
                 queue.extend(candidates)
+        due = {c for c, _ in self.queues if c in present or c not in self.updated}
+        self.updated |= set() if remember_only else due
         for (c, m), queue in self.queues.items():
-            if remember_only or c not in present or not queue:
+            if remember_only or c not in due or not queue:
                 continue
             momentum = head.em.mean_momentum
             memory = torch.stack(list(queue))
             mean = F.normalize(memory.sum(0), dim=0)
             self.means[c, m] = momentum * means[c, m] + (1 - momentum) * mean
             self.variances[c, m] = (memory - mean).square().mean(0) + head.options.variance_floor
+
+
+def test_a_class_that_was_only_remembered_is_not_forgotten():
+    """It is fitted by the next M-step, whether or not its batch has it."""
+    head = make_head(num_classes=4)
+    head.update_mixture(*embedded(head, classes=4), remember_only=True)
+    assert not head.mixture.fitted.any()
+    head.update_mixture(*embedded(head, classes=3))
+    assert head.mixture.fitted.all(1).all()
+
+
+def test_batches_of_one_step_count_together():
+    head = make_head(num_classes=4, mean_momentum=0.5)
+    head.update_mixture(*embedded(head, classes=4))
+    for accumulating in (True, False):
+        before = head.mixture.means.clone()
+        head.update_mixture(*embedded(head, classes=4), accumulating=accumulating)
+        assert torch.equal(head.mixture.means, before) == accumulating
+        moved = head.mixture.means.clone()
+        head.update_mixture(*embedded(head, classes=3))
+        alone = torch.equal(head.mixture.means[3], moved[3])
+        assert alone != accumulating  # class 3 was in the other batch of this step, or in no batch
 
 
 @pytest.mark.parametrize(
