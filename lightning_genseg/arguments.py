@@ -48,6 +48,8 @@ def check_arguments(owner: Callable[..., Any], values: Mapping[str, Any], **rang
             _check_type(name, values[name], hint)
     for name, interval in ranges.items():
         value = values[name]
+        if hasattr(value, "tolist"):  # an array or a tensor
+            value = value.tolist()
         if value is not None:
             for number in value if isinstance(value, tuple | list) else (value,):
                 _check_range(name, number, interval)

@@ -1,5 +1,7 @@
 """`genseg add-class`: a trained GMMSeg learns one more class from a few images."""
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,11 @@ def add_class(
         check_sizes(image.shape, mask.shape, sample)
         images.append(torch.from_numpy(image).permute(2, 0, 1).float() / 255)
         masks.append(torch.from_numpy((mask == value).astype("int64")))
+    if not any(bool(mask.any()) for mask in masks):
+        raise GenSegError(
+            f"no mask of '{root / 'masks'}' holds the value {value}: set value to the number that "
+            "the new class has there."
+        )
     model = GMMSeg.load_from_checkpoint(ckpt_path, map_location="cpu")
     model.add_class(images, masks, name, seed, shrinkage)
     trainer = Trainer(
@@ -75,9 +82,10 @@ def add_class(
 
 def _tell(arguments: dict[str, Any], model: GMMSeg) -> None:
     *_, name = names = model.all_class_names
+    given = shlex.quote(json.dumps(names, ensure_ascii=False))
     say(
         f"class {len(names) - 1} is '{name}'; the checkpoint is {arguments['output']}, for data "
-        f"with --data.class_names '[{','.join(names)}]'"
+        f"with --data.class_names {given} (and --data.num_classes null, where that is set)"
     )
 
 

@@ -5,12 +5,13 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from numbers import Number
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+import numpy as np
 import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Trainer
@@ -81,6 +82,17 @@ class SafeCheckpointIO(TorchCheckpointIO):
         target = local_copy(path)
         assert isinstance(target, Path)
         replace_file(target, content.getbuffer())
+
+
+def plain(value: Any) -> Any:
+    """A value as a checkpoint may hold it: groups as dicts, NumPy's numbers as Python's."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {plain(key): plain(part) for key, part in value.items()}
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def guard_checkpoints(trainer: Trainer) -> None:

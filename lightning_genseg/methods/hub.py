@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_genseg.errors import DownloadError, GenSegError, MissingFileError
 from lightning_genseg.files import replace_file
-from lightning_genseg.methods.checkpoints import refuse_foreign_arguments
+from lightning_genseg.methods.checkpoints import plain, refuse_foreign_arguments
 from lightning_genseg.methods.optimisation import OptimisedModule
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -35,7 +35,8 @@ class SharedModule(OptimisedModule, ModelHubMixin):
 
     Attributes:
         facts: what is known of the training, for the card: `data`, `palette`, `scores` by split,
-            `steps`, `command`; your own entries are printed as they are.
+            `steps`, `command`; your own entries are printed as they are, and kept as numbers, lists
+            and words.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -50,7 +51,7 @@ class SharedModule(OptimisedModule, ModelHubMixin):
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._note_training()
         checkpoint["method"] = type(self).__name__
-        checkpoint["facts"] = self.facts
+        checkpoint["facts"] = json.loads(json.dumps(plain(self.facts), default=str))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what it says of the training."""

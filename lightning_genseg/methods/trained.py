@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from inspect import signature
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +21,7 @@ from lightning_genseg.methods.checkpoints import (
     check_loading,
     guard_checkpoints,
     need_weights_only,
+    plain,
     read_run,
 )
 from lightning_genseg.methods.hub import SharedModule
@@ -70,9 +70,9 @@ class TrainedModule(SharedModule, ABC):
         self.save_hyperparameters(ignore=self.not_kept)
         for kept in (self.hparams, self._hparams_initial):
             assert isinstance(kept, dict)
-            kept.update(_plain(kept))
-        self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.class_names = class_names
+            kept.update(plain(dict(kept)))
+        self.num_classes, self.ignore_index = int(num_classes), int(ignore_index)
+        self.class_names = plain(class_names)
         self.val_metrics = segmentation_metrics(num_classes, ignore_index)
         self.test_metrics = self.val_metrics.clone()
 
@@ -301,12 +301,3 @@ def check_training(
         gradient_clip_val="[0, inf)",
         val_check_interval="(0, inf)",
     )
-
-
-def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Groups of arguments as dicts, which a checkpoint that is loaded safely may hold."""
-    return {
-        name: asdict(value)
-        for name, value in arguments.items()
-        if is_dataclass(value) and not isinstance(value, type)
-    }

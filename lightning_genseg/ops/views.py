@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.ops.inference_options import (
     InferenceOptions,
     check_options,
@@ -193,6 +194,22 @@ def merge_rows(pieces: Iterable[tuple[slice, Scores]], height: int) -> Scores:
 def as_float(image: Tensor) -> Tensor:
     """An image in [0, 1], from bytes too."""
     return image if image.is_floating_point() else image.float() / 255
+
+
+def unit_image(image: Tensor, name: str) -> Tensor:
+    """As `as_float`, of an image that somebody gives.
+
+    Raises:
+        GenSegError: values outside [0, 1], or NaN.
+    """
+    if image.dtype == torch.uint8:
+        return image.float() / 255
+    if not ((image >= 0) & (image <= 1)).all():
+        raise GenSegError(
+            f"{name} has values from {float(image.min()):g} to {float(image.max()):g}: divide it "
+            "by its white, so that they lie in [0, 1]."
+        )
+    return image.float()
 
 
 def window_positions(

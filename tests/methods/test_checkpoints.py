@@ -1,11 +1,13 @@
 """Reading checkpoints in Python without running them, and writing them beside the old one."""
 
 import os
+from datetime import date
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins import AsyncCheckpointIO
@@ -135,6 +137,24 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch, fu
     plugin.save_checkpoint({"state_dict": {"a": torch.zeros(3)}}, path)
     assert flushed == [old]  # the new content was on the disk before it took the old one's place
     assert torch.load(path, weights_only=True)["state_dict"]["a"].sum() == 0
+
+
+def test_numbers_of_numpy_are_kept_as_pythons(tmp_path):
+    model = GMMSeg(
+        np.int64(3),
+        encoder="tu-test_resnet",
+        class_names=list(np.array(["a", "b", "c"])),
+        mean=np.full(3, np.float32(0.5)),
+        head_lr_factor=np.float64(10),
+        inference={"short_side": np.int64(32)},
+        mixture=MixtureOptions(components=np.int64(2), variance_floor=np.float64(0.1)),
+    )
+    model.facts = {"miou": np.float64(0.5), "when": date(2026, 11, 30), "where": Path("x")}
+    loaded = GMMSeg.load_from_checkpoint(save(model, tmp_path / "x.ckpt"))
+    assert loaded.hparams == model.hparams
+    assert loaded.facts == {"miou": 0.5, "when": "2026-11-30", "where": "x"}
+    model.save_pretrained(tmp_path / "folder")
+    assert GMMSeg.from_pretrained(tmp_path / "folder").class_names == ["a", "b", "c"]
 
 
 def test_what_cannot_be_written_is_told(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ from lightning_genseg.errors import GenSegError
 _VALUES = (
     "1 is the object, 0 is not, 255 is left out: correct it, or list its values in support_ids"
 )
+
+
+def need_background(masks: Sequence[torch.Tensor]) -> None:
+    """Refuse supports that show nothing but the object: everything would be like it."""
+    if not any(bool((mask == 0).any()) for mask in masks):
+        raise GenSegError(
+            "no support shows what is not the object: give an image with some of what is around "
+            "it, marked with 0."
+        )
 
 
 class SupportFolder:
@@ -74,10 +83,11 @@ class SupportFolder:
             if not (shot["mask"] == 1).any():
                 raise GenSegError(
                     f"the object in mask '{sample.mask}' is too small to be left at size "
-                    f"{self.size}: set a larger size (--data.size), or cut image and mask around "
-                    "the object."
+                    f"{self.size}: set a larger size (--data.size), or cut away what is far from "
+                    "it."
                 )
             shots.append(shot)
+        need_background([torch.where(shot["valid"] == 1, shot["mask"], 255) for shot in shots])
         return {
             "support_image": torch.stack([shot["image"] for shot in shots]),
             "support_mask": torch.stack([shot["mask"] for shot in shots]),

@@ -84,7 +84,7 @@ class FolderDataModule(SegmentationDataModule):
     the files in `masks` are sparse.
 
     Args:
-        root: folder that holds `images` and `masks`; not needed for prediction.
+        root: folder that holds `images` and `masks`, which prediction does not read.
         num_classes: C; may be left out when `class_names` are given.
         class_names: one per class; default: class_0, class_1 ...
         palette: one RGB colour per class; default: PASCAL VOC's.

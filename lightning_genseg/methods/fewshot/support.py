@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_genseg.data.episodes.support import need_background
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.ops.letterbox import letterbox, letterbox_size
 from lightning_genseg.ops.resize import resize_aligned, resize_labels
+from lightning_genseg.ops.views import unit_image
 
 
 class Support(NamedTuple):
@@ -56,10 +58,11 @@ def make_support(
         if not (label == 1).any():
             raise GenSegError(
                 f"the object of support {number} is too small to be left at size {size}: give "
-                "set_support a larger size, or cut image and mask around the object."
+                "set_support a larger size, or cut away what is far from it."
             )
         label = F.pad(label, (0, size - columns, 0, size - rows), value=ignore_index)
         squares.append((square[0], label, valid[0]))
+    need_background([label for _, label, _ in squares])
     return Support(*(torch.stack(parts) for parts in zip(*squares, strict=True)))
 
 
@@ -81,19 +84,11 @@ def _tensor(array: Tensor | NDArray[Any]) -> Tensor:
 
 def _unit_image(given: Tensor | NDArray[Any], number: int) -> Tensor:
     """Float 3 x H x W in [0, 1] of what `set_support` takes as its image `number`."""
-    image = _tensor(given).float()
-    if not isinstance(given, Tensor):
-        if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
-            raise GenSegError(
-                f"support image {number} is a NumPy array {given.shape} of {given.dtype}: give H x "
-                "W x 3 of uint8, or a tensor 3 x H x W in [0, 1]."
-            )
-        image = image.permute(2, 0, 1)
-    if given.dtype in (np.uint8, torch.uint8):
-        return image / 255
-    if not ((image >= 0) & (image <= 1)).all():
+    if isinstance(given, Tensor):
+        return unit_image(given, f"support image {number}")
+    if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
         raise GenSegError(
-            f"support image {number} has values from {float(image.min()):g} to "
-            f"{float(image.max()):g}: divide it by its white, so that they lie in [0, 1]."
+            f"support image {number} is a NumPy array {given.shape} of {given.dtype}: give H x W x "
+            "3 of uint8, or a tensor 3 x H x W in [0, 1]."
         )
-    return image
+    return _tensor(given).permute(2, 0, 1) / 255

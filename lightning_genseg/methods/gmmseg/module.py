@@ -15,12 +15,13 @@ from lightning_genseg.methods.gmmseg.head import GMMHead
 from lightning_genseg.methods.gmmseg.options import EMOptions, LogitNorm, MixtureOptions
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.metrics import segmentation_metrics
+from lightning_genseg.metrics.segmentation import score_keys
 from lightning_genseg.networks.features import PixelFeatures, feature_channels
 from lightning_genseg.networks.weights import load_weights
 from lightning_genseg.ops.inference_options import input_size
 from lightning_genseg.ops.processes import Processes
 from lightning_genseg.ops.resize import resize_labels, resize_maps
-from lightning_genseg.ops.views import evaluation_mode
+from lightning_genseg.ops.views import evaluation_mode, unit_image
 from lightning_genseg.uncertainty.scores import AnomalyScores
 
 
@@ -172,7 +173,7 @@ class GMMSeg(PixelModule):
         from the others only as far as these differ. Thresholds of `genseg calibrate` are dropped.
 
         Args:
-            images: 3 x H x W each, in [0, 1], of any sizes; seen at those of `inference`.
+            images: 3 x H x W each, in [0, 1] or uint8, of any sizes; seen at those of `inference`.
             masks: H x W each: 1 where the new class is; anything else does not count.
             name: of the new class, which gets the number C.
             seed: of the start of EM.
@@ -189,6 +190,9 @@ class GMMSeg(PixelModule):
                 "more: train with a decoder without auxiliary scores."
             )
         names = self.all_class_names
+        if not name.strip():
+            raise GenSegError("name is empty: give the new class one.")
+        score_keys([*names, *([] if name in names else [name])])
         if name in names:
             raise GenSegError(f"name is '{name}', which is a class already: give another one.")
         if self.num_classes == self.ignore_index:
@@ -209,7 +213,7 @@ class GMMSeg(PixelModule):
                         "3 x H x W and H x W."
                     )
                 labels = torch.where(mask == 1, 0, self.ignore_index)[None]
-                image = image[None].to(self.device)
+                image = unit_image(image, "an image")[None].to(self.device)
                 # The size that predictions see.
                 size = input_size((labels.shape[1], labels.shape[2]), self.inference or {})
                 features = self.outputs(resize_maps(image, size))["features"]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lightning_genseg.data import SupportedImages, SupportFolder
+from lightning_genseg.errors import GenSegError
 from tests.miniatures import save
 
 
@@ -55,6 +56,15 @@ def test_wrong_masks(tmp_path, mask, ids, message):
     with pytest.raises(ValueError, match=message) as error:
         SupportFolder(tmp_path, 16, ids).read()
     assert "a.png'" in str(error.value) or "support_ids is" in message
+
+
+def test_an_object_without_anything_around(tmp_path):
+    """Padding is no background."""
+    write(tmp_path, "a", np.ones((16, 32), np.uint8))
+    with pytest.raises(GenSegError, match="no support shows what is not the object"):
+        SupportFolder(tmp_path, 16).read()
+    write(tmp_path, "b", square())
+    assert SupportFolder(tmp_path, 16).read()["support_mask"].shape == (2, 16, 16)
 
 
 def test_an_object_that_vanishes(tmp_path):

@@ -108,6 +108,7 @@ MASK[5:9, 5:9] = TINY[1, 1] = 1
         ([IMAGE], [MASK.T], r"\(3, 20, 30\) and its mask \(30, 20\)"),
         ([IMAGE], [MASK * 128], r"holds the values \[128.0\]: mark the object with 1"),
         ([IMAGE], [MASK * 0], "holds no object: mark the object with 1"),
+        ([IMAGE], [MASK * 0 + 1], "no support shows what is not the object"),
         ([IMAGE, torch.rand(3, 200, 300)], [MASK, TINY], "support 2 is too small .* at size 65"),
         ([IMAGE * 255], [MASK], "support image 1 has values .*: divide"),
         ([IMAGE.numpy()], [MASK], r"is a NumPy array \(3, 20, 30\) of float32: give H x W"),

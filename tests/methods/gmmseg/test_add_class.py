@@ -1,7 +1,11 @@
 """One more class from a few images: `GMMSeg.add_class` and `genseg add-class`."""
 
+import copy
+import json
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +23,7 @@ OPTIONS = {"embedding_dim": None, "components": 2, "memory_size": 50, "variance_
 SEEN = {"logit_norm": "none", "train": "posthoc", "mean_momentum": 0.0}
 
 
-def model(**own: str) -> GMMSeg:
+def model(**own: Any) -> GMMSeg:
     """A mixture of the colours themselves, of images in which red and green were seen."""
     made = GMMSeg(**in_groups(num_classes=2, features=PlainFeatures(), **OPTIONS, **SEEN, **own))
     image, mask = picture([0, 1])
@@ -141,6 +145,16 @@ class TestModule:
         query, labels = picture([0, 1, 2])
         assert (made(query[None]).argmax(1)[0] == labels).float().mean() > 0.95
 
+    def test_bytes_are_the_same_as_numbers(self):
+        image, mask = picture([2, 2])
+        image = (255 * image).round()
+        seen, means = model(), []
+        for given in (image.byte(), image / 255):
+            made = copy.deepcopy(seen)
+            made.add_class([given], [(mask == 2).long()], "blue")
+            means.append(made.head.mixture.means[-1])
+        torch.testing.assert_close(*means)
+
     def test_only_what_is_marked_counts(self):
         made = model()
         image, mask = picture([0, 2, 1])
@@ -175,6 +189,9 @@ class TestModule:
             (([torch.rand(3, 8, 8)], [], "blue"), "1 images and 0 masks"),
             (([torch.rand(3, 8, 8)], [torch.zeros(8, 8)], "blue"), "no mask marks 'blue' with 1"),
             (([torch.rand(3, 8, 8)], [torch.ones(8, 8)], "1"), "name is '1'"),
+            (([torch.rand(3, 8, 8)], [torch.ones(8, 8)], " "), "name is empty"),
+            (([255 * torch.rand(3, 8, 8)], [torch.ones(8, 8)], "blue"), "an image has values from"),
+            (([torch.full((3, 8, 8), torch.nan)], [torch.ones(8, 8)], "blue"), "values from nan"),
             (([torch.rand(8, 8, 3)], [torch.ones(8, 8)], "blue"), r"3 x H x W"),
             (([torch.rand(3, 8, 8)], [torch.ones(9, 8)], "blue"), r"H x W"),
         ],
@@ -184,6 +201,11 @@ class TestModule:
         with pytest.raises(GenSegError, match=sentence):
             made.add_class(*arguments)
         assert made.num_classes == 2
+
+    def test_a_name_that_is_logged_as_another(self):
+        made = model(class_names=["traffic light", "car"])
+        with pytest.raises(GenSegError, match="are both logged as IoU_traffic_light"):
+            made.add_class([torch.rand(3, 8, 8)], [torch.ones(8, 8)], "traffic_light")
 
 
 class TestCommand:
@@ -208,7 +230,17 @@ class TestCommand:
             f"add-class --ckpt_path {checkpoint} --root {folder} --name blue --output new.ckpt "
             "--value 255"
         )
-        assert f"class {NUM_CLASSES} is 'blue'" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert f"class {NUM_CLASSES} is 'blue'" in told
+        option = re.search(r"(--data\.class_names .*) \(and", told)
+        assert option is not None
+        genseg(
+            "predict --ckpt_path new.ckpt --model GMMSeg --data FolderDataModule "
+            f"--data.root {folder} {option[1]} --data.predict_root {folder / 'images'} "
+            "--predictions.output_dir found"
+        )
+        table = json.loads(checkpoint.with_name("found").joinpath("classes.json").read_text())
+        assert "blue" in str(table)
         made = GMMSeg.load_from_checkpoint(checkpoint.with_name("new.ckpt"))
         assert made.num_classes == NUM_CLASSES + 1
         assert made.class_names[-1] == "blue"
@@ -222,7 +254,7 @@ class TestCommand:
         [
             ({"ckpt_path": "none.ckpt"}, "'none.ckpt' does not exist"),
             ({"root": "nowhere"}, "nowhere"),
-            ({"value": "7"}, "no mask marks 'blue'"),
+            ({"value": "7"}, "few/masks' holds the value 7: set value"),
             ({"output": "old.ckpt"}, "'old.ckpt' exists"),
         ],
     )
