@@ -41,7 +41,7 @@ def add(name, run, tests):
     path = RESULTS / name / f"seed{seed}.json"
     val = _read(run / "val_metrics.json")
     kept = json.loads(path.read_text()) if path.exists() else {}
-    known = kept if kept.get("val") == val else _read(run / "origin.json")
+    known = kept if kept.get("val") == val else began(run)
     result = {
         "name": name,
         "seed": seed,
@@ -108,15 +108,33 @@ def note_origin(run):
     """Note it beside a run; a run that goes on must do so at the commit where it began.
 
     Raises:
-        SystemExit: it began at another.
+        SystemExit: it began at another, or nobody noted at which.
     """
     path, now = run / "origin.json", origin()
-    if path.exists() and (began := _read(path)["commit"]) != now["commit"]:
-        raise SystemExit(
-            f"make_results: {run} was begun at commit {began} and this is {now['commit']}: go on "
-            "there, or remove the folder and start again."
-        )
+    if path.exists() or (run / "checkpoints" / "last.ckpt").exists():
+        then = began(run)
+        if then["commit"] != now["commit"]:
+            raise SystemExit(
+                f"make_results: {run} was begun at commit {then['commit']} and this is "
+                f"{now['commit']}: go on there, or remove the folder and start again."
+            )
+        now["changed"] |= then["changed"]
     path.write_text(json.dumps(now, indent=1) + "\n")
+
+
+def began(run):
+    """What `note_origin` has noted of a run.
+
+    Raises:
+        SystemExit: nothing.
+    """
+    path = run / "origin.json"
+    if not path.exists():
+        raise SystemExit(
+            f"make_results: nobody noted at which commit {run} was begun: remove the folder and "
+            "start again."
+        )
+    return _read(path)
 
 
 def _read(path):

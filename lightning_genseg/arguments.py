@@ -135,6 +135,15 @@ def check_ignored(num_classes: int, ignore_index: int) -> None:
         )
 
 
+def check_device(device: torch.device) -> None:
+    """Refuse a device without float64, in which scores and EM count."""
+    if device.type == "mps":
+        raise GenSegError(
+            "the device is mps, but an Apple GPU has no float64, in which scores and mixtures "
+            "count: take the CPU (trainer.accelerator cpu)."
+        )
+
+
 def arguments_of(kind: type) -> dict[str, Parameter]:
     """A class's arguments by name, and those that `**kwargs` pass on to its bases."""
     found: dict[str, Parameter] = {}

@@ -162,6 +162,11 @@ def test_a_run_goes_on_at_the_commit_where_it_began(tmp_path):
     now = {**now, "commit": "b" * 40}
     with pytest.raises(SystemExit, match=r"was begun at commit a+ and this is b+: go on there"):
         make["note_origin"](tmp_path)
+    old = tmp_path / "old"
+    (old / "checkpoints").mkdir(parents=True)
+    (old / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(SystemExit, match=r"nobody noted at which commit .*old was begun"):
+        make["note_origin"](old)
 
 
 def test_the_readmes_know_the_options():

@@ -11,23 +11,22 @@ start=$1 seed=$2
 runs=${RUNS:-runs}/idd_lite_half; run=$runs/$start/seed$seed
 export PYTHONPATH=experiments/idd_lite${PYTHONPATH:+:$PYTHONPATH}
 [ -e "$runs/frames/val.txt" ] || python experiments/idd_lite/starts.py "$DATA/idd_lite" "$runs/frames"
-fit() { # RECIPE NAME STEPS OPTION ...
+. experiments/fit.sh
+train() { # RECIPE NAME STEPS OPTION ...
     local recipe=$1 name=$2 steps=$3; shift 3
-    genseg fit --config "experiments/idd_lite/$recipe.yaml" --config experiments/idd_lite/half.yaml \
+    fit "$runs" "$name" "seed$seed" --config "experiments/idd_lite/$recipe.yaml" --config experiments/idd_lite/half.yaml \
         --data.root "$runs/frames" --model.encoder_weights "$WEIGHTS" --seed_everything "$seed" \
-        --trainer.max_steps "$steps" --trainer.val_check_interval "$steps" --model.lr_scheduler.init_args.total_iters "$steps" \
-        --trainer.logger.init_args.save_dir "$runs" --trainer.logger.init_args.name "$name" \
-        --trainer.logger.init_args.version "seed$seed" "$@"
+        --trainer.max_steps "$steps" --trainer.val_check_interval "$steps" --model.lr_scheduler.init_args.total_iters "$steps" "$@"
 }
 case $start in
-    random | orthogonal) fit gmmseg_fpn "$start" 800 --model.mixture.start "$start" ;;
-    kmeans) fit gmmseg_fpn "$start" 800 --trainer.callbacks+ starts.KMeansStart ;;
-    kmeans_apart) fit gmmseg_fpn "$start" 800 --trainer.callbacks+ starts.KMeansStart --trainer.callbacks.apart true ;;
+    random | orthogonal) train gmmseg_fpn "$start" 800 --model.mixture.start "$start" ;;
+    kmeans) train gmmseg_fpn "$start" 800 --trainer.callbacks+ starts.KMeansStart ;;
+    kmeans_apart) train gmmseg_fpn "$start" 800 --trainer.callbacks+ starts.KMeansStart --trainer.callbacks.apart true ;;
     handover)
-        fit softmax_fpn softmax_short 300
-        fit gmmseg_fpn "$start" 500 --model.extractor "$runs/softmax_short/seed$seed/checkpoints/last.ckpt" ;;
-    decay) fit gmmseg_fpn "$start" 800 --model.em.memory decay ;;
-    softmax) fit softmax_fpn "$start" 800 ;;
+        train softmax_fpn softmax_short 300
+        train gmmseg_fpn "$start" 500 --model.extractor "$runs/softmax_short/seed$seed/checkpoints/last.ckpt" ;;
+    decay) train gmmseg_fpn "$start" 800 --model.em.memory decay ;;
+    softmax) train softmax_fpn "$start" 800 ;;
     *) echo "starts.sh: no start '$start'" >&2; exit 2 ;;
 esac
 tests=()

@@ -61,13 +61,14 @@ class UpdateMixtures(StepCallback):
         """Look at what the heads see."""
         super().on_train_start(trainer, pl_module)
         for name in self._owners:
+            self._head(name).forget_batches()
             projection = self._head(name).projection
             self._hooks.append(projection.register_forward_hook(partial(self._see, name)))
 
     def _see(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if module.training:
             with torch.no_grad():  # now: the optimiser is about to change the normalisation
-                self._seen[name] = self._head(name).normalized(output)
+                self._seen[name] = self._head(name).normalized(output.detach())
 
     def on_train_batch_end(
         self,

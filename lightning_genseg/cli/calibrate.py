@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lightning_genseg.arguments import check_arguments
+from lightning_genseg.arguments import check_arguments, check_device
 from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import is_address, local_copy, replace_file
@@ -89,6 +89,7 @@ class GenSegTrainer(Trainer):
         checkpoint = read_run(ckpt_path)
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
+        check_device(self.strategy.root_device)
         model.to(self.strategy.root_device)
         thresholds = calibrate(
             model,

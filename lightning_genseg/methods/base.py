@@ -106,8 +106,8 @@ class SegmentationModule(TrainedModule):
             )
         super().__init__(num_classes, **kwargs)
         self.inference = inference
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", _of_colors(mean), persistent=False)
+        self.register_buffer("std", _of_colors(std), persistent=False)
         self.anomaly_score = anomaly_score or self.own_anomaly_score
         self.anomaly = AnomalyScores()
         self.evaluation = Evaluation(self.ignore_index)
@@ -301,7 +301,7 @@ class SegmentationModule(TrainedModule):
         now, then = self.prediction_options(), self.anomaly.inference
         if self.anomaly.thresholds and now != then:
             raise GenSegError(
-                f"the checkpoint was calibrated with inference {then or 'none'} and is used with "
+                f"the checkpoint was calibrated with the options {then or 'none'} and is used with "
                 f"{now or 'none'}: calibrate again with these options, or use the checkpoint from "
                 "before calibration."
             )
@@ -379,3 +379,7 @@ class SegmentationModule(TrainedModule):
 def expect_frozen_parts() -> None:
     """Silence Lightning's warning of parts in evaluation mode where they are frozen on purpose."""
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+
+
+def _of_colors(numbers: Sequence[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32).view(3, 1, 1)

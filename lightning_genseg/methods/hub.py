@@ -51,7 +51,7 @@ class SharedModule(OptimisedModule, ModelHubMixin):
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._note_training()
         checkpoint["method"] = type(self).__name__
-        checkpoint["facts"] = json.loads(json.dumps(plain(self.facts), default=str))
+        checkpoint["facts"] = _in_words(plain(self.facts))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what it says of the training."""
@@ -92,20 +92,20 @@ class SharedModule(OptimisedModule, ModelHubMixin):
             "hyper_parameters": dict(self.hparams),
         }
         self.on_save_checkpoint(content)
-        tensors, plain = dict(content["state_dict"]), {}
+        tensors, others = dict(content["state_dict"]), {}
         for key, value in content.items():
             if key not in _NO_LOADER:
                 tensors |= dict(_tensors(value, key))
-                plain[key] = _without_tensors(value)
+                others[key] = _without_tensors(value)
         arguments = content["hyper_parameters"].items()
         config = {
             "method": type(self).__name__,
             "arguments": {k: v for k, v in arguments if not k.startswith("_")},
             "features": self.own_features,
-            "checkpoint": plain,
+            "checkpoint": others,
             "versions": versions(),
         }
-        text = json.dumps(config, indent=2, ensure_ascii=False, default=_plain)
+        text = json.dumps(config, indent=2, ensure_ascii=False, default=_path)
         copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         replace_file(save_directory / _WEIGHTS, save(copies))
         replace_file(save_directory / _CONFIG, text.encode())
@@ -238,7 +238,19 @@ def _without_tensors(value: Any) -> Any:
     return {k: _without_tensors(v) for k, v in value.items() if not isinstance(v, Tensor)}
 
 
-def _plain(value: Any) -> str:
+def _in_words(value: Any) -> Any:
+    """A fact as a checkpoint and JSON hold it: numbers, lists, mappings, words for the rest."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        keys = (key if isinstance(key, str | int | float) else str(key) for key in value)
+        return dict(zip(keys, map(_in_words, value.values()), strict=True))
+    if isinstance(value, list | tuple | set):
+        return [_in_words(part) for part in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _path(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{value!r} is no plain value")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,8 +32,6 @@ class PixelModule(SegmentationModule):
         GenSegError: `features` beside weights or options of a network by name.
     """
 
-    sources: ClassVar[tuple[str, ...]] = ("encoder_weights",)
-
     def __init__(
         self,
         num_classes: int,
@@ -48,10 +46,10 @@ class PixelModule(SegmentationModule):
         self._own_features = features is not None
         named = {"encoder_weights": encoder_weights, "network_options": network_options}
         for name, value in named.items():
-            if self._own_features and value is not None:
+            if self._own_features and value:
                 raise GenSegError(
                     f"{name} is of a network by name, and features is a network of your own: give "
-                    "one or the other."
+                    f"one or the other ({name} None, also where a checkpoint holds it)."
                 )
         if features is None:
             features = PixelFeatures(

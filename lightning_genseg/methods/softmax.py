@@ -52,7 +52,7 @@ class SoftmaxSegmenter(PixelModule):
         return {"logits": self.classifier(features), "features": features}
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Pixel cross-entropy, and the network's auxiliary loss where it has one (OCRNet)."""
+        """Pixel cross-entropy, and the network's auxiliary loss where it has one."""
         features, auxiliary = self.extract(batch["image"])
         scores = self.to_image(self.classifier(features), batch["mask"])
         loss = pixel_cross_entropy(scores, batch["mask"], self.ignore_index)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from lightning_genseg.arguments import check_arguments, check_ignored
+from lightning_genseg.arguments import check_arguments, check_device, check_ignored
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import local_copy
 from lightning_genseg.methods.checkpoints import (
@@ -46,7 +46,7 @@ class TrainedModule(SharedModule, ABC):
     # Arguments that no checkpoint keeps: functions and networks cannot be loaded safely.
     not_kept: ClassVar[tuple[str, ...]] = ("optimizer", "lr_scheduler", "features")
     # Where weights came from: a checkpoint holds them, nothing else is read to load it.
-    sources: ClassVar[tuple[str, ...]] = ()
+    sources: ClassVar[tuple[str, ...]] = ("encoder_weights",)
     # Chosen anew at every run of the command with a checkpoint; of these the data's word is final.
     chosen_anew: ClassVar[tuple[str, ...]] = ("num_classes", "ignore_index", "class_names")
     needs_training: bool = True  # whether it is random without a checkpoint
@@ -275,15 +275,6 @@ class TrainedModule(SharedModule, ABC):
                 f"the checkpoint was trained on the classes {', '.join(names)} and the data have "
                 f"{', '.join(self.class_names)}: classes are compared by their numbers."
             )
-
-
-def check_device(device: torch.device) -> None:
-    """Refuse a device without float64, in which scores and EM count."""
-    if device.type == "mps":
-        raise GenSegError(
-            "trainer.accelerator is mps, but an Apple GPU has no float64, in which scores and "
-            "mixtures count: set trainer.accelerator to cpu."
-        )
 
 
 def check_training(

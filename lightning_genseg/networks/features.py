@@ -43,8 +43,8 @@ _FIXED_OPTIONS = {
     "upsampling", "aux_params", "encoder_channels", "num_classes",
 }  # fmt: skip
 
-# These pool the image to one pixel and batch-normalise it: one image has no batch statistics.
 _AUXILIARY_WEIGHTS = {"ocrnet": 0.4, "mla": 0.25}
+# These pool the image to one pixel and batch-normalise it: one image has no batch statistics.
 _NEEDS_TWO_IMAGES = {"deeplabv3", "deeplabv3plus", "deeplabv3plus_full", "upernet", "pan"}
 
 _TO_STRIDE_8 = {"deeplabv3plus_full", "fcn"}  # of our own

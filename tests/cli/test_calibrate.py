@@ -103,7 +103,7 @@ def test_a_promise_made_under_other_inference_options_is_refused():
     model.on_predict_start()
     model.inference = {"scales": [0.5], "flip": True}
     for hook in (model.on_predict_start, model.on_test_start):
-        with pytest.raises(ValueError, match=r"calibrated with inference .* calibrate again"):
+        with pytest.raises(ValueError, match=r"calibrated with the options .* calibrate again"):
             hook()
 
 

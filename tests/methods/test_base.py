@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from lightning_genseg import EMOptions, GMMHead, GMMSeg, SegmentationModule, SoftmaxSegmenter
+from lightning_genseg.arguments import check_device
 from lightning_genseg.errors import GenSegError, MissingFileError
-from lightning_genseg.methods.trained import check_device
 from tests.contract import (
     NUM_CLASSES,
     TINY,
@@ -111,7 +111,7 @@ def test_options_of_a_network_by_name_beside_one_of_your_own(option):
 
 def test_a_device_without_float64():
     check_device(torch.device("cuda"))
-    with pytest.raises(GenSegError, match=r"^trainer\.accelerator is mps, .* to cpu\.$"):
+    with pytest.raises(GenSegError, match=r"^the device is mps, .* \(trainer\.accelerator cpu\)"):
         check_device(torch.device("mps"))
 
 

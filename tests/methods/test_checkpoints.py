@@ -144,15 +144,18 @@ def test_numbers_of_numpy_are_kept_as_pythons(tmp_path):
         np.int64(3),
         encoder="tu-test_resnet",
         class_names=list(np.array(["a", "b", "c"])),
-        mean=np.full(3, np.float32(0.5)),
+        mean=np.full(3, 0.5),
         head_lr_factor=np.float64(10),
         inference={"short_side": np.int64(32)},
         mixture=MixtureOptions(components=np.int64(2), variance_floor=np.float64(0.1)),
     )
     model.facts = {"miou": np.float64(0.5), "when": date(2026, 11, 30), "where": Path("x")}
+    model.facts[1, 2] = [torch.ones(2), {3: None}]
     loaded = GMMSeg.load_from_checkpoint(save(model, tmp_path / "x.ckpt"))
     assert loaded.hparams == model.hparams
-    assert loaded.facts == {"miou": 0.5, "when": "2026-11-30", "where": "x"}
+    assert loaded.eval()(torch.rand(1, 3, 32, 32)).dtype == torch.float32
+    others = {"(1, 2)": [[1.0, 1.0], {3: None}]}
+    assert loaded.facts == {"miou": 0.5, "when": "2026-11-30", "where": "x", **others}
     model.save_pretrained(tmp_path / "folder")
     assert GMMSeg.from_pretrained(tmp_path / "folder").class_names == ["a", "b", "c"]
 

@@ -64,7 +64,7 @@ class FewShotModule(SegmentationModule):
         "posterior": "posterior",
     }
     not_kept = (*SegmentationModule.not_kept, "base", "inference", "anomaly_score")
-    sources = ("encoder_weights", "base_learner", "published")
+    sources = (*SegmentationModule.sources, "base_learner", "published")
     chosen_anew = (*SegmentationModule.chosen_anew, "scoring")
 
     def __init__(
@@ -147,8 +147,8 @@ class FewShotModule(SegmentationModule):
             size: side in pixels of the square in which the network sees supports and queries.
 
         Raises:
-            GenSegError: no image, another number of masks, other sizes or values, or no object, or
-                none that is left at this size.
+            GenSegError: no image, another number of masks, other sizes or values, no object, or
+                none that is left at this size, or nothing but the object.
         """
         self.support = make_support(images, masks, size, self.ignore_index)
 

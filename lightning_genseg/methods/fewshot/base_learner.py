@@ -49,7 +49,7 @@ class BaseLearner(SegmentationModule):
     """
 
     features: EncoderStages
-    sources = ("encoder_weights", "published")
+    sources = (*SegmentationModule.sources, "published")
 
     def __init__(
         self,

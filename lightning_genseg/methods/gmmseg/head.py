@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lightning_genseg.arguments import as_options, check_arguments, check_ignored
+from lightning_genseg.arguments import as_options, check_arguments, check_device, check_ignored
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.options import EMOptions, LogitNorm, MixtureOptions
 from lightning_genseg.mixtures.em import e_step, fit, m_step
@@ -116,7 +116,7 @@ class GMMHead(nn.Module):
         if logit_norm == "layernorm":
             self.logit_norm = nn.LayerNorm(num_classes)
             nn.init.constant_(self.logit_norm.weight, logit_scale)
-        self._accumulated: Tensor | None = None  # classes of the batches of a step so far
+        self.forget_batches()
         self.mixture = GaussianMixture(
             num_classes,
             mixture.components,
@@ -227,7 +227,8 @@ class GMMHead(nn.Module):
             usual = seen.median() if len(seen) else seen.sum()
             self.class_counts = torch.cat([self.class_counts, usual[None]])
         self.num_classes += 1
-        self.memory, self._accumulated = self._empty_memory(), None
+        self.memory = self._empty_memory()
+        self.forget_batches()
 
     # --- training ----------------------------------------------------------------------------
 
@@ -276,6 +277,12 @@ class GMMHead(nn.Module):
         valid = embedding.isfinite().all(1) & (small >= 0) & (small < self.num_classes)
         return torch.where(valid, small, self.ignore_index).flatten()
 
+    def forget_batches(self) -> None:
+        """Begin anew: no batch since the last M-step, as at the start of a run."""
+        # Classes of the batches of this step so far, and since the last M-step.
+        self._of_step: Tensor | None = None
+        self._waiting: Tensor | None = None
+
     @torch.no_grad()
     def update_mixture(
         self,
@@ -289,7 +296,7 @@ class GMMHead(nn.Module):
         """Remember this batch and take one EM step (or `em.loops` of them), in place.
 
         Call it once after every optimiser step. All processes must call it together. The classes of
-        the batch are updated, as in the authors' code, and those in the memory that never were.
+        the batch are updated, as in the authors' code, and those that were only remembered so far.
 
         Args:
             embedding: B x D x h x w, from `compute_loss`.
@@ -298,14 +305,15 @@ class GMMHead(nn.Module):
             processes: all end with the same mixture, that of one process with the batches joined in
                 the order of the ranks; found when left out (`Processes.found`).
             remember_only: leave out the M-step, which the authors' code takes every fifth step.
-            accumulating: leave it out because the optimiser has not stepped yet: the batches of one
-                step count together.
+            accumulating: leave it out because the optimiser has not stepped yet: the classes of
+                this batch are updated with those of the step's last one.
 
         Raises:
             GenSegError: the mixture is trained by gradient.
         """
         if self.memory is None:
             raise GenSegError("em.train='gradient' learns by gradient; there is no EM to run.")
+        check_device(embedding.device)
         em, processes = self.em, processes or Processes.found()
         x = rearrange(embedding, "b d h w -> (b h w) d").float()
         x = x.nan_to_num(0, 0, 0)  # their labels are ignored, but 0 * NaN would still be NaN
@@ -318,10 +326,14 @@ class GMMHead(nn.Module):
             assignment = None  # its equal shares are those of all processes together
         counts = total_over(processes, self._label_counts(labels))
         present = counts > 0
-        if self._accumulated is not None:
-            present = present | self._accumulated
-        self._accumulated = present if accumulating else None
+        if self._of_step is not None:
+            present = present | self._of_step.to(present.device)
+        self._of_step = present if accumulating else None
         remember_only = remember_only or accumulating
+        waiting = present
+        if self._waiting is not None:
+            waiting = waiting | self._waiting.to(present.device)
+        self._waiting = waiting if remember_only else None
         if self.class_counts is not None:
             self.class_counts += counts
         for loop in range(1 if remember_only else em.loops):
@@ -344,7 +356,7 @@ class GMMHead(nn.Module):
                 mean_momentum=em.mean_momentum,
                 variance_momentum=em.variance_momentum,
                 variance_floor=self.options.variance_floor,
-                present=present | ~self.mixture.fitted.any(1),
+                present=present | (waiting & ~self.mixture.fitted.any(1)),
                 weights=weights,
                 shrinkage=self.options.shrinkage,
             )

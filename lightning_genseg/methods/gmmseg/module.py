@@ -45,7 +45,8 @@ class GMMSeg(PixelModule):
       mean over labelled pixels.
     - Ours always: variances start at 1/D and the floor (code: 1); densities have the mixtures'
       weights, a constant 1/M; EM runs at the end of a training batch, not in `forward`; all
-      classes at once; one process is enough.
+      classes at once, also one that only batches between two M-steps had, where it is new; one
+      process is enough.
 
     Args:
         num_classes: C.
@@ -182,7 +183,7 @@ class GMMSeg(PixelModule):
 
         Raises:
             GenSegError: no mask for each image, no pixel of the class, a name that is taken, or a
-                decoder with scores of its own (`ocrnet`).
+                decoder with scores of its own (`ocrnet`, `mla`).
         """
         if isinstance(self.features, PixelFeatures) and self.features.predicts_classes:
             raise GenSegError(
@@ -310,6 +311,12 @@ class _EM(StepCallback):
     A callback, because `ModelCheckpoint` runs after the other callbacks but before the module's own
     `on_train_batch_end`, and would save the mixture of the batch before.
     """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what a run before has left."""
+        super().on_train_start(trainer, pl_module)
+        assert isinstance(pl_module, GMMSeg)
+        pl_module.head.forget_batches()
 
     def on_train_batch_end(
         self,

@@ -57,7 +57,7 @@ class GSSInverse(SegmentationModule):
     """
 
     not_kept = (*SegmentationModule.not_kept, "mean", "std")  # the prior's
-    sources = ("prior", "inverse_weights")
+    sources = (*SegmentationModule.sources, "prior", "inverse_weights")
     chosen_anew = (*SegmentationModule.chosen_anew, "decoding")
 
     def __init__(

@@ -250,6 +250,26 @@ def test_a_class_that_was_only_remembered_is_not_forgotten():
     assert head.mixture.fitted.all(1).all()
 
 
+def test_a_class_that_never_came_stays_as_it_is():
+    """Although the authors' memory is full of random vectors from the start."""
+    head = make_head(num_classes=4, memory_start="random")
+    before = head.mixture.means[3].clone()
+    head.update_mixture(*embedded(head, classes=3), remember_only=True)
+    head.update_mixture(*embedded(head, classes=3))
+    assert torch.equal(head.mixture.means[3], before)
+    assert not head.mixture.fitted[3].any()
+
+
+def test_a_run_does_not_count_the_batches_of_another():
+    head = make_head(num_classes=4, mean_momentum=0.5)
+    head.update_mixture(*embedded(head, classes=4))
+    head.update_mixture(*embedded(head, classes=4), accumulating=True)
+    before = head.mixture.means[3].clone()
+    head.forget_batches()
+    head.update_mixture(*embedded(head, classes=3))
+    assert torch.equal(head.mixture.means[3], before)
+
+
 def test_batches_of_one_step_count_together():
     head = make_head(num_classes=4, mean_momentum=0.5)
     head.update_mixture(*embedded(head, classes=4))
