@@ -434,7 +434,7 @@ class ModuleContract:
             assert {"head.mixture.means", "head.mixture.log_variances"} <= moved
 
     def test_own_network(self, tmp_path):
-        model = self.make(features=PlainFeatures())
+        model = self.make(features=PlainFeatures(), network_options=None)
         run = trainer(tmp_path)
         run.fit(model, loader(), loader(2))
         run.save_checkpoint(tmp_path / "own.ckpt")

@@ -155,7 +155,9 @@ def test_losses_are_those_of_the_formulas(arguments, variance, centre):
         batch["mask"][b] = 255
     batch["image_classes"][1, :2] = False
     batch["image_classes"][2] = False
-    model = make(features=Given(torch.rand(4, 5, 12, 16)), dropout=0.0, **arguments)
+    model = make(
+        network_options=None, features=Given(torch.rand(4, 5, 12, 16)), dropout=0.0, **arguments
+    )
     losses = model.compute_loss(batch)
     logits = model.classifier(model.features.given)
     expected = reference(model.features.given, logits, batch, variance, centre)
@@ -198,7 +200,10 @@ def test_self_supervision_teaches_prediction_features_and_centres():
     mask[0, 2, 2], mask[0, 40, 60] = 0, 1
     batch = {"image": torch.rand(1, 3, 48, 64), "mask": mask, "unlabelled": mask == 255}
     model = make(
-        **{**OFF, "self_weight": 1.0}, features=Given(torch.rand(1, 5, 12, 16)), dropout=0.0
+        **{**OFF, "self_weight": 1.0},
+        network_options=None,
+        features=Given(torch.rand(1, 5, 12, 16)),
+        dropout=0.0,
     )
 
     def gradients(**options: Any) -> tuple[Tensor, Tensor]:
@@ -226,7 +231,12 @@ def test_self_supervision_teaches_prediction_features_and_centres():
 @pytest.mark.parametrize("variance", ["predicted", "uniform"])
 def test_the_variance_is_no_way_for_a_gradient(variance):
     batch = sparse_batch()
-    model = make(variance=variance, dropout=0.0, features=Given(torch.rand(4, 5, 12, 16)))
+    model = make(
+        variance=variance,
+        dropout=0.0,
+        network_options=None,
+        features=Given(torch.rand(4, 5, 12, 16)),
+    )
     features = model.features.given
     logits = torch.randn(4, NUM_CLASSES, 12, 16, requires_grad=True)
     gaussian = model._gaussians(features, logits, batch["mask"], batch["unlabelled"])[0]
@@ -340,7 +350,9 @@ def test_features_of_any_size_and_in_half_precision(preset):
     assert all(value.dtype == torch.float32 for value in losses.values())
     assert losses["loss"].item() == pytest.approx(exact, rel=0.05)
     for scale in (1e-6, 1e6):
-        given = make(preset=preset, features=Given(scale * torch.rand(4, 5, 12, 16)))
+        given = make(
+            preset=preset, network_options=None, features=Given(scale * torch.rand(4, 5, 12, 16))
+        )
         given.compute_loss(batch)["loss"].backward()
         assert given.features.given.grad.isfinite().all()
 

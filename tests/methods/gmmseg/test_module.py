@@ -190,7 +190,7 @@ def test_posthoc(tmp_path, extractor):
 
 
 def test_the_features_to_start_from(tmp_path, extractor):
-    make(**POSTHOC, features=PlainFeatures()).on_fit_start()
+    make(**POSTHOC, features=PlainFeatures(), network_options=None).on_fit_start()
     start = torch.load(extractor, weights_only=True)["state_dict"]
     source = make(extractor=extractor)  # trained on by EM
     assert all(parameter.requires_grad for parameter in source.features.parameters())
