@@ -202,8 +202,11 @@ class SegmentationModule(TrainedModule):
         return self.from_average(maps)
 
     def _average(self, image: Tensor) -> dict[str, Tensor]:
-        activations = {"scores": type(self).view_activation}
-        return infer(self.maps_to_average, image, self.inference, activations)
+        return infer(self.maps_to_average, image, self.inference, self._activations)
+
+    @property
+    def _activations(self) -> dict[str, Activation | None]:
+        return {"scores": type(self).view_activation}
 
     @torch.no_grad()
     def predict_image(
@@ -321,9 +324,8 @@ class SegmentationModule(TrainedModule):
         """
         image = batch["image"]
         bar: Any = getattr(self._trainer, "progress_bar_callback", None)
-        activations = {"scores": type(self).view_activation}
         pieces = infer_rows(
-            self.maps_to_average, image, self.inference, activations, progress=bar is not None
+            self.maps_to_average, image, self.inference, self._activations, progress=bar is not None
         )
 
         def decided() -> Iterator[tuple[slice, dict[str, Tensor]]]:

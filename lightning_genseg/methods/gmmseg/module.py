@@ -193,9 +193,9 @@ class GMMSeg(PixelModule):
         names = self.all_class_names
         if not name.strip():
             raise GenSegError("name is empty: give the new class one.")
-        score_keys([*names, *([] if name in names else [name])])
         if name in names:
             raise GenSegError(f"name is '{name}', which is a class already: give another one.")
+        score_keys([*names, name])
         if self.num_classes == self.ignore_index:
             raise GenSegError(
                 f"the new class would have the number {self.ignore_index}, which is ignore_index."
