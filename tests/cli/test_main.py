@@ -109,7 +109,8 @@ def test_killed_prediction_goes_on_where_it_stopped(genseg, config, checkpoint, 
     assert sorted(lines) == [f"{index:02}" for index in range(40)]
     for name, moment in times.items():
         assert (out / lines[name]["mask"]).stat().st_mtime_ns == moment
-    assert {path.name for path in out.iterdir()} == {"masks", "overlays", "predictions.jsonl"}
+    folders, files = {"masks", "overlays"}, {"predictions.jsonl", "classes.json"}
+    assert {path.name for path in out.iterdir()} == folders | files | {"predict_config.yaml"}
 
 
 @pytest.mark.slow
