@@ -7,9 +7,8 @@
 `origin` notes in ``origin.json`` which commit is about to train a run, and on what. `add` reads
 that, the run's ``val_metrics.json``, the losses of its last eighth from ``metrics.csv``, and
 ``metrics.json`` and ``anomaly_scores.json`` of its tests, and writes ``results/NAME/seedN.json``; a
-run that is added again keeps its origin. Without arguments the tables
-between the markers in the documentation are written anew: mean and spread (standard deviation) over
-the seeds.
+run that is added again keeps its origin. Without arguments the tables between the markers in the
+documentation are written anew: mean and spread (standard deviation) over the seeds.
 """
 
 import csv

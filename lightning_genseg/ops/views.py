@@ -203,7 +203,7 @@ def unit_image(image: Tensor, name: str) -> Tensor:
         GenSegError: values outside [0, 1], or NaN.
     """
     if image.dtype == torch.uint8:
-        return image.float() / 255
+        return as_float(image)
     if not ((image >= 0) & (image <= 1)).all():
         raise GenSegError(
             f"{name} has values from {float(image.min()):g} to {float(image.max()):g}: divide it "

@@ -330,9 +330,10 @@ class GMMHead(nn.Module):
             present = present | self._of_step.to(present.device)
         self._of_step = present if accumulating else None
         remember_only = remember_only or accumulating
-        waiting = present
+        due = waiting = present
         if self._waiting is not None:
-            waiting = waiting | self._waiting.to(present.device)
+            waiting = present | self._waiting.to(present.device)
+            due = present | (waiting & ~self.mixture.fitted.any(1))
         self._waiting = waiting if remember_only else None
         if self.class_counts is not None:
             self.class_counts += counts
@@ -356,7 +357,7 @@ class GMMHead(nn.Module):
                 mean_momentum=em.mean_momentum,
                 variance_momentum=em.variance_momentum,
                 variance_floor=self.options.variance_floor,
-                present=present | (waiting & ~self.mixture.fitted.any(1)),
+                present=due,
                 weights=weights,
                 shrinkage=self.options.shrinkage,
             )
