@@ -23,7 +23,7 @@ root_doc = "docs/index"
 include_patterns = [
     "docs/*.md",
     "notebooks/*.ipynb",
-    "experiments/README.md",
+    "experiments/*.md",
     "experiments/*/README.md",
     "C*.md",
 ]

@@ -25,7 +25,12 @@ import yaml
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
-PAGES = (HERE / "README.md", DOCS / "results.md", DOCS / "cgmgm.md")
+PAGES = (
+    HERE / "idd_lite" / "README.md",
+    HERE / "msrc" / "README.md",
+    DOCS / "results.md",
+    DOCS / "cgmgm.md",
+)
 ANOMALY_SETS = {
     "FS_Static_val": "Static",
     "FS_LostAndFound_val": "Lost & Found",

@@ -169,14 +169,14 @@ def test_a_run_goes_on_at_the_commit_where_it_began(tmp_path):
         make["note_origin"](old)
 
 
-def test_the_readmes_know_the_options():
+def test_the_pages_know_the_options():
     known = set()
     for method in map(methods.__dict__.get, methods.__all__):
         parser = ArgumentParser()
         parser.add_class_arguments(method, "model", fail_untyped=False)
         known |= {*parser.get_defaults().keys()} | {"model.help", "model.base_learner"}
-    for readme in EXPERIMENTS.rglob("README.md"):
-        named = re.findall(r"--(model\.[\w.]*\w)", readme.read_text())
+    for page in EXPERIMENTS.rglob("*.md"):
+        named = re.findall(r"--(model\.[\w.]*\w)", page.read_text())
         assert {option.partition(".init_args")[0] for option in named} <= known
 
 
