@@ -1,7 +1,6 @@
 """All anomaly scores of one test."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,15 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.metrics.anomaly import AnomalyMetrics
-from lightning_genseg.ops.views import infer, softmax
 
 
 class CompareScores(Callback):
     """Measure every anomaly score of the module in one test run, not only the one it is set to.
 
     Leaves ``anomaly_scores.json`` in the run's folder: by name of the score ``AUROC``, ``AP``,
-    ``FPR95``. Scores that are not fitted yet (`genseg calibrate`) are left out. Takes a
-    second pass over each image and 64 MB per score. The data need anomaly labels, or it raises a
-    `GenSegError`.
+    ``FPR95``, null where no pixel is anomalous. Scores that are not fitted yet (`genseg calibrate`)
+    are left out. Predicts each image once more and takes 64 MB per score. The data need anomaly
+    labels, or it raises a `GenSegError`.
     """
 
     def __init__(self) -> None:
@@ -42,19 +40,22 @@ class CompareScores(Callback):
                 "CompareScores needs anomaly labels, which these data do not have: name "
                 "unknown_classes, use data with anomaly masks, or take the callback away."
             )
-        forward = partial(pl_module.score_maps, names=list(self._metrics))
-        maps = infer(forward, batch["image"], pl_module.inference, {"scores": softmax})
+        labels = batch["anomaly"]
+        maps = pl_module.anomaly_maps(batch["image"], list(self._metrics), labels.shape[-2:])
         for name, metrics in self._metrics.items():
-            metrics.update(maps[name][:, 0], batch["anomaly"])
+            metrics.update(maps[name], labels)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
         values = {
-            name: {key: value.item() for key, value in metrics.compute().items()}
+            name: {
+                key: value.item() if value.isfinite() else None  # JSON has no NaN
+                for key, value in metrics.compute().items()
+            }
             for name, metrics in self._metrics.items()
         }
         self._metrics = {}
         log_dir = trainer.log_dir
         if log_dir is not None and trainer.is_global_zero:
-            text = json.dumps(values, indent=2) + "\n"
+            text = json.dumps(values, indent=2, allow_nan=False) + "\n"
             replace_file(Path(log_dir) / "anomaly_scores.json", text.encode())

@@ -40,7 +40,7 @@ class UpdateMixtures(StepCallback):
         self._hooks: list[RemovableHandle] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the heads."""
+        """Find the heads; they forget what a run before has left."""
         if isinstance(pl_module, GMMSeg):
             raise GenSegError("GMMSeg runs EM itself: leave the callback UpdateMixtures out.")
         inside = {
@@ -56,12 +56,14 @@ class UpdateMixtures(StepCallback):
                 f"{type(pl_module).__name__} has no GMMHead that learns by EM: build one into it, "
                 "or leave the callback UpdateMixtures out."
             )
+        if stage == "fit":  # before a checkpoint brings its own
+            for name in self._owners:
+                self._head(name).forget_batches()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what the heads see."""
         super().on_train_start(trainer, pl_module)
         for name in self._owners:
-            self._head(name).forget_batches()
             projection = self._head(name).projection
             self._hooks.append(projection.register_forward_hook(partial(self._see, name)))
 
@@ -93,6 +95,15 @@ class UpdateMixtures(StepCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look no longer."""
+        self._look_away()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Look no longer."""
+        self._look_away()
+
+    def _look_away(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -100,15 +111,13 @@ class UpdateMixtures(StepCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """EM's memory, which no state dict of the heads holds."""
-        memories = {name: self._head(name).memory for name in self._owners}
-        return {name: x.state_dict() for name, x in memories.items() if x is not None}
+        return {name: self._head(name).memory_state() for name in self._owners}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         for name, state in state_dict.items():
-            memory = self._head(name).memory if name in self._owners else None
-            if memory is not None:
-                memory.load_state_dict(state)
+            if name in self._owners:
+                self._head(name).load_memory_state(state)
 
     def _head(self, name: str) -> GMMHead:
         owner = self._owners[name]

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from lightning_genseg.methods.checkpoints import read_run
 from lightning_genseg.metrics.anomaly import score_histogram
 from lightning_genseg.ops.inference_options import InferenceOptions, input_size
 from lightning_genseg.ops.resize import resize_labels
-from lightning_genseg.ops.views import evaluation_mode, infer, softmax, window_positions
+from lightning_genseg.ops.views import evaluation_mode, window_positions
 from lightning_genseg.uncertainty.conformal import (
     Level,
     Threshold,
@@ -204,15 +203,15 @@ def _thresholds(
 ) -> dict[str, Threshold]:
     quantiles: dict[str, list[float]] = {name: [] for name in names}
     histograms: dict[str, Tensor] = {}
-    forward = partial(model.score_maps, names=names)
     for batch in batches:
-        maps = infer(forward, batch["image"].to(model.device), model.inference, {"scores": softmax})
-        for index, mask in enumerate(batch["mask"].to(model.device)):
+        image, masks = batch["image"].to(model.device), batch["mask"].to(model.device)
+        maps = model.anomaly_maps(image, names, masks.shape[-2:])
+        for index, mask in enumerate(masks):
             known = mask != model.ignore_index
             if not bool(known.any()):
                 continue
             for name in names:
-                scores = maps[name][index, 0][known]
+                scores = maps[name][index][known]
                 if level == "image":
                     quantiles[name].append(image_quantile(scores, false_positive_rate))
                 else:

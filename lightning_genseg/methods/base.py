@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
@@ -201,6 +202,14 @@ class SegmentationModule(TrainedModule):
         maps = {name: resize_maps(x, size) for name, x in self._average(batch["image"]).items()}
         return self.from_average(maps)
 
+    def anomaly_maps(
+        self, image: Tensor, names: Sequence[str], size: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Anomaly scores by name, B x H x W of that size, by the views of `inference`."""
+        forward = partial(self.score_maps, names=names)
+        maps = infer(forward, image, self.inference, {"scores": softmax})
+        return {name: resize_maps(maps[name], size)[:, 0] for name in names}
+
     def _average(self, image: Tensor) -> dict[str, Tensor]:
         return infer(self.maps_to_average, image, self.inference, self._activations)
 
@@ -223,7 +232,8 @@ class SegmentationModule(TrainedModule):
             H x W bool.
 
         Raises:
-            GenSegError: it is no such array, or a file that cannot be read.
+            GenSegError: it is no such array, or a file that cannot be read; the model was
+                calibrated under other options of `inference`.
         """
         if not isinstance(image, np.ndarray):
             image = read_image(image)
@@ -232,6 +242,7 @@ class SegmentationModule(TrainedModule):
                 "predict_image takes an RGB picture, H x W x 3 of uint8; "
                 f"got {image.shape} of {image.dtype}."
             )
+        self._check_thresholds()
         tensor = torch.tensor(np.ascontiguousarray(image), device=self.device)  # may be read-only
         with evaluation_mode(self):
             maps = self.predict_maps(tensor.permute(2, 0, 1)[None].float() / 255)
@@ -301,6 +312,9 @@ class SegmentationModule(TrainedModule):
 
     def on_predict_start(self) -> None:
         """Refuse thresholds that were found under other `prediction_options`."""
+        self._check_thresholds()
+
+    def _check_thresholds(self) -> None:
         now, then = self.prediction_options(), self.anomaly.inference
         if self.anomaly.thresholds and now != then:
             raise GenSegError(

@@ -22,6 +22,7 @@ from lightning_genseg.methods.optimisation import OptimisedModule
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _SEPARATOR = "/"  # in names of tensors that are not of the state dict: the way to them
+_OF_WEIGHTS = ("data", "palette", "scores", "steps")  # facts that change with a checkpoint
 _NO_LOADER = ("state_dict", "hyper_parameters")  # the parts that have a place of their own
 
 Method = TypeVar("Method", bound="SharedModule")
@@ -56,7 +57,8 @@ class SharedModule(OptimisedModule, ModelHubMixin):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what it says of the training."""
         super().on_load_checkpoint(checkpoint)
-        self.facts = {**checkpoint.get("facts", {}), **self.facts}
+        kept = {key: value for key, value in self.facts.items() if key not in _OF_WEIGHTS}
+        self.facts = {**checkpoint.get("facts", {}), **kept}
 
     def on_fit_end(self) -> None:
         """Note for the model card what the model was trained on."""

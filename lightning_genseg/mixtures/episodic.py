@@ -153,9 +153,10 @@ def fit_episodes(
             variance_floor=variance_floor,
             full=covariance == "full",
         )
+        # Padding may hold anything, and NaN times a weight of 0 is NaN.
+        x = x.masked_fill(~counted[..., None], 0)
         if not _chooses_pixels(x):
-            # Padding may hold anything, and NaN times a weight of 0 is NaN.
-            return fitted(x.masked_fill(~counted[..., None], 0), weights)
+            return fitted(x, weights)
         each = [
             fitted(one[None] if whole else one[rows][None], shares[None, :, rows])
             for one, shares, rows, whole in zip(

@@ -66,7 +66,8 @@ class GaussianMixture(nn.Module):
             then start at 1/D plus the floor, since that much is what a unit vector has per
             dimension, else at 1.
         trainable: parameters by gradient; `diagonal` only.
-        variance_floor: no variance is used below it (EM adds its own; gradients need this one).
+        variance_floor: no variance is used below it; with `trainable` it is added, so that one
+            near it still has a gradient (EM adds its own).
         start: of the means: `random` unit vectors, or `orthogonal` ones of zero sum.
 
     Example:
@@ -110,7 +111,8 @@ class GaussianMixture(nn.Module):
         if covariance == "full":
             state["covariances"] = variance * torch.eye(dim).repeat(num_classes, components, 1, 1)
         else:
-            state["log_variances"] = torch.full(shape, math.log(variance))
+            free = variance - variance_floor if trainable else variance
+            state["log_variances"] = torch.full(shape, math.log(free))
         for name, tensor in state.items():
             if trainable:
                 self.register_parameter(name, nn.Parameter(tensor))
@@ -157,6 +159,8 @@ class GaussianMixture(nn.Module):
         """Variance per dimension: C x M x D (of a full covariance, its diagonal)."""
         if self.covariance == "full":
             return self.covariances.diagonal(dim1=-2, dim2=-1)
+        if isinstance(self.log_variances, nn.Parameter):
+            return self.log_variances.exp() + self.variance_floor
         return self.log_variances.exp().clamp_min(self.variance_floor)
 
     @property

@@ -104,7 +104,7 @@ def spread_evenly(
     """Choose at most `most` entries of every group, spread evenly over its entries: booleans, P.
 
     With several processes the group's entries are those of all, in the order of the processes, so
-    that together they choose what one process would. Group `num_groups` and above is never chosen.
+    that together they choose what one process would. Of group `num_groups` none is chosen.
     """
     counts = count_groups(groups, num_groups + 1)
     before, total = torch.zeros_like(counts), counts
@@ -261,6 +261,11 @@ class FeatureRing(_Memory):
         if stored is None:
             raise GenSegError("The checkpoint's memory is no ring; set em.memory to decay.")
         _check_shape("the ring", (self.groups, self.dim), (stored.shape[0], stored.shape[2]))
+        if stored.dtype != self.features.dtype:  # the moments are those of the rounded features
+            dtype = str(stored.dtype).removeprefix("torch.")
+            raise GenSegError(
+                f"The checkpoint's memory holds {dtype}; set em.memory_dtype to {dtype}."
+            )
         # Once it has gone round, its oldest feature is anywhere: no other size can go on with it.
         wrapped = int(state["entered"][: self.groups].max()) > stored.shape[1]
         if stored.shape[1] > self.size or (wrapped and stored.shape[1] < self.size):

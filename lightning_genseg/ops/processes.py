@@ -44,11 +44,12 @@ def over_processes() -> Iterator[None]:
     Without a process group nothing changes.
     """
     global _together
+    outside = _together
     _together = torch.distributed.is_available() and torch.distributed.is_initialized()
     try:
         yield
     finally:
-        _together = False
+        _together = outside
 
 
 def mean_over(total: Tensor, count: Tensor | int) -> Tensor:

@@ -16,6 +16,7 @@ DensityScore = Literal["density", "marginal_density", "relative_density", "half_
 AnomalyName = Literal[LogitScore, "sml", "mahalanobis", "relative_mahalanobis", DensityScore]
 DENSITY_SCORES = get_args(DensityScore)
 FITTED_SCORES = ("sml", "mahalanobis", "relative_mahalanobis")
+_LEAST_PIXELS = 100  # of a class, for statistics of its own
 
 
 def logit_score(name: LogitScore, logits: Tensor) -> Tensor:
@@ -63,7 +64,8 @@ class StandardizedMaxLogit(nn.Module):
     """Max logit, standardised by mean and deviation over the training pixels of that prediction.
 
     Jung et al.: Standardized Max Logits, ICCV 2021, Eq. 3 (without the boundary suppression and
-    smoothing that follow there). A class that is never predicted gets the statistics of all pixels.
+    smoothing that follow there). A class that is predicted at fewer than 100 pixels, or never, gets
+    the statistics of all: a deviation of a few pixels may be next to nothing.
     """
 
     average: Tensor | None
@@ -97,7 +99,8 @@ class StandardizedMaxLogit(nn.Module):
                 "no training pixel was seen, so there are no statistics of the logits."
             )
         every = self._sums.sum(1, keepdim=True)
-        count, first, second = torch.where(self._sums[0] > 1, self._sums, every)
+        enough = self._sums[0] >= _LEAST_PIXELS
+        count, first, second = torch.where(enough, self._sums, every)
         average = first / count
         self.average = average.float()
         self.deviation = (second / count - average.square()).clamp_min(1e-12).sqrt().float()
@@ -266,16 +269,22 @@ class AnomalyScores(nn.Module):
         return {**fitted, "ranges": ranges}
 
     def load_fitted_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `fitted_state` has returned."""
-        owners = dict(self.named_modules())
-        for name, value in state.get("statistics", {}).items():
-            module, _, buffer = name.rpartition(".")
-            if module not in owners:
+        """Restore what `fitted_state` has returned, and nothing else of what was fitted before."""
+        statistics = state.get("statistics", {})
+        known = {
+            f"{prefix}.{name}": (module, name)
+            for prefix, module in self.named_children()
+            for name in module._buffers
+        }
+        for module, name in known.values():
+            setattr(module, name, None)
+        for name, value in statistics.items():
+            if name not in known:
                 raise GenSegError(
                     f"the checkpoint has statistics '{name}' that no anomaly score knows: it was "
                     "changed, or is of another version."
                 )
-            setattr(owners[module], buffer, value)
+            setattr(*known[name], value)
         self.thresholds = {
             name: Threshold(*value) for name, value in state.get("thresholds", {}).items()
         }

@@ -124,6 +124,18 @@ def test_a_resumed_run_has_the_memory(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_an_interrupted_run_looks_no_longer(tmp_path):
+    class Broken(Plain):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 1:
+                raise RuntimeError("interrupted")
+
+    module = Broken()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)]).fit(module, pairs())
+    assert not module.head.projection._forward_hooks
+
+
 @pytest.mark.parametrize(
     ("module", "labels", "sentence"),
     [

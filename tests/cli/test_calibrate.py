@@ -1,12 +1,17 @@
+import json
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from lightning_genseg import GSS, EMOptions, GMMSeg, MixtureOptions, SoftmaxSegmenter
+from lightning_genseg.callbacks import CompareScores
 from lightning_genseg.cli.calibrate import GenSegTrainer, calibrate, save_calibrated
 from lightning_genseg.data import SyntheticScenesDataModule
 from lightning_genseg.errors import GenSegError
@@ -102,7 +107,8 @@ def test_a_promise_made_under_other_inference_options_is_refused():
     model.inference = {"scales": [0.5]}
     model.on_predict_start()
     model.inference = {"scales": [0.5], "flip": True}
-    for hook in (model.on_predict_start, model.on_test_start):
+    picture = partial(model.predict_image, np.zeros((16, 16, 3), np.uint8))
+    for hook in (model.on_predict_start, model.on_test_start, picture):
         with pytest.raises(ValueError, match=r"calibrated with the options .* calibrate again"):
             hook()
 
@@ -114,6 +120,25 @@ def test_a_promise_made_when_tokens_were_read_otherwise_is_refused():
     model.decoding = "marginal"
     with pytest.raises(GenSegError, match=r"is used with {'decoding': 'marginal'}: calibrate"):
         model.on_predict_start()
+
+
+def test_labels_may_be_larger_than_the_images(tmp_path):
+    small = [{**b, "image": b["image"][..., ::2, ::2]} for b in batches(9)]
+    model = gmmseg()
+    calibrate(model, small, small, progress=False)
+    for batch in small:
+        batch["anomaly"] = torch.zeros_like(batch["mask"])
+    run = Trainer(
+        accelerator="cpu",
+        logger=CSVLogger(tmp_path),
+        callbacks=[CompareScores()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.warns(UserWarning, match="no anomalous pixel has been seen"):
+        run.test(model, DataLoader(small, batch_size=None), verbose=False)
+    scores = json.loads((Path(run.log_dir) / "anomaly_scores.json").read_text())
+    assert scores["density"]["AUROC"] is None  # JSON has no NaN, and nothing was anomalous
 
 
 def test_training_on_forgets_what_was_fitted():

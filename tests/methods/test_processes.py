@@ -12,6 +12,8 @@ import torch
 from lightning_genseg import EMOptions, GMMHead
 from lightning_genseg.data.loaders import CheckedLoader, EvaluationSampler, collate
 from lightning_genseg.mixtures.memory import DecayedMoments, FeatureRing
+from lightning_genseg.ops import processes as ops_processes
+from lightning_genseg.ops.processes import over_processes
 from tests.methods.processes_run import IMAGES, SPARSE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,11 +116,22 @@ def test_a_memory_leaves_what_processes_share(kind):
     memory.load_state_dict(kind(2, 3, size=4).state_dict())
 
 
+def test_over_processes_may_be_nested(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with over_processes():
+        with over_processes():
+            pass
+        assert ops_processes._together
+    assert not ops_processes._together
+
+
 def test_a_random_ring_is_the_same_everywhere():
     rings = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         head = GMMHead(8, 2, em=EMOptions(memory="ring", memory_size=5, memory_start="random"))
+        assert not head.memory.entered.any()  # what only predicts does without
+        head.memory_state()
         rings.append(head.memory.features)
     assert torch.equal(*rings)
     assert len(rings[0].unique(dim=0)) == 2 * 5 * 5 + 1

@@ -134,6 +134,10 @@ def test_padding_may_hold_anything(value, covariance):
     density = found.log_density(x)
     assert density[:, :50].isfinite().all()
     assert not density[:, 50:].isfinite().any()
+    weights[0] = 0  # nothing to fit in this episode
+    x[0, 0] = value
+    for one in fit_episodes(x, weights, covariance=covariance)[:-1]:
+        assert one.isfinite().all()
 
 
 @pytest.mark.parametrize("floor", [0.1, 1e-6])

@@ -196,6 +196,15 @@ def test_uses_no_variance_below_the_floor():
     assert mixture.log_density(torch.ones(1, 2)).isfinite()
 
 
+def test_a_variance_near_the_floor_finds_its_way_back():
+    mixture = GaussianMixture(1, 1, 2, unit_means=True, trainable=True, variance_floor=0.01)
+    close(mixture.variances, torch.full((1, 1, 2), 1 / 2 + 0.01))
+    with torch.no_grad():
+        mixture.log_variances.fill_(-6)  # below the floor
+    mixture.log_density(5 * torch.ones(1, 2)).sum().backward()
+    assert (mixture.log_variances.grad > 0).all()  # a wider one explains this far point better
+
+
 def test_parameters_are_buffers_unless_trainable():
     assert not list(GaussianMixture(3, 2, 4).parameters())
     names = dict(GaussianMixture(3, 2, 4, trainable=True).named_parameters())

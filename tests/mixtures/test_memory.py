@@ -161,6 +161,7 @@ def test_a_ring_saves_only_its_filled_part():
         (DecayedMoments(3, 4, 4), DecayedMoments, "set components, embedding_dim and covariance"),
         (DecayedMoments(3, 3, 4), FeatureRing, "memory is a ring; set em.memory to ring"),
         (FeatureRing(3, 3, 4), DecayedMoments, "memory is no ring; set em.memory to decay"),
+        (FeatureRing(3, 3, 4, dtype=torch.bfloat16), FeatureRing, "set em.memory_dtype to float32"),
     ],
 )
 def test_memories_refuse_the_state_of_another_shape(memory, kind, words):

@@ -5,6 +5,7 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import entropy
 from sklearn.covariance import EmpiricalCovariance
 
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.metrics.anomaly import score_histogram
 from lightning_genseg.uncertainty import (
     AnomalyScores,
@@ -73,7 +74,7 @@ def test_confident_pixels_are_still_told_apart():
 
 
 def test_sml_standardises_by_the_predicted_class():
-    logits = torch.randn(3, 4, 6, 7) + torch.tensor([0.0, 0.5, 1.0, -30.0]).view(4, 1, 1)
+    logits = torch.randn(3, 4, 20, 21) + torch.tensor([0.0, 0.5, 1.0, -30.0]).view(4, 1, 1)
     score = StandardizedMaxLogit()
     for part in logits.split(1):
         score.observe(part)
@@ -88,6 +89,17 @@ def test_sml_standardises_by_the_predicted_class():
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     # The class that was never predicted has the statistics of all.
     assert score.average[3] == pytest.approx(largest.mean(), rel=1e-5)
+
+
+def test_sml_takes_no_deviation_of_a_few_pixels():
+    logits = torch.randn(1, 3, 20, 20)
+    logits[0, 2] = -30
+    logits[0, 2, 0, :2] = 20
+    score = StandardizedMaxLogit()
+    score.observe(logits)
+    score.finish()
+    logits[0, 2, 0, 0] = 20.1
+    assert score(logits).abs().amax() < 100  # by the deviation of two equal numbers it was 1e5
 
 
 def test_mahalanobis_agrees_with_scikit_learn():
@@ -158,6 +170,10 @@ def test_the_fitted_state_travels():
         torch.testing.assert_close(other(name, outputs), scores(name, outputs))
     assert other.thresholds == scores.thresholds
     assert not other.state_dict()  # a checkpoint's weights stay those of the network
+    other.load_fitted_state({})  # of another checkpoint
+    assert not any(other.is_fitted(name) for name in FITTED_SCORES)
+    with pytest.raises(GenSegError, match=r"statistics 'sml\.observe' that no anomaly score knows"):
+        other.load_fitted_state({"statistics": {"sml.observe": torch.zeros(1)}})
 
 
 def test_the_pixel_threshold_keeps_its_promise():

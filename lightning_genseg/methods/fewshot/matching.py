@@ -134,7 +134,7 @@ def refine(
         pixels = F.normalize(query.flatten(1).float(), dim=0)  # C x N
         if method == "literal":
             pixels = pixels * inside
-        affinity = (keys.mT @ pixels).masked_fill(~support_valid.flatten()[:, None], -2)
+        affinity = _products(keys, pixels).masked_fill(~support_valid.flatten()[:, None], -2)
         best = affinity.argmax(0)  # support pixel of each query pixel
         back = affinity.masked_fill(~valid.flatten(), -2).argmax(1)[best]
         kept = inside & inside[back]
@@ -172,11 +172,17 @@ def _max_cosine(query: Tensor, support: Tensor) -> Tensor:
         keys, pixels = keys.flatten(0, 1), pixels.flatten(0, 1)
         seen = keys.ne(0).any(0)
         # Their cosine of 0 would beat the negative ones that features with signs have.
-        affinity = (keys.mT @ pixels).masked_fill(~seen[:, None], -torch.inf)
+        affinity = _products(keys, pixels).masked_fill(~seen[:, None], -torch.inf)
         return (affinity.amax(0) / positions).masked_fill(~seen.any(), 0)
 
     cosines: Tensor = for_each(one, query, support).unflatten(1, query.shape[-2:])
     return cosines[:, None]
+
+
+def _products(keys: Tensor, pixels: Tensor) -> Tensor:
+    """C x S and C x N float32 to S x N, in float32: cosines near 1 differ by less than bfloat16."""
+    with torch.autocast(keys.device.type, enabled=False):
+        return keys.mT @ pixels
 
 
 def _otsu(values: Tensor, valid: Tensor, bins: int = 64) -> Tensor:

@@ -66,9 +66,10 @@ class CosinePrototypes(FewShotModule):
         episodes, shots = batch["support_image"].shape[:2]
         share = support_shares(batch, supports.shape[-2:])  # B x K x 2 x h x w
         pixels = supports.float().unflatten(0, (episodes, shots))
-        means = torch.einsum("bkchw,bkshw->bsc", pixels, share)
-        cosine = torch.einsum(
-            "bchw,bsc->bshw", F.normalize(query.float(), dim=1), F.normalize(means, dim=2)
-        )
+        with torch.autocast(pixels.device.type, enabled=False):
+            means = torch.einsum("bkchw,bkshw->bsc", pixels, share.float())
+            cosine = torch.einsum(
+                "bchw,bsc->bshw", F.normalize(query.float(), dim=1), F.normalize(means, dim=2)
+            )
         scores = self.scale * cosine[:, [1, 0]]
         return {"scores": scores, "guidance": scores.softmax(1)[:, 1:]}

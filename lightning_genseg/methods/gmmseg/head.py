@@ -1,5 +1,8 @@
 """GMMSeg's dense generative classifier, for any network that gives a feature map."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -116,6 +119,7 @@ class GMMHead(nn.Module):
         if logit_norm == "layernorm":
             self.logit_norm = nn.LayerNorm(num_classes)
             nn.init.constant_(self.logit_norm.weight, logit_scale)
+        self._starts_random = False
         self.forget_batches()
         self.mixture = GaussianMixture(
             num_classes,
@@ -143,12 +147,19 @@ class GMMHead(nn.Module):
         else:
             dtype = getattr(torch, em.memory_dtype)
             memory = FeatureRing(groups, dim, em.memory_size, full, dtype)
-        if em.memory_start == "random":
-            generator = torch.Generator().manual_seed(0)  # the same in all processes
-            for group in range(groups):  # one at a time: the whole of it may be gigabytes
-                drawn = torch.randn(em.memory_size, dim, generator=generator)
-                memory.push(F.normalize(drawn, dim=1), torch.full((em.memory_size,), group))
+        self._starts_random = em.memory_start == "random"
         return memory
+
+    def _fill_memory(self) -> None:
+        """Fill it with random unit vectors, if it starts so: what only predicts does without."""
+        if not self._starts_random:
+            return
+        assert self.memory is not None
+        self._starts_random, memory = False, self.memory
+        generator = torch.Generator().manual_seed(0)  # the same in all processes
+        for group in range(memory.groups):  # one at a time: the whole of it may be gigabytes
+            drawn = torch.randn(memory.size, memory.dim, generator=generator)
+            memory.push(F.normalize(drawn, dim=1), torch.full((memory.size,), group))
 
     # --- from features to scores -------------------------------------------------------------
 
@@ -220,7 +231,9 @@ class GMMHead(nn.Module):
         if isinstance(self.logit_norm, nn.LayerNorm):
             norm = nn.LayerNorm(self.num_classes + 1).to(self.logit_norm.weight)
             for name, values in self.logit_norm.named_parameters():
-                getattr(norm, name).copy_(torch.cat([values, values.mean()[None]]))
+                grown: nn.Parameter = getattr(norm, name)
+                grown.copy_(torch.cat([values, values.mean()[None]]))
+                grown.requires_grad_(values.requires_grad)
             self.logit_norm = norm
         if self.class_counts is not None:
             seen = self.class_counts[self.class_counts > 0]
@@ -283,6 +296,21 @@ class GMMHead(nn.Module):
         self._of_step: Tensor | None = None
         self._waiting: Tensor | None = None
 
+    def memory_state(self) -> dict[str, Any]:
+        """What EM remembers, for the checkpoint of a training."""
+        if self.memory is None:
+            return {}
+        self._fill_memory()
+        waiting = {} if self._waiting is None else {"waiting": self._waiting}
+        return {**self.memory.state_dict(), **waiting}
+
+    def load_memory_state(self, state: Mapping[str, Any]) -> None:
+        """Go on with what EM remembered; a GenSegError if it is of a memory of another kind."""
+        if self.memory is not None:
+            self.memory.load_state_dict(state)
+            self._starts_random = False
+            self._waiting = state.get("waiting")
+
     @torch.no_grad()
     def update_mixture(
         self,
@@ -314,6 +342,7 @@ class GMMHead(nn.Module):
         if self.memory is None:
             raise GenSegError("em.train='gradient' learns by gradient; there is no EM to run.")
         check_device(embedding.device)
+        self._fill_memory()
         em, processes = self.em, processes or Processes.found()
         x = rearrange(embedding, "b d h w -> (b h w) d").float()
         x = x.nan_to_num(0, 0, 0)  # their labels are ignored, but 0 * NaN would still be NaN

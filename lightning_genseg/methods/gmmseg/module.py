@@ -268,7 +268,7 @@ class GMMSeg(PixelModule):
         """Keep EM's memory with the optimiser's state: weights alone do not carry it."""
         super().on_save_checkpoint(checkpoint)
         if self.head.memory is not None and "optimizer_states" in checkpoint:
-            checkpoint["mixture_memory"] = self.head.memory.state_dict()
+            checkpoint["mixture_memory"] = self.head.memory_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the memory, if the checkpoint has one; tests and predictions do without."""
@@ -276,7 +276,7 @@ class GMMSeg(PixelModule):
         self.has_trained_features = True
         if self.head.memory is not None and "mixture_memory" in checkpoint:
             try:
-                self.head.memory.load_state_dict(checkpoint["mixture_memory"])
+                self.head.load_memory_state(checkpoint["mixture_memory"])
             except GenSegError:
                 if self._trainer is None or self._trainer.state.fn == "fit":
                     raise
@@ -304,6 +304,12 @@ class StepCallback(Callback):
         """
         return (self._steps - 1) // interval > (self._before - 1) // interval
 
+    def is_last(self, trainer: Trainer) -> bool:
+        """Whether training ends with this batch."""
+        if trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
+            return True
+        return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+
 
 class _EM(StepCallback):
     """Calls `update_mixture` at the end of a batch.
@@ -312,11 +318,11 @@ class _EM(StepCallback):
     `on_train_batch_end`, and would save the mixture of the batch before.
     """
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what a run before has left."""
-        super().on_train_start(trainer, pl_module)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what a run before has left, before a checkpoint brings its own."""
         assert isinstance(pl_module, GMMSeg)
-        pl_module.head.forget_batches()
+        if stage == "fit":
+            pl_module.head.forget_batches()
 
     def on_train_batch_end(
         self,
@@ -331,10 +337,13 @@ class _EM(StepCallback):
         if pl_module.em.train == "gradient":
             return
         stepped = self.took_step(trainer)
+        due = self.is_due(pl_module.em.interval)
+        # The whole of its result is the mixture: no batch may be left over.
+        due |= pl_module.posthoc and stepped and self.is_last(trainer)
         pl_module.update_mixture(
             outputs["embedding"],
             batch["mask"],
             outputs["assignment"],
-            remember_only=not self.is_due(pl_module.em.interval),
+            remember_only=not due,
             accumulating=not stepped,
         )

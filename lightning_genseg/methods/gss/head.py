@@ -11,6 +11,8 @@ from lightning_genseg.ops.processes import true_anywhere
 from lightning_genseg.ops.resize import is_exporting
 
 _IGNORED = -100  # target of cells that do not count
+# Logit of tokens that are not in the vocabulary. Finite: before the first one is, all have it.
+_ABSENT = -1e4
 
 
 class TokenHead(nn.Module):
@@ -86,7 +88,7 @@ class TokenHead(nn.Module):
         logits = F.conv2d(self.dropout(self.expand(features)), weight[..., None, None], bias)
         if not self.has_vocabulary:
             return logits
-        others = logits.new_full((), -torch.inf).expand_as(logits[:, :1])
+        others = logits.new_full((), _ABSENT).expand_as(logits[:, :1])
         index = torch.where(self.place_of < 0, self.places, self.place_of)
         return torch.cat([logits, others], 1).index_select(1, index)
 
@@ -158,7 +160,7 @@ class TokenHead(nn.Module):
             weight = weight + F.embedding_bag(drawn, self.class_weight, mode="mean")
         if self.has_vocabulary:
             free = torch.arange(self.places, device=bias.device) >= self.taken
-            bias = bias.masked_fill(free, -torch.inf)
+            bias = bias.masked_fill(free, _ABSENT)
         return weight, bias
 
 

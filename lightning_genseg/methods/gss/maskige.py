@@ -76,8 +76,8 @@ class Maskige(nn.Module):
                 f"the mask has label {largest} and there are colours for {self.num_classes} "
                 "classes: give colours for all."
             )
-        rows = mask.masked_fill(ignored, self.num_classes)
-        return F.embedding(rows, self.colors).movedim(-1, 1)
+        colors = F.embedding(mask.masked_fill(ignored, 0), self.colors[:-1])
+        return torch.where(ignored[..., None], self.colors[-1], colors).movedim(-1, 1)
 
     def fingerprint(self) -> str:
         """Short digest of the colours: what belongs to other colours does not fit."""

@@ -186,7 +186,9 @@ class GSS(PixelModule):
         probabilities = self.head(features).float().softmax(1)
         drawn = class_votes(self.inverse(self.tokenizer.token_pictures()))  # V x K x f x f
         kernel = rearrange(drawn, "v k i j -> (k i j) v 1 1")
-        return F.pixel_shuffle(F.conv2d(probabilities, kernel), self.tokenizer.downsample)
+        with torch.autocast(features.device.type, enabled=False):  # else they sum to 0.998
+            votes = F.conv2d(probabilities, kernel)
+        return F.pixel_shuffle(votes, self.tokenizer.downsample)
 
     def picture(self, image: Tensor) -> Tensor:
         """The predicted maskige, B x 3 x f h x f w in [0, 1]; h x w cells cover the image."""

@@ -42,6 +42,23 @@ def test_global_similarity_by_hand():
     close(global_similarity(query, support * mask, EVERYWHERE), expected)
 
 
+def test_cosines_are_in_full_precision():
+    """Those of trained features lie near 1, where bfloat16 knows few numbers."""
+    query, support = 1 + 0.1 * torch.rand(2, 1, 16, 8, 8)
+    everything = torch.ones(1, 1, 1, 8, 8)
+
+    def found() -> list[Tensor]:
+        maps = global_similarity(query, support, EVERYWHERE)
+        mask = maps > 0.5
+        options = (mask, query, EVERYWHERE, support[None], everything, everything.bool())
+        return [maps, refine(*options, method="cycle")]
+
+    expected = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        for mine, theirs in zip(found(), expected, strict=True):
+            assert torch.equal(mine, theirs)
+
+
 @pytest.mark.parametrize("patches", ["offsets", "mean"])
 @pytest.mark.parametrize("size", [8, 9])
 def test_local_similarity(patches, size):

@@ -105,6 +105,7 @@ def test_labels_at_the_size_of_the_map(golden):
 
 def test_a_memory_that_starts_full_of_random_unit_vectors():
     head = GMMHead(D, C, em={"memory": "ring", "memory_size": 5, "memory_start": "random"})
+    head.memory_state()  # what only predicts does without
     estimate = head.memory.moments().estimate()
     assert (estimate.counts == 5).all()
     torch.testing.assert_close(head.memory.features[:-1].norm(dim=1), torch.ones(5 * C * 5))

@@ -270,6 +270,32 @@ def test_a_run_does_not_count_the_batches_of_another():
     assert torch.equal(head.mixture.means[3], before)
 
 
+def test_what_waits_is_in_the_state_of_the_memory():
+    """So that a run that goes on is that which was never interrupted."""
+    head = make_head(num_classes=4)
+    head.update_mixture(*embedded(head, classes=1))
+    head.update_mixture(*embedded(head, classes=4, count=9), remember_only=True)
+    again = make_head(num_classes=4)
+    again.load_state_dict(head.state_dict())
+    again.load_memory_state(head.memory_state())
+    batch = embedded(head, classes=1)
+    for one in (head, again):
+        one.update_mixture(*batch)
+        assert one.mixture.fitted.any(1).all()
+    assert_same_state(again.mixture.state_dict(), head.mixture.state_dict())
+
+
+@pytest.mark.parametrize("start", ["empty", "random"])
+def test_a_memory_goes_on_as_it_was(start):
+    head, again = (make_head(memory="ring", memory_start=start) for _ in range(2))
+    again.load_state_dict(head.state_dict())
+    again.load_memory_state(head.memory_state())
+    batch = embedded(head)
+    for one in (head, again):
+        one.update_mixture(*batch)
+    assert_same_state(again.mixture.state_dict(), head.mixture.state_dict())
+
+
 def test_batches_of_one_step_count_together():
     head = make_head(num_classes=4, mean_momentum=0.5)
     head.update_mixture(*embedded(head, classes=4))

@@ -28,6 +28,7 @@ from tests.contract import (
     loader,
     mean_iou,
     save,
+    scenes,
     train_by_hand,
     trainer,
 )
@@ -187,6 +188,19 @@ def test_posthoc(tmp_path, extractor):
     resumed = trainer(tmp_path, max_epochs=4)
     resumed.fit(make(**POSTHOC), loader(8), loader(2), ckpt_path=tmp_path / "step=12.ckpt")
     assert resumed.global_step == 16
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
+@pytest.mark.parametrize("length", [{"max_epochs": 1}, {"max_steps": 3}], ids=str)
+def test_posthoc_leaves_no_batch_over(length, tmp_path, extractor):
+    """Whatever em.interval: each class comes in one of the three batches alone."""
+    samples = scenes()[:3]
+    for number, sample in enumerate(samples):
+        sample["mask"] = torch.full_like(sample["mask"], number)
+    data = torch.utils.data.DataLoader(samples, batch_size=1)
+    model = make(**POSTHOC, extractor=extractor, interval=5)
+    trainer(tmp_path, **{"max_epochs": -1, **length}).fit(model, data, loader(2))
+    assert model.head.mixture.fitted.any(1).tolist() == [True] * 3 + [False] * 3
 
 
 def test_the_features_to_start_from(tmp_path, extractor):

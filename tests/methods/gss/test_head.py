@@ -83,6 +83,20 @@ def vocabulary_head(places):
     return TokenHead(11, TokenDecoderOptions(**options))
 
 
+def others_of(came):
+    return [token for token in range(11) if token not in came]
+
+
+def test_a_vocabulary_without_a_word_harms_no_weight():
+    features, tokens, valid = cells()
+    head = vocabulary_head(8)
+    loss = head.cross_entropy(features, tokens, torch.zeros_like(valid))
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+    assert head(features).softmax(1).isfinite().all()
+
+
 @pytest.mark.parametrize("at_once", [3, 2**26])
 def test_a_vocabulary_gives_the_cross_entropy_over_tokens_that_came(at_once):
     features, tokens, valid = cells()
@@ -93,8 +107,9 @@ def test_a_vocabulary_gives_the_cross_entropy_over_tokens_that_came(at_once):
     assert head.classifier.out_channels == 8
     logits = head(features)
     came = tokens[valid].unique()
-    others = [token for token in range(11) if token not in came]
-    assert logits.isfinite().all((0, 2, 3)).nonzero().flatten().tolist() == came.tolist()
+    others = others_of(came)
+    assert (logits > -100).all((0, 2, 3)).nonzero().flatten().tolist() == came.tolist()
+    assert not logits.detach().softmax(1)[:, others_of(came)].any()
     expected = F.cross_entropy(logits, tokens.masked_fill(~valid, -100), reduction="sum")
     torch.testing.assert_close(loss, expected)
     loss.backward()

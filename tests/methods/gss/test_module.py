@@ -320,6 +320,15 @@ def test_marginal_decoding():
     torch.testing.assert_close(model.outputs(image)["logits"].exp(), enlarged.clamp_min(1e-6))
 
 
+def test_marginal_decoding_in_mixed_precision():
+    model = trained().eval()
+    model.decoding = "marginal"
+    with torch.autocast("cpu", torch.bfloat16):
+        votes = model.expected_votes(torch.randn(1, 32, 2, 3))
+    assert votes.dtype == torch.float32
+    torch.testing.assert_close(votes.sum(1), torch.ones_like(votes[:, 0]), rtol=0, atol=1e-6)
+
+
 def test_marginal_decoding_adds_up_tokens():
     """Of a learned tokenizer several tokens draw a class at a pixel, each with its probability."""
     model = make(tokenizer={"kind": "vq", "levels": (3, 2), "channels": 8}).eval()

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.methods.gss.tokenizers.tokenizer import Tokenizer
+from lightning_genseg.ops.resize import labelled_cells
+
+_DISTANCES_AT_ONCE = 2**24
 
 
 class CellMajority(Tokenizer):
@@ -40,10 +43,12 @@ class CellMajority(Tokenizer):
         return {"kind": "majority", "downsample": self.downsample}
 
     def _encode(self, picture: Tensor) -> Tensor:
-        f = self.downsample
-        nearest = torch.cdist(picture.movedim(1, -1).flatten(0, 2), self.colors).argmin(1)
-        votes = F.one_hot(nearest.view(len(picture), *picture.shape[-2:]), self.codebook_size)
-        return F.avg_pool2d(votes.movedim(-1, 1).float(), f).argmax(1)
+        pixels = picture.movedim(1, -1)
+        # In parts: the distances to 150 colours of a few crops would be gigabytes.
+        parts = pixels.flatten(0, 2).split(max(1, _DISTANCES_AT_ONCE // self.codebook_size))
+        nearest = torch.cat([torch.cdist(part, self.colors).argmin(1) for part in parts])
+        size = [side // self.downsample for side in picture.shape[-2:]]
+        return labelled_cells(nearest.view(pixels.shape[:3]), size, self.codebook_size)
 
     def _decode(self, tokens: Tensor) -> Tensor:
         cells = F.embedding(tokens, self.colors).movedim(-1, 1).contiguous()
