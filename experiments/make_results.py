@@ -45,7 +45,8 @@ def add(name, run, tests):
     path = RESULTS / name / f"seed{seed}.json"
     val = _read(run / "val_metrics.json")
     kept = json.loads(path.read_text()) if path.exists() else {}
-    known = kept if kept.get("val") == val else began(run)
+    same = kept.get("val") == val
+    known = kept if same else began(run)
     result = {
         "name": name,
         "seed": seed,
@@ -53,7 +54,7 @@ def add(name, run, tests):
         **{key: known[key] for key in ("commit", "changed", "hardware")},
         "train": last_losses(run / "metrics.csv"),
         "val": val,
-        "test": {},
+        "test": kept["test"] if same else {},  # a call may bring some of the tests
     }
     for test in tests:
         key, _, folder = test.partition("=")

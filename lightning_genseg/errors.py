@@ -23,6 +23,12 @@ class UnwritableError(GenSegError, OSError):
     """A file that cannot be written: a full disk, a folder that may only be read."""
 
 
+def reason(error: OSError) -> str | None:
+    """Why the system refused, also where an `UnwritableError` tells of it."""
+    cause = error.__cause__ if isinstance(error, UnwritableError) else error
+    return cause.strerror if isinstance(cause, OSError) else str(error)
+
+
 def first_line(error: BaseException) -> str:
     """Type and first line of an error, to be put into a sentence."""
     lines = str(error).strip().splitlines()

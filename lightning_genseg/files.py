@@ -6,7 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -38,14 +38,25 @@ def run_folder(trainer: "Trainer") -> Path | None:
     return None if folder is None or trial else Path(folder)
 
 
+def leads_out(name: str) -> bool:
+    """Whether a name below a folder leads out of it, here or on Windows."""
+    paths = (PurePosixPath(name), PureWindowsPath(name))
+    return any(path.anchor or ".." in path.parts for path in paths)
+
+
 def make_folder(path: Path, argument: str) -> None:
-    """Make a folder and those above it; if that fails, a GenSegError names the argument."""
+    """Make a folder and those above it; a GenSegError names the argument if nobody may write there.
+
+    Called before long work, whose result would be lost.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GenSegError(
             f"{argument} '{path}' cannot be made ({error.strerror}): choose another folder."
         ) from error
+    if not os.access(path, os.W_OK):
+        raise GenSegError(f"nothing may be written to {argument} '{path}': choose another folder.")
 
 
 def read_text(path: Path | str, what: str) -> str:

@@ -26,7 +26,11 @@ class CompareScores(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with empty histograms."""
-        assert isinstance(pl_module, SegmentationModule)
+        if not isinstance(pl_module, SegmentationModule):
+            raise GenSegError(
+                f"CompareScores takes the scores of a SegmentationModule, and "
+                f"{type(pl_module).__name__} is none: leave the callback out."
+            )
         names = pl_module.computable_scores()
         self._metrics = {name: AnomalyMetrics().to(pl_module.device) for name in names}
 

@@ -4,11 +4,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.files import append_line, replace_file
+from lightning_genseg.files import append_line, leads_out, replace_file
 
 _PLACES = {
     "mask": "masks/{}.png",
@@ -25,12 +25,11 @@ def place(kind: str, name: str) -> str:
     Raises:
         GenSegError: the name leads out of the folder, here or on Windows.
     """
-    for path in (PurePosixPath(name), PureWindowsPath(name)):
-        if path.anchor or ".." in path.parts:
-            raise GenSegError(
-                f"the image name '{name}' leads out of the output folder: let the data set give "
-                "names relative to its own folder."
-            )
+    if leads_out(name):
+        raise GenSegError(
+            f"the image name '{name}' leads out of the output folder: let the data set give names "
+            "relative to its own folder."
+        )
     return _PLACES[kind].format(name)
 
 

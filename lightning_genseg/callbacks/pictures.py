@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.loaders import collate
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import replace_file, run_folder
 from lightning_genseg.plots.pictures import Color, Palette, Picture, encode, grid
 from lightning_genseg.uncertainty.conformal import Threshold
@@ -102,8 +103,14 @@ def classes_of(trainer: Trainer, pl_module: LightningModule) -> tuple[list[str],
     if target is not None and trainer.testing:
         return target.class_names, target.palette
     data = trainer.datamodule  # type: ignore[attr-defined]
-    num_classes = int(pl_module.num_classes)  # type: ignore[arg-type]
     names = getattr(data, "class_names", None) or getattr(pl_module, "class_names", None)
+    known = getattr(pl_module, "num_classes", None) or getattr(data, "num_classes", None)
+    if not known and not names:
+        raise GenSegError(
+            f"nobody says which classes there are: give {type(pl_module).__name__} the attribute "
+            "num_classes or class_names."
+        )
+    num_classes = int(known or len(names or ()))
     return (
         list(names or map(str, range(num_classes))),
         getattr(data, "palette", None) or voc_palette(num_classes),

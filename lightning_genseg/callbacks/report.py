@@ -140,6 +140,8 @@ class Report(Callback):
             return  # a module that returns no prediction has scores but no pictures
         sample = {"image": to_picture(batch["image"][0]), "label": to_array(batch["mask"][0])}
         sample["prediction"] = to_array(outputs["mask"][0])
+        ignored = getattr(pl_module, "ignore_index", IGNORE)
+        sample["label"] = np.where(sample["label"] == ignored, IGNORE, sample["label"])
         if "support_image" in batch:
             mask = to_array(batch["support_mask"][0, 0]) == 1
             sample["support"] = outline(to_picture(batch["support_image"][0, 0]), mask)

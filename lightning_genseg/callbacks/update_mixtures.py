@@ -1,11 +1,12 @@
 """EM in a Trainer whose module knows nothing of mixtures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -18,12 +19,15 @@ class UpdateMixtures(StepCallback):
     """Take the EM step of every `GMMHead` in any LightningModule, after each training batch.
 
     What a head has seen last in the batch is taken, whoever called it, and the labels from the
-    batch. With gradient accumulation EM runs once a step of the optimiser; the batches before are
-    remembered. EM's memory is in the checkpoints. `GMMSeg` itself does not need it, but a GMMSeg
-    inside another module does.
+    batch: call it on labelled images last, and where `training_step` changes the images, as by
+    mirroring, give `labels` as a function. With gradient accumulation EM runs once a step of the
+    optimiser (of each, where there are several); the batches before are remembered. EM's memory is
+    in the checkpoints. `head.eval()` leaves its mixture as it is. `GMMSeg` itself does not need the
+    callback, but a GMMSeg inside another module does.
 
     Args:
-        labels: where the masks B x H x W are in a batch: a key, or the position in a tuple.
+        labels: where the masks B x H x W are in a batch: a key, the position in a tuple, or a
+            function of what `training_step` has returned and the batch.
 
     Raises:
         GenSegError: while training: there is no head with EM, or no such labels.
@@ -32,17 +36,20 @@ class UpdateMixtures(StepCallback):
         >>> trainer = Trainer(callbacks=[UpdateMixtures(labels=1)], logger=False)  # (image, mask)
     """
 
-    def __init__(self, labels: str | int = "mask") -> None:
+    def __init__(self, labels: str | int | Callable[[Any, Any], Tensor] = "mask") -> None:
         super().__init__()
         self.labels = labels
         self._owners: dict[str, GMMHead | GMMSeg] = {}
         self._seen: dict[str, Tensor] = {}
+        self._idle: set[str] = set()  # heads that no batch of the epoch has called
         self._hooks: list[RemovableHandle] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the heads; they forget what a run before has left."""
         if isinstance(pl_module, GMMSeg):
             raise GenSegError("GMMSeg runs EM itself: leave the callback UpdateMixtures out.")
+        if stage != "fit":
+            return
         inside = {
             id(module.head): module for module in pl_module.modules() if isinstance(module, GMMSeg)
         }
@@ -56,9 +63,8 @@ class UpdateMixtures(StepCallback):
                 f"{type(pl_module).__name__} has no GMMHead that learns by EM: build one into it, "
                 "or leave the callback UpdateMixtures out."
             )
-        if stage == "fit":  # before a checkpoint brings its own
-            for name in self._owners:
-                self._head(name).forget_batches()
+        for name in self._owners:  # before a checkpoint brings its own
+            self._head(name).forget_batches()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what the heads see."""
@@ -81,10 +87,11 @@ class UpdateMixtures(StepCallback):
         batch_idx: int,
     ) -> None:
         """EM, on all processes together."""
-        mask = self._mask(batch)
+        mask = self._mask(outputs, batch)
         stepped = self.took_step(trainer)
         for name, owner in self._owners.items():
             if name in self._seen:
+                self._idle.discard(name)
                 head = self._head(name)
                 owner.update_mixture(
                     self._seen.pop(name),
@@ -92,6 +99,19 @@ class UpdateMixtures(StepCallback):
                     remember_only=not self.is_due(head.em.interval),
                     accumulating=not stepped,
                 )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See which heads are called."""
+        self._idle = {name for name in self._owners if self._head(name).training}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of heads whose mixtures could not learn."""
+        for name in sorted(self._idle):
+            rank_zero_warn(
+                f"no training batch has gone through the projection of the head '{name}', so that "
+                "its mixture did not learn: call head(features), head.embed or head.compute_loss "
+                "(and compile the network, not the head)."
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look no longer."""
@@ -123,7 +143,9 @@ class UpdateMixtures(StepCallback):
         owner = self._owners[name]
         return owner if isinstance(owner, GMMHead) else owner.head
 
-    def _mask(self, batch: Any) -> Tensor:
+    def _mask(self, outputs: Any, batch: Any) -> Tensor:
+        if callable(self.labels):
+            return self.labels(outputs, batch)
         known = batch.keys() if isinstance(batch, Mapping) else range(len(batch))
         if self.labels not in known or not isinstance(batch[self.labels], Tensor):
             raise GenSegError(

@@ -14,6 +14,7 @@ from lightning_genseg.data.dataset import check_sizes
 from lightning_genseg.data.images import read_image, read_mask
 from lightning_genseg.data.pairing import pair_files
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.files import make_folder
 from lightning_genseg.methods import GMMSeg
 from lightning_genseg.methods.checkpoints import guard_checkpoints, read_checkpoint
 
@@ -45,6 +46,7 @@ def add_class(
     """
     if output.exists():
         raise GenSegError(f"output '{output}' exists: give the name of a new .ckpt file.")
+    make_folder(output.parent, "the folder of output")
     read_checkpoint(
         ckpt_path,
         "ckpt_path",

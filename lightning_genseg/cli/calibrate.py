@@ -16,7 +16,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lightning_genseg.arguments import check_arguments, check_device
 from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.files import is_address, local_copy, replace_file
+from lightning_genseg.files import is_address, local_copy, make_folder, replace_file
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.checkpoints import read_run
 from lightning_genseg.metrics.anomaly import score_histogram
@@ -85,6 +85,7 @@ class GenSegTrainer(Trainer):
                 f"output '{target}' exists and genseg calibrate has not written it: give the path "
                 "of a new .ckpt file."
             )
+        make_folder(target.parent, "the folder of output")
         checkpoint = read_run(ckpt_path)
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])

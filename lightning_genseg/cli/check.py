@@ -60,9 +60,15 @@ def check_data(
           `problem`, a sentence.
 
     Raises:
-        GenSegError: `num_pictures` is negative, or the folder cannot be written.
+        GenSegError: `num_pictures` is negative, the folder cannot be written, or the data have no
+            labelled images.
     """
     check_arguments(check_data, locals(), num_pictures="[0, inf)")
+    if not data.splits:
+        raise GenSegError(
+            f"{type(data).__name__} has only images to predict, and nothing to check: genseg "
+            "predict reads its supports first and says what is wrong with them."
+        )
     output_dir = Path(output_dir)
     make_folder(output_dir, "output_dir")
     data = copy.copy(data.source)

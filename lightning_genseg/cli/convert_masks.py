@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.cli.parser import FunctionCommand
-from lightning_genseg.data.annotations import Annotated, read_coco, read_labelme
+from lightning_genseg.data.annotations import Annotated, has_labelme, read_coco, read_labelme
 from lightning_genseg.data.images import read_mask
 from lightning_genseg.data.labels import IGNORE, Color, color_table, voc_palette
 from lightning_genseg.data.pairing import files_by_name
@@ -59,11 +59,22 @@ def convert_masks(
     """
     for name in ("masks", _UNFINISHED, "classes.json"):
         if (root / name).exists():
-            raise GenSegError(f"'{root / name}' is there already: remove it, or give another ROOT.")
+            own = source.absolute().is_relative_to((root / name).absolute())
+            remedy = "give another ROOT" if own else "remove it, or give another ROOT"
+            raise GenSegError(f"'{root / name}' is there already: {remedy}.")
     if not source.exists():
         raise MissingFileError(f"source '{source}' does not exist: check the path.")
     is_json = source.is_file()
-    if is_json or any(source.rglob("*.json")):
+    is_annotated = is_json or has_labelme(source)
+    unused = {"uncovered": uncovered != "background"}
+    if is_annotated:
+        unused = {"colors": colors is not None}
+    if is_json:
+        unused |= {"classes": bool(classes), "mask_suffix": bool(mask_suffix)}
+    for name in (name for name, given in unused.items() if given):
+        kind = "a COCO file" if is_json else "labelme's files" if is_annotated else "masks"
+        raise GenSegError(f"{name} is given, but SOURCE is {kind}, which {name} has no use for.")
+    if is_annotated:
         annotated = read_coco(source) if is_json else read_labelme(source, classes)
         names, painters = _numbered(annotated, uncovered)
         if images is None and not is_json and _has_images(source):
@@ -76,7 +87,8 @@ def convert_masks(
     image_of = {} if images is None else _images(images, painters, mask_suffix, source)
     palette = palette or voc_palette(256)
     counts = _write(root, painters, image_of, palette)
-    names = names or [f"class_{c}" for c in range(len(counts))]
+    last = int(np.flatnonzero(counts[:IGNORE]).max(initial=0))
+    names = names or [f"class_{c}" for c in range(last + 1)]
     replace_file(root / "classes.json", class_table(names, palette))
     return _summary(root, names, counts, len(painters), notes, bool(image_of))
 
@@ -163,6 +175,11 @@ def _images(
         if match is None:
             missing.append(name)
             continue
+        if match in found:
+            raise GenSegError(
+                f"two masks are of the image '{known[match]}', one of them '{name}': let masks and "
+                "images have the same folders, or remove one."
+            )
         painters[match] = painters.pop(name)
         found[match] = known[match]
     if missing:
@@ -179,7 +196,7 @@ def _write(
     image_of: Mapping[str, Path],
     palette: Sequence[Color],
 ) -> NDArray[np.int64]:
-    """Write all masks or none, then the images; pixels of each number."""
+    """Write all masks or none, then the images; pixels of each number from 0 to 255."""
     counts = np.zeros(IGNORE + 1, np.int64)
     folder = root / "images"
     targets = {f"{folder / name}{image.suffix}": image for name, image in image_of.items()}
@@ -210,12 +227,11 @@ def _write(
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
             try:
-                os.link(image, target)
+                os.link(image.resolve(), target)  # of a link, what it leads to
             except OSError:  # another disk, or one without links
                 shutil.copy2(image, target)
     unfinished.rename(root / "masks")
-    last = int(np.flatnonzero(counts[:IGNORE]).max(initial=0))
-    return np.append(counts[: last + 1], counts[IGNORE])
+    return counts
 
 
 def _progress(items: Mapping[str, Any], unit: str) -> Iterator[tuple[str, Any]]:
@@ -233,7 +249,7 @@ def _summary(
 ) -> str:
     total = max(1, int(counts.sum()))
     shares = [f"{name} {count / total:.1%}" for name, count in zip(names, counts, strict=False)]
-    shares += [f"ignored {counts[-1] / total:.1%}"] if counts[-1] else []
+    shares += [f"ignored {counts[IGNORE] / total:.1%}"] if counts[IGNORE] else []
     lines = [f"{masks} masks are in {root / 'masks'}: {', '.join(shares)}"]
     lines += notes
     if not images and not (root / "images").is_dir():

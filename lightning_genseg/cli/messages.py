@@ -74,13 +74,21 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _condense(message: str) -> str:
     """Return the sentence inside jsonargparse's report of everything it has tried."""
-    path = re.findall(r"Parser key \"([\w.]+)\"", message)
+    path = list(dict.fromkeys(re.findall(r"Parser key \"([\w.]+)\"", message)))
     last = message.rpartition("Parser key")[2]
     number = re.search(rf"{_EXPECTED}(int|float|bool)'>(\s+- {_EXPECTED}NoneType)?", last)
     value = re.search(r"(?:Given value|Got value|import path string): ([^\n]*)", last)
     named = re.search(r"Expected a dot import path string: (\w+)", last)
     if named and number and number[1] == "bool":  # a logger, or whether there is one
         number = None
+    choices = ", ".join(re.findall(r"Expected a typing\.Literal\[([^\]]*)\]", last))
+    if choices and path and value:
+        return f"--{'.'.join(path)} is {value[1]}; it must be one of {choices}."
+    lacking = re.search(
+        r"class_path '([\w.]+)':\s*the following arguments are required: (\w+)", last
+    )
+    if lacking and path:
+        return f"--{'.'.join(path)}: {lacking[1].rpartition('.')[2]} needs {lacking[2]}: give it."
     if path and number and value and not value[1].startswith("NestedArg"):
         given = value[1].partition(". Got value: ")[0]
         or_null = " or null" if number[2] else ""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import MappingNode, SequenceNode, YAMLError
 
 from lightning_genseg import data
 from lightning_genseg.errors import GenSegError
@@ -49,6 +50,20 @@ def _load(stream: str) -> Any:
 
 
 set_loader("yaml", _load, exceptions=(YAMLError, ValueError, RecursionError))
+
+
+def _key_twice(node: Any) -> Any:
+    """The second of two equal keys of a mapping, anywhere in a YAML file, if there are any."""
+    known: set[str] = set()
+    parts = []
+    for part in node.value if isinstance(node, MappingNode | SequenceNode) else ():
+        key, value = part if isinstance(part, tuple) else (None, part)
+        if key is not None and isinstance(key.value, str):
+            if key.value in known:
+                return key
+            known.add(key.value)
+        parts.append(value)
+    return next((key for key in map(_key_twice, parts) if key is not None), None)
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -119,8 +134,23 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **{**options, **kwargs})
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Parse a configuration file; a GenSegError if it is no text."""
-        read_text(str(cfg_path), "the configuration")
+        """Parse a configuration file; a GenSegError if it is no YAML, empty, or has a key twice."""
+        text = read_text(str(cfg_path), "the configuration")
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except YAMLError as error:
+            reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+            raise GenSegError(
+                f"the configuration '{cfg_path}' is no YAML ({reason}): correct it."
+            ) from error
+        if root is None:
+            raise GenSegError(f"the configuration '{cfg_path}' is empty: write options into it.")
+        twice = _key_twice(root)
+        if twice is not None:
+            raise GenSegError(
+                f"the configuration '{cfg_path}' has '{twice.value}' twice, again in line "
+                f"{twice.start_mark.line + 1}: bring both together."
+            )
         return super().parse_path(cfg_path, *args, **kwargs)
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:

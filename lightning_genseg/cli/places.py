@@ -23,6 +23,8 @@ def name_run(config: Any) -> None:
     arguments = getattr(config.trainer.logger, "init_args", {})
     files = [Path(str(file)) for file in config.get("config") or () if file is not None]
     folder = files[0].parent.name if files else ""
+    if folder == "..":
+        folder = files[0].resolve().parent.name
     name = files[0].stem if files else config.model.class_path.rpartition(".")[2]
     if "{folder}" in str(arguments.get("save_dir")):
         root = Path(config.trainer.default_root_dir or "")
@@ -36,15 +38,19 @@ def place_run(config: Any, command: str) -> None:
 
     ``RUN/test`` for a checkpoint of ``RUN``, or the first of ``RUN/test_1`` ... that is free.
     Predictions go to their `output_dir`. A version that the user gives stays, unless it is a fit's.
+
+    Raises:
+        GenSegError: a fit would write over another one.
     """
     logger = config.trainer.logger
     arguments = getattr(logger, "init_args", None)
     if arguments is None or not str(logger.class_path).endswith("CSVLogger"):
         return
-    base, version = Path(arguments.save_dir) / arguments.name, arguments.version
+    base, version = Path(arguments.save_dir) / (arguments.name or ""), arguments.version
     run = _run_of(config.get("ckpt_path"))
     if run is not None and run.parent.resolve() != base.resolve():
         run = None
+    resumed = run
     if version is not None:
         given = base / (f"version_{version}" if isinstance(version, int) else str(version))
         run = given if _is_fit(given) else None
@@ -52,6 +58,13 @@ def place_run(config: Any, command: str) -> None:
         if version is None and run is not None:
             match = re.fullmatch(r"version_(\d+)", run.name)
             arguments.version = int(match[1]) if match else run.name
+        elif run is not None and not config.trainer.fast_dev_run:
+            goes_on = resumed is not None and resumed.resolve() == run.resolve()
+            if not goes_on and any(run.glob("checkpoints/*.ckpt")):
+                raise GenSegError(
+                    f"'{run}' holds a training already: go on with it (--ckpt_path last), or give "
+                    "another --trainer.logger.init_args.version (null: the next free one)."
+                )
         return
     writer = config.predictions if command == "predict" else None
     if version is not None and run is None:
@@ -143,8 +156,11 @@ def go_on(logger: Any, step: int) -> None:
 
 def _is_before(row: dict[str, str], step: int) -> bool:
     """Whether a row was logged before a checkpoint of `step` was written, at a validation."""
+    logged = row.get("step") or ""
+    if not logged.isdecimal() or None in row:  # torn by a full disk or a loss of power
+        return False
     validated = any(value for key, value in row.items() if key.startswith("val_"))
-    return int(row["step"]) < step + validated
+    return int(logged) < step + validated
 
 
 def _run_of(checkpoint: str | Path | None) -> Path | None:

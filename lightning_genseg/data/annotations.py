@@ -13,9 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lightning_genseg.data.images import find_files
 from lightning_genseg.errors import GenSegError, listed
+from lightning_genseg.files import leads_out, read_json
 
 _FINE = 5  # polygons are drawn this much larger, as in pycocotools
+_ID, _NUMBER = (int, str), (int, float)
+_INSTANCES: dict[str, dict[str, Any]] = {
+    "categories": {"id": _ID, "name": str},
+    "images": {"id": _ID, "file_name": str, "height": _NUMBER, "width": _NUMBER},
+    "annotations": {"image_id": _ID, "category_id": _ID},
+}
+_SHAPES = {"label": str, "points": list}
+_MALFORMED = (ValueError, TypeError, LookupError, OSError)  # NumPy's, base64's, PIL's of a shape
 Mask = NDArray[np.uint8]
 Part = NDArray[np.bool_]
 Painter = Callable[[Sequence[int], int], Mask]
@@ -28,14 +38,12 @@ class Annotated(NamedTuple):
     Args:
         classes: names.
         masks: for each image (path without suffix) what paints its mask.
-        images: for each image the name of its file.
         left_out: kinds of shapes without an area, and how many of them there are.
         bare: names of the images that have no shape with an area.
     """
 
     classes: list[str]
     masks: dict[str, Painter]
-    images: dict[str, str]
     left_out: dict[str, int]
     bare: list[str]
 
@@ -82,30 +90,66 @@ def _uncompress(text: str) -> list[int]:
     return runs
 
 
-def read_coco(path: Path) -> Annotated:
-    """Read a file of instances in COCO's format: polygons and run lengths, groups as well.
-
-    Larger objects are painted first, so that smaller ones stay visible. Classes are in the order of
-    their ids.
+def read_instances(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Content of a file of instances in COCO's format.
 
     Raises:
-        GenSegError: it is no such file, has a category that it does not list, or two images of one
-            name.
+        GenSegError: it is no such file, or one of its entries lacks something.
     """
-    content = _load(path)
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
+    content = read_json(path, "annotations")
+    if not isinstance(content, dict) or not set(_INSTANCES) <= set(content):
         raise GenSegError(
             f"'{path}' is no COCO file, which has images, annotations and categories: give that "
             "of the instances."
         )
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    index = {category["id"]: c for c, category in enumerate(categories)}
+    for what, form in _INSTANCES.items():
+        _check(path, what, content[what], form)
+    return content
+
+
+def _check(path: Path, what: str, entries: Any, form: Mapping[str, Any]) -> None:
+    """Refuse a list whose entries have not the keys of `form`, with values of its types."""
+    if not isinstance(entries, list):
+        raise GenSegError(f"'{path}' has no list of {what}: export it again.")
+    for entry in entries:
+        for key, kinds in form.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get(key), kinds):
+                raise GenSegError(
+                    f"'{path}' has, among its {what}, one without a proper {key} "
+                    f"({json.dumps(entry)[:80]}): correct it or export the file again."
+                )
+
+
+def _by_id(category: Mapping[str, Any]) -> tuple[bool, Any]:
+    return isinstance(category["id"], str), category["id"]
+
+
+def read_coco(path: Path) -> Annotated:
+    """Read a file of instances in COCO's format: polygons and run lengths, groups as well.
+
+    Larger objects are painted first, so that smaller ones stay visible. Classes are in the order of
+    their ids; categories of one name are one class.
+
+    Raises:
+        GenSegError: it is no such file, has an annotation of a category or an image that it does
+            not list, two images of one name, or one whose name leads out of a folder.
+    """
+    content = read_instances(path)
+    categories = sorted(content["categories"], key=_by_id)
+    names = list(dict.fromkeys(category["name"] for category in categories))
+    index = {category["id"]: names.index(category["name"]) for category in categories}
+    images = {image["id"] for image in content["images"]}
     shapes: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
         if annotation["category_id"] not in index:
             raise GenSegError(
                 f"'{path}' has an annotation of category_id {annotation['category_id']}, which is "
                 f"none of its categories ({listed(index)}): export it again."
+            )
+        if annotation["image_id"] not in images:
+            raise GenSegError(
+                f"'{path}' has an annotation of image_id {annotation['image_id']!r}, which is none "
+                f"of its images ({listed(map(repr, images))}): export it again."
             )
         if annotation.get("segmentation"):
             shapes[annotation["image_id"]].append(annotation)
@@ -124,20 +168,24 @@ def read_coco(path: Path) -> Annotated:
 
         return paint
 
-    names: dict[str, Any] = {}
+    image_of: dict[str, Any] = {}
     for image in content["images"]:
-        twin = names.setdefault(_stem(image["file_name"]), image)
+        if leads_out(image["file_name"]):
+            raise GenSegError(
+                f"'{path}' has the file_name '{image['file_name']}', which leads out of a folder: "
+                "make it relative to the folder of the images."
+            )
+        twin = image_of.setdefault(_stem(image["file_name"]), image)
         if twin is not image:
             raise GenSegError(
                 f"'{path}' has '{twin['file_name']}' and '{image['file_name']}', whose masks would "
                 "share a name: rename or remove one of them."
             )
     return Annotated(
-        [str(category["name"]) for category in categories],
-        {name: painter(image) for name, image in names.items()},
-        {name: str(image["file_name"]) for name, image in names.items()},
+        names,
+        {name: painter(image) for name, image in image_of.items()},
         {"boxes without outline": left_out} if left_out else {},
-        [name for name, image in names.items() if image["id"] not in shapes],
+        [name for name, image in image_of.items() if image["id"] not in shapes],
     )
 
 
@@ -156,17 +204,18 @@ def read_labelme(folder: Path, classes: Sequence[str] = ()) -> Annotated:
     files: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     left_out: dict[str, int] = defaultdict(int)
-    images = {}
     bare = []
-    for path in sorted(folder.rglob("*.json")):
-        content = _load(path)
+    for path in _json_files(folder):
+        content = read_json(path, "annotations")
         if not isinstance(content, dict) or "shapes" not in content:
             raise GenSegError(
                 f"'{path}' is no file of labelme, which has shapes: give the folder that holds "
                 "only these."
             )
+        _check(path, "keys", [content], {"imageHeight": _NUMBER, "imageWidth": _NUMBER})
+        _check(path, "shapes", content["shapes"], _SHAPES)
         name = path.relative_to(folder).with_suffix("").as_posix()
-        files[name], images[name] = path, str(content.get("imagePath") or f"{name}.jpg")
+        files[name] = path
         for shape in content["shapes"]:
             labels.setdefault(shape["label"], path)
             if _kind(shape) not in _AREAS:
@@ -183,26 +232,34 @@ def read_labelme(folder: Path, classes: Sequence[str] = ()) -> Annotated:
 
     def painter(path: Path) -> Painter:
         def paint(numbers: Sequence[int], rest: int) -> Mask:
-            content = _load(path)
+            content = read_json(path, "annotations")
             height, width = int(content["imageHeight"]), int(content["imageWidth"])
             mask = np.full((height, width), rest, np.uint8)
             for shape in content["shapes"]:
                 if _kind(shape) in _AREAS:
-                    part = _AREAS[_kind(shape)](shape, height, width)
+                    try:
+                        part = _AREAS[_kind(shape)](shape, height, width)
+                    except _MALFORMED as error:
+                        raise GenSegError(
+                            f"'{path}' has a {_kind(shape)} of '{shape['label']}' that cannot be "
+                            f"drawn ({error}): correct it in labelme."
+                        ) from error
                     mask[part] = numbers[names.index(shape["label"])]
             return mask
 
         return paint
 
     masks = {name: painter(path) for name, path in files.items()}
-    return Annotated(names, masks, images, dict(left_out), bare)
+    return Annotated(names, masks, dict(left_out), bare)
 
 
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON or encoding
-        raise GenSegError(f"'{path}' is not JSON ({error}): export it again.") from error
+def has_labelme(folder: Path) -> bool:
+    """Whether there are JSON files in a folder, which are taken for labelme's."""
+    return bool(_json_files(folder))
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return [path for path in find_files(folder) if path.suffix == ".json"]
 
 
 def _stem(name: str) -> str:
@@ -211,27 +268,43 @@ def _stem(name: str) -> str:
 
 def _coco_part(segmentation: Any, image: Mapping[str, Any], path: Path) -> Part:
     height, width = int(image["height"]), int(image["width"])
-    if isinstance(segmentation, list):
-        return _polygons(segmentation, height, width)
     try:
+        if isinstance(segmentation, list):
+            return _polygons(segmentation, height, width)
+        if list(segmentation.get("size", (height, width))) != [height, width]:
+            raise ValueError(f"size is {segmentation['size']}")
         return decode_rle(segmentation["counts"], height, width)
-    except ValueError as error:
+    except _MALFORMED as error:
+        kind = "an outline" if isinstance(segmentation, list) else "run lengths"
         raise GenSegError(
-            f"'{path}' has run lengths of '{image['file_name']}' that are not of {width} x "
-            f"{height} pixels: export it again."
+            f"'{path}' has {kind} of '{image['file_name']}' that cannot be drawn on {width} x "
+            f"{height} pixels ({error}): export it again."
         ) from error
 
 
 def _paint(parts: Iterable[tuple[Part, int]], height: int, width: int, rest: int) -> Mask:
     mask = np.full((height, width), rest, np.uint8)
-    for part, value in sorted(parts, key=lambda pair: -int(pair[0].sum())):
-        mask[part] = value
+    small = [(*_cropped(part), value) for part, value in parts]  # of hundreds, gigabytes otherwise
+    for window, part, value in sorted(small, key=lambda one: -int(one[1].sum())):
+        mask[window][part] = value
     return mask
+
+
+def _cropped(part: Part) -> tuple[tuple[slice, slice], Part]:
+    """Where it is true: rows and columns of an image, and what they hold."""
+    spans = []
+    for axis in (1, 0):
+        inside = np.flatnonzero(part.any(axis))
+        spans.append(slice(inside[0], inside[-1] + 1) if len(inside) else slice(0))
+    window = spans[0], spans[1]
+    return window, part[window].copy()
 
 
 def _polygons(polygons: Iterable[Any], height: int, width: int) -> Part:
     mask = np.zeros((height, width), np.uint8)
     for polygon in polygons:
+        if len(polygon) == 0:
+            continue
         paint_polygon(mask, np.asarray(polygon, np.float64).reshape(-1, 2), 1)
     part: Part = mask == 1
     return part
@@ -242,7 +315,8 @@ def _kind(shape: Mapping[str, Any]) -> str:
 
 
 def _rectangle(shape: Mapping[str, Any], height: int, width: int) -> Part:
-    (left, top), (right, bottom) = np.sort(np.asarray(shape["points"], float), axis=0)
+    points = np.asarray(shape["points"], float).reshape(-1, 2)  # two corners, or all four
+    (left, top), (right, bottom) = points.min(0), points.max(0)
     corners = (left, top), (right, top), (right, bottom), (left, bottom)
     return _polygons([corners], height, width)
 

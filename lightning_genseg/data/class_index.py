@@ -23,7 +23,7 @@ from lightning_genseg.data.dataset import SegmentationDataset
 from lightning_genseg.data.loaders import from_worker
 from lightning_genseg.data.relabelled import Labelled
 from lightning_genseg.data.sparse.dataset import SparseDataset
-from lightning_genseg.errors import GenSegError
+from lightning_genseg.errors import GenSegError, reason
 from lightning_genseg.files import replace_file
 
 Counts = NDArray[np.int64]
@@ -187,7 +187,7 @@ class Cache:
             replace_file(self.path, buffer.getvalue())
         except OSError as error:
             warnings.warn(
-                f"the class index cannot be kept in '{self.path.parent}' ({error.strerror}) and is "
+                f"the class index cannot be kept in '{self.path.parent}' ({reason(error)}) and is "
                 "built again at every start: set cache_dir (--data.cache_dir) to a folder that you "
                 "may write to.",
                 stacklevel=3,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
@@ -124,6 +125,11 @@ class SegmentationDataModule(LightningDataModule, ABC):
             seed="[0, inf)",
         )
         super().__init__()
+        twice = [name for name, count in Counter(class_names).items() if count > 1]
+        if twice:
+            raise GenSegError(
+                f"class_names holds '{twice[0]}' twice: give every class a name of its own."
+            )
         colors = check_palette(palette, len(class_names))
         self.unknown_classes = list(unknown_classes or ())
         known = known_classes(class_names, self.unknown_classes)
@@ -153,6 +159,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         self.test_dataset: Dataset[Batch] | None = None
         self.predict_dataset: ImageFolder | None = None
         self._images_of: list[NDArray[np.intp]] | None = None
+        self._own_loader: TrainLoader | None = None
 
     @classmethod
     def load_from_checkpoint(cls, *_: Any, **__: Any) -> NoReturn:
@@ -285,23 +292,30 @@ class SegmentationDataModule(LightningDataModule, ABC):
         return ImageFolder(self.predict_root, self.eval_transform)
 
     def train_dataloader(self) -> TrainLoader:
-        """Shuffled batches; a GenSegError if the training set is smaller than one batch."""
+        """Shuffled batches; a GenSegError if the training set is smaller than one batch.
+
+        Without a Trainer always the same loader, which knows the epoch.
+        """
         if self.train_dataset is None:
             self.setup("fit")
         assert self.train_dataset is not None
+        earlier = self._own_loader
+        if self.trainer is None and earlier is not None and earlier.dataset is self.train_dataset:
+            return earlier
         sampler = self.train_sampler()
         if len(sampler) < self.batch_size:
             raise GenSegError(
                 f"the training set has {sampler.size} images, fewer than one batch of "
                 f"{self.batch_size} for each of {sampler.num_replicas} processes: lower batch_size."
             )
-        return TrainLoader(
+        self._own_loader = TrainLoader(
             dataset=self.train_dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=True,
             **self._loader_options(),
         )
+        return self._own_loader
 
     def train_sampler(self) -> EpochSampler:
         """What draws an epoch from `train_dataset`."""

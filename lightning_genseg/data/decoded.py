@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_genseg.errors import reason
 from lightning_genseg.files import replace_file
 
 _FORMAT = 1  # another number where files are read differently
@@ -61,7 +62,7 @@ class DecodedFiles:
             except OSError as error:
                 self._writes = False
                 warnings.warn(
-                    f"decoded images cannot be kept in '{self.folder}' ({error.strerror}): set "
+                    f"decoded images cannot be kept in '{self.folder}' ({reason(error)}): set "
                     "cache_dir to a folder with enough space, or cache to none.",
                     stacklevel=2,
                 )

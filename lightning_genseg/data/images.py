@@ -1,5 +1,6 @@
 """Image and mask files: finding, naming and reading them."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -20,6 +21,7 @@ _PICTURES = (
     "3fr iiq erf mrw svg eps exr hdr xcf djvu fits"
 )
 # Formats of grey images that change values; TIFF can hold JPEG too, as its `compression` says.
+_STACKS = ("TIFF", "GIF", "PNG", "WEBP", "AVIF")  # of pages or frames
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 
 
@@ -34,7 +36,7 @@ def find_images(root: Path, arrays: bool = False) -> list[Path]:
         MissingFileError: the folder does not exist.
         GenSegError: no image in it.
     """
-    files = _files(root)
+    files = find_files(root)
     suffixes = readable_suffixes() | ({".npy"} if arrays else set())
     paths = [path for path in files if path.suffix.lower() in suffixes]
     if not paths:
@@ -55,18 +57,28 @@ def find_unsupported(root: Path) -> list[Path]:
         MissingFileError: the folder does not exist.
     """
     suffixes = {f".{suffix}" for suffix in _PICTURES.split()} - readable_suffixes()
-    return [path for path in _files(root) if path.suffix.lower() in suffixes]
+    return [path for path in find_files(root) if path.suffix.lower() in suffixes]
 
 
-def _files(root: Path) -> list[Path]:
-    """All files under a folder, sorted, hidden ones left out."""
+def find_files(root: Path) -> list[Path]:
+    """All files under a folder, sorted, hidden ones left out; links are followed.
+
+    A link that leads nowhere is a file that reading will not find.
+
+    Raises:
+        MissingFileError: the folder does not exist.
+    """
     if not root.is_dir():
         raise MissingFileError(f"folder '{root}' does not exist: check the path.")
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(root).parts) and path.is_file()
-    )
+    files: list[Path] = []
+    entered: set[str] = set()  # links may lead in circles
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [name for name in folders if name[0] != "."] if real not in entered else []
+        if real not in entered:
+            files += [Path(folder, name) for name in names if name[0] != "."]
+        entered.add(real)
+    return sorted(files)
 
 
 @cache
@@ -114,7 +126,7 @@ def read_image(source: Path | str | Image.Image) -> NDArray[np.uint8]:
 
     Raises:
         MissingFileError: no such file.
-        GenSegError: unreadable, or pixels of more than 16 bits.
+        GenSegError: unreadable, several pictures in one file, or pixels of more than 16 bits.
     """
     if isinstance(source, Image.Image):
         name, image = "the image", ImageOps.exif_transpose(source)
@@ -205,7 +217,7 @@ def _read_array(path: Path) -> NDArray[np.integer[Any]]:
     array = array.astype(np.uint8) if array.dtype == bool else array
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
         array = array.squeeze(0 if array.shape[0] == 1 else 2)
-    if array.ndim != 2 or array.dtype.kind not in "iu":
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "iu":
         raise GenSegError(
             f"mask '{path}' is {array.shape} of {array.dtype} but must be height x width of "
             "integers: save class numbers."
@@ -234,8 +246,8 @@ def _positions(
             f"mask '{path}' holds {len(odd)} colours that are not in colors ({found}): correct "
             "colors, or list them after those of the classes, where they mean ignore."
         )
-    positions: NDArray[np.uint8] = order[place].astype(np.uint8)
-    return positions
+    positions: NDArray[np.integer[Any]] = order[place]
+    return positions.astype(np.uint8) if len(known) <= 256 else positions
 
 
 def check_exists(path: Path, kind: str) -> None:
@@ -250,9 +262,17 @@ def _open(path: Path, kind: str) -> Image.Image:
     check_exists(path, kind)
     try:
         with Image.open(path, formats=_formats()) as file:
+            # Other formats keep a thumbnail or layers beside the picture.
+            count = getattr(file, "n_frames", 1) if file.format in _STACKS else 1
+            if count > 1:
+                raise GenSegError(
+                    f"{kind} '{path}' holds {count} pictures: save each as a file of its own."
+                )
             file.load()
             if kind == "image":
                 ImageOps.exif_transpose(file, in_place=True)
             return file
+    except GenSegError:
+        raise
     except Exception as error:  # PIL raises a dozen types on broken files
         raise GenSegError(_unreadable(path, kind, error)) from error

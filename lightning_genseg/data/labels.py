@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_genseg.errors import GenSegError, MissingFileError, did_you_mean, listed
+from lightning_genseg.files import read_text
 
 IGNORE = 255
 UNLISTED = 256  # in a table: no class has this value
@@ -127,6 +128,11 @@ def map_labels(
         found = listed(np.unique(raw[unlisted]).tolist(), 8)
         if expected is None:
             known = np.flatnonzero(table < IGNORE).tolist()
+            if raw.min() < 0:
+                raise GenSegError(
+                    f"mask '{path}' holds the values {found}, and labels are not negative: write "
+                    "255 where a pixel does not count."
+                )
             gapless = known and known == list(range(known[0], known[-1] + 1))
             raise GenSegError(
                 f"mask '{path}' holds the values {found}, which are no classes (known: "
@@ -156,26 +162,34 @@ def check_palette(palette: Sequence[Color] | None, num_classes: int) -> list[Col
     return [(red, green, blue) for red, green, blue in palette]
 
 
+_RGB = r"(?P<red>\d+)[,;\t ]+(?P<green>\d+)[,;\t ]+(?P<blue>\d+)"
+# A number before commas is that of the class; before a space only where nothing else separates.
+_NUMBER = r"(?:\d+(?:\s*[,;\t]\s*|\s+(?=[^,;\t]*$)))?"
+_COLOR_LAST = re.compile(rf"{_NUMBER}(?P<name>\S.*?)[,;\t ]+{_RGB}[,;\t ]*")
+_COLOR_FIRST = re.compile(rf"(?:\d+[,;\t ]+)??{_RGB}[,;\t ]+(?P<name>[^\d\s].*)")
+
+
 def read_colors(path: Path) -> dict[str, Color]:
     """Read a table of colours: on each line a name and red, green, blue, in either order.
 
     They stand apart by commas, semicolons, tabs or spaces, as in CamVid's ``label_colors.txt`` and
-    in a ``class_dict.csv``; lines without three numbers, such as a heading, are passed over.
+    in a ``class_dict.csv``; the number of the class may come first. Lines without three numbers,
+    such as a heading, are passed over.
 
     Raises:
         MissingFileError: no such file.
-        GenSegError: no colour in it, more than 255, or a name or colour that is there twice.
+        GenSegError: no colour in it, more than 255, or a name or colour that is there twice; it is
+            not in UTF-8.
     """
     if not path.is_file():
         raise MissingFileError(f"table of colours '{path}' does not exist: check the path.")
     colors: dict[str, Color] = {}
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        words = [word.strip("\"' ") for word in re.split(r"[,;\t ]+", line.strip())]
-        numbers = [int(word) for word in words if word.isdecimal()]
-        name = " ".join(word for word in words if word and not word.isdecimal())
-        if len(numbers) < 3 or not name:
+    for line in read_text(path, "the table of colours").splitlines():
+        match = _COLOR_LAST.fullmatch(line.strip()) or _COLOR_FIRST.fullmatch(line.strip())
+        if match is None:
             continue
-        red, green, blue = numbers[-3:]  # a first one is the number of the class
+        name = match["name"].strip("\"' ")
+        red, green, blue = int(match["red"]), int(match["green"]), int(match["blue"])
         if name in colors or (red, green, blue) in colors.values():
             raise GenSegError(
                 f"the table of colours '{path}' holds {name} {red, green, blue} twice: remove the "

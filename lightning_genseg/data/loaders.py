@@ -165,7 +165,7 @@ class TrainLoader(CheckedLoader):
 
     After `load_state_dict` the first iteration over the stored epoch goes on with the next batch.
     Lightning saves and restores this state and sets the epoch; in a plain loop each complete
-    iteration moves on to the next epoch.
+    iteration moves on to the next epoch, and one that was left begins it again.
     """
 
     _batch = 0  # batches of this epoch that were handed out

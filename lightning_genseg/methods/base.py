@@ -38,6 +38,7 @@ from lightning_genseg.ops.inference_options import (
 from lightning_genseg.ops.resize import resize_maps
 from lightning_genseg.ops.views import (
     Activation,
+    as_float,
     evaluation_mode,
     infer,
     infer_rows,
@@ -133,8 +134,8 @@ class SegmentationModule(TrainedModule):
         return mask
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Images in [0, 1] to what the encoder was trained on."""
-        return (image - self.mean) / self.std
+        """Images in [0, 1], or bytes, to what the encoder was trained on."""
+        return (as_float(image) - self.mean) / self.std
 
     # --- prediction ---------------------------------------------------------------------------
 
@@ -330,7 +331,7 @@ class SegmentationModule(TrainedModule):
         return self._score(maps, batch, self.test_metrics)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """`mask` B x H x W int64, `name`, and `anomaly` B x H x W where there is an anomaly score.
+        """`mask` B x H x W int64, and `name` and `anomaly` B x H x W where there are any.
 
         After `genseg calibrate` also `anomaly_mask` B x H x W bool: what lies above the threshold.
         Decided piece by piece, so that memory follows the window of `inference` and not the
@@ -349,7 +350,8 @@ class SegmentationModule(TrainedModule):
                     found["mask"] = found["mask"].to(torch.uint8)
                 yield rows, found
 
-        return {**merge_rows(decided(), image.shape[-2]), "name": batch["name"]}
+        named = {"name": batch["name"]} if "name" in batch else {}
+        return {**merge_rows(decided(), image.shape[-2]), **named}
 
     def on_test_epoch_start(self) -> None:
         """Count anew. What was counted stays after the test, for reports and notebooks to draw."""

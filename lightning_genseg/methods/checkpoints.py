@@ -31,7 +31,7 @@ _NAMED = {str: object}
 _CONTENT: dict[str, Any] = {
     "pytorch-lightning_version": re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)*(\+[\w.]+)?"),
     **dict.fromkeys(("epoch", "global_step", "num_classes"), int),
-    **dict.fromkeys(("method", "optimizer", "hparams_name"), str),
+    **dict.fromkeys(("method", "own_features", "optimizer", "hparams_name"), str),
     **dict.fromkeys(("state_dict", "hyper_parameters", "fingerprints", "tokenizer"), _NAMED),
     "facts": {str: object, "scores": {str: Mapping}},
     "mixture_memory": {str: torch.Tensor},
@@ -198,6 +198,12 @@ def check_loading(content: Mapping[str, Any], kind: type, given: Collection[str]
     Lightning builds a module from the hyper-parameters by a parser of command lines where a command
     has written them, and by a plain call where a script has.
     """
+    network = content.get("own_features")
+    if network is not None and "features" not in given:
+        raise GenSegError(
+            f"the checkpoint is of a network of somebody's own, {network}, which is not imported: "
+            "build it and give it as features."
+        )
     saved = dict(content.get("hyper_parameters", {}))
     instantiator = saved.pop("_instantiator", None)
     if instantiator is None:

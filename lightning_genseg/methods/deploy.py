@@ -124,6 +124,7 @@ def export_model(
         UnwritableError: the file cannot be written; what was there before is unchanged.
     """
     check_arguments(export_model, locals())
+    path = Path(path)
     graph = Deployable(model, whole_image)
     example = torch.rand(_EXAMPLE)
     names, facts = list(graph(example)), graph.facts()

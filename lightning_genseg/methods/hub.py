@@ -52,6 +52,8 @@ class SharedModule(OptimisedModule, ModelHubMixin):
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._note_training()
         checkpoint["method"] = type(self).__name__
+        if self.own_features is not None:
+            checkpoint["own_features"] = self.own_features
         checkpoint["facts"] = _in_words(plain(self.facts))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lightning_genseg.mixtures.log_density import linear_form, with_squares
 
@@ -80,6 +81,7 @@ class _Densities(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of the features."""
         x, factors, log_weights, labels, density, classes, total = ctx.saved_tensors

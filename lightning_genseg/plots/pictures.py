@@ -374,8 +374,9 @@ class Sheet:
 
     def write(self, path: Path, titles: Sequence[str]) -> None:
         """Write the picture; where there is no row, no earlier one stays."""
-        path.unlink(missing_ok=True)
-        if self.rows:
+        if not self.rows:
+            path.unlink(missing_ok=True)
+        else:
             legend = class_legend(self.names, self.palette, self.shown, void=self.void)
             picture = grid(self.rows, titles, legend, captions=self.captions)
             replace_file(path, encode(picture, "png"))

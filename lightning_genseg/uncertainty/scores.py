@@ -17,6 +17,7 @@ AnomalyName = Literal[LogitScore, "sml", "mahalanobis", "relative_mahalanobis", 
 DENSITY_SCORES = get_args(DensityScore)
 FITTED_SCORES = ("sml", "mahalanobis", "relative_mahalanobis")
 _LEAST_PIXELS = 100  # of a class, for statistics of its own
+_NOT_FITTED = "{} has no statistics: call observe with training data, then finish."
 
 
 def logit_score(name: LogitScore, logits: Tensor) -> Tensor:
@@ -108,8 +109,8 @@ class StandardizedMaxLogit(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Score B x 1 x H x W of logits B x C x H x W."""
-        assert self.average is not None
-        assert self.deviation is not None
+        if self.average is None or self.deviation is None:
+            raise GenSegError(_NOT_FITTED.format("StandardizedMaxLogit"))
         largest, predicted = logits.float().max(1, keepdim=True)
         return (self.average[predicted] - largest) / self.deviation[predicted]
 
@@ -140,6 +141,7 @@ class Mahalanobis(nn.Module):
 
     def observe(self, features: Tensor, labels: Tensor, num_classes: int) -> None:
         """Add the pixels of a training batch: features B x F x h x w, labels B x h x w."""
+        labels = labels.long()
         valid = (labels >= 0) & (labels < num_classes)
         x, y = features.movedim(1, -1)[valid].double(), labels[valid]
         if self._sums is None:
@@ -173,9 +175,8 @@ class Mahalanobis(nn.Module):
 
     def forward(self, features: Tensor, relative: bool = False) -> Tensor:
         """Score B x 1 x h x w of features B x F x h x w."""
-        assert self.means is not None
-        assert self.centre is not None
-        assert self.whitener is not None
+        if self.means is None or self.centre is None or self.whitener is None:
+            raise GenSegError(_NOT_FITTED.format("Mahalanobis"))
         with torch.autocast(features.device.type, enabled=False):
             centred = features.float().movedim(1, -1) - self.centre
             white = centred @ self.whitener.T
@@ -202,7 +203,9 @@ class AnomalyScores(nn.Module):
 
     A score reads one of a module's `outputs`: `logits` (B x C x H x W, at the size of the image),
     `features` (B x F x h x w), or `log_density` (B x C x h x w, log p(x|c)). `sml`, `mahalanobis`
-    and `relative_mahalanobis` are fitted first (`genseg calibrate`).
+    and `relative_mahalanobis` are fitted first (`genseg calibrate`, or `observe` and `finish` of
+    `self.sml` and `self.mahalanobis`). What was fitted is in no state dict: a module of your own
+    keeps `fitted_state` in its checkpoints.
     """
 
     def __init__(self) -> None:

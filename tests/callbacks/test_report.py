@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from lightning_genseg.callbacks import ChannelsLast, CompareScores, LastCheckpoint, Report
+from lightning_genseg.callbacks.pictures import classes_of
 from lightning_genseg.callbacks.report import draw_samples
 from lightning_genseg.plots.pictures import ANOMALY_PALETTE, colorize
 from tests.callbacks import runs
@@ -282,6 +283,30 @@ def test_compare_scores_measures_what_single_tests_do(tmp_path):
     assert scores["energy"] == {name: report[name] for name in ("AUROC", "AP", "FPR95")}
     with pytest.raises(ValueError, match="name unknown_classes, use data with anomaly masks"):
         trainer(tmp_path, CompareScores()).test(module, scenes(), verbose=False)
+
+
+def test_what_callbacks_say_of_other_modules(tmp_path):
+    class Other(pl.LightningModule):
+        def test_step(self, batch, batch_idx):
+            pass
+
+    with pytest.raises(ValueError, match="SegmentationModule, and Other is none: leave"):
+        trainer(tmp_path, CompareScores()).test(Other(), scenes(), verbose=False)
+    run = trainer(tmp_path)
+    run.datamodule = None
+    with pytest.raises(ValueError, match="give Other the attribute num_classes or class_names"):
+        classes_of(run, Other())
+
+
+def test_another_label_to_ignore_is_drawn(tmp_path):
+    module, data = PixelSegmenter(ignore_index=-1), scenes()
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    batch["mask"] = torch.where(batch["mask"] == 255, -1, batch["mask"])
+    batch["mask"][0, :4] = -1
+    loader = torch.utils.data.DataLoader([batch], batch_size=None)
+    trainer(tmp_path, Report(1)).test(module, loader, verbose=False)
+    assert (tmp_path / "pictures.png").exists()
 
 
 def test_channels_last_changes_layout_and_nothing_else(tmp_path):

@@ -124,6 +124,38 @@ def test_a_resumed_run_has_the_memory(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_labels_of_images_that_the_step_changes(tmp_path):
+    """As the step returns them."""
+
+    class Mirrored(Plain):
+        def training_step(self, batch, batch_idx):
+            image, mask = (part.flip(-1) for part in batch)
+            return {"loss": super().training_step((image, mask), batch_idx), "mask": mask}
+
+    torch.manual_seed(0)
+    heads = [GMMHead(8, 6, MixtureOptions(2, 4), EM, dropout=0.0) for _ in range(2)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    mirrored, plain = Mirrored(heads[0]), Plain(heads[1])
+    plain.stem.load_state_dict(mirrored.stem.state_dict())
+    flipped = DataLoader([(i.flip(-1), m.flip(-1)) for i, m in pairs()], batch_size=None)
+    callback = UpdateMixtures(labels=lambda outputs, batch: outputs["mask"])
+    trainer(tmp_path, callbacks=[callback]).fit(mirrored, pairs())
+    trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)]).fit(plain, flipped)
+    for mine, theirs in zip(mirrored.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(heads[0].mixture.means, heads[1].mixture.means)
+
+
+def test_a_head_that_nobody_calls_is_told_of(tmp_path):
+    class Idle(Plain):
+        def training_step(self, batch, batch_idx):
+            return self.stem(batch[0]).mean()
+
+    run = trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)])
+    with pytest.warns(UserWarning, match="projection of the head 'head', so that its mixture did"):
+        run.fit(Idle(), pairs())
+
+
 def test_an_interrupted_run_looks_no_longer(tmp_path):
     class Broken(Plain):
         def on_train_batch_start(self, batch, batch_idx):

@@ -170,6 +170,53 @@ def test_from_labelme(genseg, photos, tmp_path, capsys):
     np.testing.assert_array_equal(written(tmp_path / "other")["a"], table[EXPECTED])
 
 
+def write_labelme(folder, **parts):
+    shape = {"label": "cow", "shape_type": "polygon", "points": [[1, 1], [9, 1], [9, 9]], **parts}
+    content = {"shapes": [shape], "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+    (folder / "a.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    (folder / "._a.json").write_bytes(b"of a Mac")
+
+
+def test_four_corners_of_a_rectangle(genseg, photos, tmp_path):
+    corners = [[12, 0], [24, 0], [24, 20], [12, 20]]
+    write_labelme(photos, shape_type="rectangle", points=corners)
+    genseg("convert-masks photos mine")
+    mask = written(tmp_path / "mine")["a"]
+    assert (mask[:, 12:] == 1).all()
+    assert not mask[:, :12].any()
+
+
+def test_what_is_ignored_is_no_class(genseg, photos, tmp_path, capsys):
+    """And images behind relative links stay images."""
+    mask = np.where(EXPECTED == 2, 255, EXPECTED)
+    write_masks(tmp_path / "masks", mask, ".png")
+    (tmp_path / "links").mkdir()
+    for name in NAMES:
+        link = tmp_path / "links" / f"{name}.jpg"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to("../" * (name.count("/") + 1) + f"photos/{name}.jpg")
+    genseg("convert-masks masks mine --images links")
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert "class_0 48.3%, class_1 46.7%, ignored 5.0%" in first
+    assert '--data.class_names \'["class_0", "class_1"]\'' in last
+    assert [row["name"] for row in json.loads((tmp_path / "mine/classes.json").read_text())] == [
+        "class_0",
+        "class_1",
+        "ignored",
+    ]
+    assert (tmp_path / "mine/images/deep/c.jpg").read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_categories_of_one_name_are_one_class(genseg, tmp_path):
+    write_coco(tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["categories"].append({"id": 8, "name": "cow"})
+    content["annotations"][1]["category_id"] = 8
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    genseg("convert-masks a.json mine")
+    np.testing.assert_array_equal(written(tmp_path / "mine")["a"], EXPECTED)
+
+
 def test_circles_of_labelme(genseg, tmp_path):
     (tmp_path / "json").mkdir()
     circle = {"label": "x", "shape_type": "circle", "points": [[12, 10], [12, 5]]}
@@ -313,7 +360,7 @@ FIT = "check --data FolderDataModule --data.root . --data.images photos --data.n
         (
             lambda root: (root / "a.json").write_text("{"),
             "convert-masks a.json mine",
-            "'a.json' is not JSON",
+            "annotations 'a.json' is no JSON that can be read",
         ),
         (
             lambda root: (root / "a.json").write_text("{}"),
@@ -323,7 +370,71 @@ FIT = "check --data FolderDataModule --data.root . --data.images photos --data.n
         (
             lambda root: write_coco(root / "a.json", segmentation={"counts": [3, 4]}, area=4),
             "convert-masks a.json mine",
-            "has run lengths of 'a.jpg' that are not of 24 x 20 pixels",
+            "has run lengths of 'a.jpg' that cannot be drawn on 24 x 20 pixels",
+        ),
+        (
+            lambda root: write_coco(
+                root / "a.json", segmentation={"counts": [480], "size": [24, 20]}
+            ),
+            "convert-masks a.json mine",
+            "has run lengths of 'a.jpg' that cannot be drawn on 24 x 20 pixels (size is [24, 20])",
+        ),
+        (
+            lambda root: write_coco(root / "a.json", segmentation=[[1, 2, 3]]),
+            "convert-masks a.json mine",
+            "has an outline of 'a.jpg' that cannot be drawn",
+        ),
+        (
+            lambda root: write_coco(root / "a.json", image_id="0"),
+            "convert-masks a.json mine",
+            "'a.json' has an annotation of image_id '0', which is none of its images (0, 1, 2, 3)",
+        ),
+        (
+            lambda root: write_coco(root / "a.json", twin="../photos/a.png"),
+            "convert-masks a.json mine",
+            "'a.json' has the file_name '../photos/a.png', which leads out of a folder",
+        ),
+        (
+            lambda root: write_coco(root / "a.json", image_id=None),
+            "convert-masks a.json mine",
+            "has, among its annotations, one without a proper image_id ({",
+        ),
+        (
+            lambda root: (root / "a.json").write_text(
+                '{"images": [], "annotations": [], "categories": null}'
+            ),
+            "convert-masks a.json mine",
+            "'a.json' has no list of categories",
+        ),
+        (
+            lambda root: write_coco(root / "a.json"),
+            "convert-masks a.json mine --classes [dog]",
+            "classes is given, but SOURCE is a COCO file, which classes has no use for.",
+        ),
+        (
+            lambda root: write_masks(root, EXPECTED),
+            "convert-masks photos mine --uncovered ignore",
+            "uncovered is given, but SOURCE is masks",
+        ),
+        (
+            lambda root: write_labelme(root / "photos", label=None),
+            "convert-masks photos mine",
+            "'photos/a.json' has, among its shapes, one without a proper label ({",
+        ),
+        (
+            lambda root: write_labelme(root / "photos", points=[[1, 2, 3]]),
+            "convert-masks photos mine",
+            "'photos/a.json' has a polygon of 'cow' that cannot be drawn",
+        ),
+        (
+            lambda root: [write_masks(root / "two" / x, EXPECTED, ".png") for x in "mn"],
+            "convert-masks two mine --images photos",
+            "two masks are of the image 'photos/a.jpg', one of them 'n/a'",
+        ),
+        (
+            lambda root: write_masks(root / "mine/masks", EXPECTED, ".png"),
+            "convert-masks mine/masks mine",
+            "'mine/masks' is there already: give another ROOT.",
         ),
         (
             lambda root: write_coco(root / "a.json", category_id=9),
@@ -362,4 +473,5 @@ def test_one_line_on_what_can_be_mended(write, line, message, fails, photos, tmp
         (path,) = (tmp_path / "data_check").glob("*.json")
         report = str([p["problem"] for p in json.loads(path.read_text())["problems"]])
     assert message in report
-    assert not (tmp_path / "mine/masks").exists()
+    assert "mine/masks mine" in line or not (tmp_path / "mine/masks").exists()
+    assert all(path.read_bytes()[:2] == b"\xff\xd8" for path in photos.rglob("*.jpg"))

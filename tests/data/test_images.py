@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from lightning_genseg.data import ImageFolder
-from lightning_genseg.data.images import read_image, read_mask
-from lightning_genseg.data.labels import voc_palette
+from lightning_genseg.data.images import find_images, read_image, read_mask
+from lightning_genseg.data.labels import label_table, map_labels, read_colors, voc_palette
 from lightning_genseg.data.layout import list_files
 from lightning_genseg.errors import GenSegError, MissingFileError
 
@@ -87,6 +87,65 @@ def test_special_masks(tmp_path):
             GenSegError, match=rf"m\.tif' is a {mode} image but must hold one class"
         ):
             read_mask(tmp_path / "m.tif")
+
+
+def test_several_pictures_in_one_file(tmp_path):
+    pages = [Image.new("L", (5, 4), gray) for gray in (0, 1)]
+    for suffix in ("tif", "gif"):
+        pages[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=pages[1:])
+        for read in (read_image, read_mask):
+            with pytest.raises(GenSegError, match=rf"x\.{suffix}' holds 2 pictures: save each"):
+                read(tmp_path / f"x.{suffix}")
+
+
+def test_masks_that_cannot_be(tmp_path):
+    np.save(tmp_path / "m.npy", np.zeros((0, 0), np.uint8))
+    with pytest.raises(GenSegError, match=r"m\.npy' is \(0, 0\) of uint8 but must be"):
+        read_mask(tmp_path / "m.npy")
+    table = label_table(None, 2)
+    with pytest.raises(GenSegError, match="holds the values -1, and labels are not negative"):
+        map_labels(np.array([[0, -1]]), table, tmp_path / "m.npy")
+
+
+def test_more_colours_than_a_byte_counts(tmp_path):
+    colors = [(index // 256, index % 256, 7) for index in range(300)]
+    Image.fromarray(np.array([[colors[1], colors[257]]], np.uint8)).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png", colors).tolist() == [[1, 257]]
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("Truck 2,128,64,3", "Truck 2"),
+        ("lane 1\t128\t64\t3", "lane 1"),
+        ("4,road,128,64,3", "road"),
+        ("4 road 128 64 3", "road"),
+        ("128 64 3\t\tAnimal", "Animal"),
+        ('"traffic light"; 128; 64; 3', "traffic light"),
+    ],
+)
+def test_tables_of_colours(tmp_path, line, name):
+    path = tmp_path / "colors.csv"
+    path.write_text(f"name,r,g,b\n{line}\n")
+    assert read_colors(path) == {name: (128, 64, 3)}
+    path.write_bytes("Stra\xdfe,1,2,3".encode("latin-1"))
+    with pytest.raises(GenSegError, match=r"the table of colours '.*colors\.csv' is not in UTF-8"):
+        read_colors(path)
+
+
+def test_links_are_followed_once(tmp_path):
+    (tmp_path / "far").mkdir()
+    Image.new("L", (5, 4)).save(tmp_path / "far" / "b.png")
+    root = tmp_path / "images"
+    root.mkdir()
+    Image.new("L", (5, 4)).save(root / "a.png")
+    (root / "linked").symlink_to(tmp_path / "far")
+    (root / "circle").symlink_to(root)
+    (root / "lost.png").symlink_to("nowhere.png")
+    found = [path.relative_to(root).as_posix() for path in find_images(root)]
+    assert found == ["a.png", "linked/b.png", "lost.png"]
+    with pytest.raises(MissingFileError, match=r"lost\.png' does not exist"):
+        read_image(root / "lost.png")
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask])

@@ -278,6 +278,13 @@ def test_resuming_in_a_plain_loop(done):
     assert seen == whole
 
 
+def test_a_loop_of_ones_own_sees_new_epochs():
+    """Also where it asks for the loader in each of them."""
+    data = synthetic(train_length=4)
+    epochs = [[digest(batch) for batch in data.train_dataloader()] for _ in range(2)]
+    assert epochs[0] != epochs[1]
+
+
 def test_abandoned_iteration_starts_the_epoch_again():
     loader = synthetic().train_dataloader()
     assert digest(next(iter(loader))) == digest(next(iter(loader)))

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from lightning_genseg import EMOptions, GMMHead, GMMSeg, SegmentationModule, SoftmaxSegmenter
 from lightning_genseg.arguments import check_device
@@ -54,6 +56,51 @@ def test_labels_may_be_larger_than_the_image(tmp_path):
     result = trainer(tmp_path).validate(make(), data, verbose=False)[0]
     assert 0 <= result["val_mIoU"] <= 1
     assert make().validation_step(next(iter(data)), 0)["mask"].shape == (2, 48, 64)
+
+
+@pytest.mark.parametrize("method", [SoftmaxSegmenter, GMMSeg])
+def test_bytes_are_images_too(method):
+    batch, model = batch_of(), method(**TINY).eval()
+    image = (255 * batch["image"]).round().to(torch.uint8)
+    mine, theirs = (
+        model.compute_loss({**batch, "image": one})["loss"] for one in (image, image.float() / 255)
+    )
+    assert torch.equal(mine, theirs)
+
+
+def test_batches_without_names_are_predicted(tmp_path):
+    batch = {"image": torch.rand(1, 3, 32, 48)}
+    (found,) = trainer(tmp_path).predict(make(), DataLoader([batch], batch_size=None))
+    assert set(found) == {"mask"}
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'teacher' is an instance of `nn.Module`")
+def test_networks_and_functions_stay_out_of_checkpoints(tmp_path):
+    """Nor do the arguments of a module around it get in."""
+
+    class Taught(SoftmaxSegmenter):
+        def __init__(self, teacher: Any = None, weigh: Any = None, share: float = 0.5, **kw: Any):
+            super().__init__(**kw)
+            self.teacher = teacher
+
+    class Around(LightningModule):
+        def __init__(self, lr: float = 0.1) -> None:
+            super().__init__()
+            self.inner = Taught(torch.nn.Linear(2, 2), torch.sigmoid, 0.2, **TINY)
+
+    inner = Around().inner
+    assert inner.hparams["share"] == 0.2
+    assert not {"teacher", "weigh", "lr"} & set(inner.hparams)
+    path = save(inner, tmp_path / "a.ckpt")
+    loaded = Taught.load_from_checkpoint(path, teacher=torch.nn.Linear(2, 2))
+    assert torch.equal(loaded.teacher.weight, inner.teacher.weight)
+
+
+def test_a_network_of_ones_own_is_asked_for(tmp_path):
+    path = save(SoftmaxSegmenter(6, features=PlainFeatures()), tmp_path / "a.ckpt")
+    with pytest.raises(GenSegError, match=r"PlainFeatures, which is not imported: build it and"):
+        SoftmaxSegmenter.load_from_checkpoint(path)
+    SoftmaxSegmenter.load_from_checkpoint(path, features=PlainFeatures())
 
 
 def test_the_module_normalises(tmp_path):

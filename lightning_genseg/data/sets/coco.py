@@ -14,14 +14,13 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data import transforms
-from lightning_genseg.data.annotations import paint_polygon
+from lightning_genseg.data.annotations import paint_polygon, read_instances
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
 from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.layout import check_files, check_root, list_files, read_list
 from lightning_genseg.data.sets.coco_stuff import COCOStuff164k
 from lightning_genseg.errors import MissingFileError
-from lightning_genseg.files import read_json
 
 # Numbers that COCO reserved between 1 and 90 but has no objects of.
 _UNUSED = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
@@ -92,6 +91,7 @@ def convert_instances(root: Path | str, split: Literal["train", "val"]) -> int:
 
     Raises:
         MissingFileError: there is no such file.
+        GenSegError: it is none of COCO's.
     """
     root = Path(root)
     path = root / "annotations" / f"instances_{split}2014.json"
@@ -99,7 +99,7 @@ def convert_instances(root: Path | str, split: Literal["train", "val"]) -> int:
         raise MissingFileError(
             f"'{path}' does not exist: unpack annotations_trainval2014.zip into '{root}'."
         )
-    content = read_json(path, "annotations")
+    content = read_instances(path)
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
         annotations[annotation["image_id"]].append(annotation)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule, expect_frozen_parts
 from lightning_genseg.methods.fewshot.base_learner import BaseLearner
@@ -82,6 +83,12 @@ class FewShotModule(SegmentationModule):
             raise GenSegError(
                 f"num_classes is {num_classes}, but a few-shot method knows only background and "
                 "foreground: give it data in episodes, such as EpisodesDataModule."
+            )
+        ignored = kwargs.get("ignore_index")
+        if isinstance(ignored, int) and ignored != IGNORE:
+            raise GenSegError(
+                f"ignore_index is {ignored}, but masks of a few-shot method are 1 "
+                "on the object, 0 elsewhere and 255 where nothing counts: write 255 for it."
             )
         if (base is None) == (encoder is None):
             raise GenSegError(

@@ -210,12 +210,14 @@ class GMMHead(nn.Module):
         The other mixtures stay. `shrinkage` is the share of their mean covariance in the new ones
         (`GaussianMixture.shrink`). The new class has the scale and offset of the mean class in the
         LayerNorm of the logits, and is as frequent as the median class; EM's memory is empty
-        again. `seed` is that of the start of EM.
+        again. `seed` is that of the start of EM. The LayerNorm has new parameters: an optimiser of
+        the head is to be built anew.
 
         Raises:
-            GenSegError: no features, or not finite ones.
+            GenSegError: no features, or not finite ones; class C would be `ignore_index`.
         """
         check_arguments(GMMHead.add_class, locals(), shrinkage="[0, 1]")
+        check_ignored(self.num_classes + 1, self.ignore_index)
         options = self.options
         new = fit(
             features,
@@ -257,7 +259,7 @@ class GMMHead(nn.Module):
             `update_mixture` after the optimiser's step: `embedding` (B x D x h x w, detached) and
             `assignment` (B h w), each feature's component c M + m, or C M where it is ignored.
         """
-        embedding = self.embed(features)
+        mask, embedding = _plain_labels(mask, features), self.embed(features)
         labels = self.labels(mask, embedding)
         rows = rearrange(embedding, "b d h w -> (b h w) d")
         densities = self.mixture.densities(rows, labels, self.options.density)
@@ -282,7 +284,7 @@ class GMMHead(nn.Module):
 
         By `label_reduction`: of the nearest pixel, of the corner's, or the most frequent one.
         """
-        size = embedding.shape[-2:]
+        mask, size = _plain_labels(mask, embedding), embedding.shape[-2:]
         if self.em.label_reduction == "labelled":
             small = labelled_cells(mask, size, self.num_classes, self.ignore_index)
         else:
@@ -442,6 +444,18 @@ class GMMHead(nn.Module):
             return memory.moments()
         memory.to(x.device)
         return memory.moments() + batch
+
+
+def _plain_labels(mask: Tensor, features: Tensor) -> Tensor:
+    """Masks B x H x W, or with a channel of one, of any dtype, as int64."""
+    if mask.ndim == 4 and mask.shape[1] == 1:
+        mask = mask[:, 0]
+    if mask.ndim != 3 or len(mask) != len(features):
+        raise GenSegError(
+            f"the masks are {tuple(mask.shape)} and the features {tuple(features.shape)}: give "
+            "masks B x H x W of the same images."
+        )
+    return mask.long()
 
 
 def _to_map(rows: Tensor, like: Tensor) -> Tensor:

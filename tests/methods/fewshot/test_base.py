@@ -144,6 +144,21 @@ def test_modules_without_supports_are_refused(tmp_path):
             run(model, datamodule=data)
 
 
+def test_bytes_are_images_too():
+    batch, model = batch_of(), make()
+    as_bytes = dict(batch)
+    for key in ("image", "support_image"):
+        as_bytes[key] = (255 * batch[key]).round().to(torch.uint8)
+        batch[key] = as_bytes[key].float() / 255
+    mine, theirs = (model.episode_outputs(one)["scores"] for one in (as_bytes, batch))
+    assert torch.equal(mine, theirs)
+
+
+def test_another_label_to_ignore():
+    with pytest.raises(GenSegError, match="ignore_index is -1, but masks of a few-shot method"):
+        make(ignore_index=-1)
+
+
 def test_wrong_arguments(base):
     for arguments, words in (
         ({"encoder": None}, "needs an encoder: give base_learner"),

@@ -42,6 +42,11 @@ def picture(classes: list[int]) -> tuple[Tensor, Tensor]:
 
 
 class TestHead:
+    def test_the_new_class_is_not_ignored(self):
+        head = GMMHead(6, 3, MixtureOptions(2, None), EMOptions(memory_size=10), ignore_index=3)
+        with pytest.raises(GenSegError, match="ignore_index is 3, which is one of the 4 classes"):
+            head.add_class(torch.randn(20, 6))
+
     @pytest.mark.parametrize("covariance", ["diagonal", "full"])
     @pytest.mark.parametrize("logit_norm", ["none", "layernorm"])
     @pytest.mark.parametrize("memory", ["ring", "decay"])

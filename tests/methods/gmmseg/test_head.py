@@ -137,6 +137,26 @@ def test_any_mask_size(size):
     assert step(make_head(), features, mask)["loss"].isfinite()
 
 
+def test_masks_of_any_kind():
+    head = make_head()
+    features, mask = make_batch()
+    expected = head.compute_loss(features, mask)["loss"]
+    for other in (mask[:, None], mask.to(torch.uint8), mask.float()):
+        assert torch.equal(head.compute_loss(features, other)["loss"], expected)
+    embedding = head.embed(features)
+    with pytest.raises(GenSegError, match=r"masks are \(1, 32, 32\) and the features \(2, "):
+        head.update_mixture(embedding, mask[:1])
+
+
+def test_the_gradient_has_no_gradient():
+    head = make_head()
+    features, mask = make_batch()
+    loss = head.compute_loss(features.requires_grad_(), mask)["loss"]
+    (gradient,) = torch.autograd.grad(loss, features, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_somebody_elses_labels():
     """Another ignore index, masks at the resolution of the features."""
     head = make_head(components=2, embedding_dim=None, ignore_index=-1)
