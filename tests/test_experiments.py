@@ -180,6 +180,25 @@ def test_the_pages_know_the_options():
         assert {option.partition(".init_args")[0] for option in named} <= known
 
 
+def test_a_result_keeps_the_tests_of_other_calls(tmp_path, monkeypatch):
+    make = runpy.run_path(f"{EXPERIMENTS}/make_results.py")
+    run, kept = tmp_path / "run", tmp_path / "results"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed_everything: 3\ntrainer: {max_steps: 5}\n")
+    (run / "val_metrics.json").write_text('{"mIoU": 0.5}')
+    (run / "metrics.csv").write_text("step,train_loss\n1,2.0\n")
+    (run / "origin.json").write_text('{"commit": "a", "changed": false, "hardware": "b"}')
+    for name in ("one", "two"):
+        (run / name).mkdir()
+        (run / name / "metrics.json").write_text(json.dumps({"AUROC": 0.25}))
+        monkeypatch.setitem(make["add"].__globals__, "RESULTS", kept)
+        make["add"]("x", run, [f"{name}={run / name}"])
+    assert set(json.loads((kept / "x" / "seed3.json").read_text())["test"]) == {"one", "two"}
+    (run / "val_metrics.json").write_text('{"mIoU": 0.6}')  # another training
+    make["add"]("x", run, [])
+    assert json.loads((kept / "x" / "seed3.json").read_text())["test"] == {}
+
+
 @pytest.fixture(params=[pytest.param("", marks=pytest.mark.slow), SHORT], ids=["learns", "runs"])
 def short(request):
     """Nothing, so that a chain takes its time and learns; or options that make it short."""

@@ -138,7 +138,7 @@ class Parser(LightningArgumentParser):
         text = read_text(str(cfg_path), "the configuration")
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
-        except YAMLError as error:
+        except (YAMLError, RecursionError) as error:
             reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
             raise GenSegError(
                 f"the configuration '{cfg_path}' is no YAML ({reason}): correct it."

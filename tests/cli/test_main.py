@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,17 @@ def wait_for(condition, process):
         time.sleep(0.005)
 
 
+def test_a_fit_writes_over_no_other(config, checkpoint, fails, tmp_path):
+    version = "--trainer.logger.version version_0"
+    shutil.copytree(Path(checkpoint).parents[1], tmp_path / "runs" / "x" / "y" / "version_0")
+    name = f"--trainer.logger.save_dir runs/x --trainer.logger.name y {version}"
+    before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "runs").rglob("*"))
+    message = "'runs/x/y/version_0' holds a training already: go on with it (--ckpt_path last)"
+    assert message in fails(f"fit --config {config} {name}")
+    assert message in fails(f"fit --config {config} {name} --ckpt_path {checkpoint}")
+    assert sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "runs").rglob("*")) == before
+
+
 def test_all_that_follows_a_fit_lies_in_its_folder(genseg, config, photos, tmp_path, capsys):
     def last_line(line):
         genseg(line)
@@ -164,6 +176,8 @@ def test_all_that_follows_a_fit_lies_in_its_folder(genseg, config, photos, tmp_p
     end = "genseg: the model, its scores and pictures are in"
     assert last_line(line) == f"{end} {run}/version_0"
     checkpoint = f"--ckpt_path {run}/version_0/checkpoints/last.ckpt"
+    with (run / "version_0" / "metrics.csv").open("a") as file:
+        file.write("0.5,")  # torn by a loss of power
     assert last_line(f"{line} --trainer.max_epochs 2 {checkpoint}") == f"{end} {run}/version_0"
     with (run / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -419,6 +433,12 @@ DIRPATH = "--trainer.callbacks ModelCheckpoint --trainer.callbacks.dirpath"
         ("--trainer.val_check_interval 0", "val_check_interval is 0; it must be positive."),
         ("--trainer.gradient_clip_val -1", "gradient_clip_val is -1.0; it must be at least 0."),
         ("--trainer.devices -3", "devices"),
+        ("--trainer.precision foo", "precision is foo; it must be one of transformer-engine, "),
+        ("--trainer.logger.save_dir null", "--trainer.logger: CSVLogger needs save_dir: give it."),
+        (
+            "--trainer.logger.flush_logs_every_n_steps x",
+            "--trainer.logger.flush_logs_every_n_steps is x; it must be a whole number.",
+        ),
         ("--seed_everything -1", "seed is -1; it must be between 0 and"),
         (
             "--trainer.callbacks ModelCheckpoint --trainer.callbacks.save_top_k -5",
@@ -472,7 +492,14 @@ def test_the_class_comes_before_its_arguments(config, fails):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("trainr: {max_epochs: 1}", "trainr"), ("model: {class_path: GMMSeg\n", "line 2")],
+    [
+        ("trainr: {max_epochs: 1}", "trainr"),
+        ("model: {class_path: GMMSeg\n", "the configuration 'a.yaml' is no YAML"),
+        ("model: {class_path: GMMSeg\n", "line 2"),
+        ("# nothing\n", "the configuration 'a.yaml' is empty"),
+        ("trainer:\n  max_steps: 1\n  max_steps: 2\n", "has 'max_steps' twice, again in line 3"),
+        ("x: [{a: 1}, {b: 1, b: 2}]", "has 'b' twice"),
+    ],
 )
 def test_mistaken_yaml(content, message, fails, tmp_path):
     (tmp_path / "a.yaml").write_text(content)

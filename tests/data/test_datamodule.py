@@ -107,6 +107,11 @@ def test_wrong_arguments(arguments, message):
         synthetic(**arguments)
 
 
+def test_every_class_has_a_name_of_its_own(tmp_path):
+    with pytest.raises(GenSegError, match="class_names holds 'a' twice"):
+        FolderDataModule(tmp_path, class_names=["a", "b", "a"])
+
+
 def test_loaders_that_cannot_be():
     with pytest.raises(GenSegError, match="2 images, fewer than one batch of 3 for each of 1 proc"):
         synthetic(train_length=2).train_dataloader()
