@@ -83,8 +83,8 @@ def _condense(message: str) -> str:
         number = None
     choices = ", ".join(re.findall(r"Expected a typing\.Literal\[([^\]]*)\]", last))
     if choices and path and value:
-        known = choices.replace("'", "")
-        return f"--{'.'.join(path)} is {value[1]}; it must be one of {known}."
+        choices = choices.replace("'", "")
+        return f"--{'.'.join(path)} is {value[1]}; it must be one of {choices}."
     lacking = re.search(
         r"class_path '([\w.]+)':\s*the following arguments are required: (\w+)", last
     )
