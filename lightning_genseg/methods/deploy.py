@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,7 +177,9 @@ def load_method(path: Path) -> TrainedModule:
     if path.is_dir():
         return TrainedModule.from_pretrained(path)
     if not path.is_file():
-        raise MissingFileError(f"ckpt_path '{path}' does not exist: give a checkpoint of a run.")
+        address = re.match(r"\w+:/", str(path)) is not None  # a Path has one slash of it
+        remedy = "download it and give its path" if address else "give a checkpoint of a run"
+        raise MissingFileError(f"ckpt_path '{path}' does not exist here: {remedy}.")
     content = read_run(path, f"ckpt_path '{path}'")
     saved = content.get("hyper_parameters", {})
     name = content.get("method") or str(saved.get("_class_path", "")).rpartition(".")[2]
