@@ -73,7 +73,7 @@ def convert_masks(
         unused |= {"classes": bool(classes), "mask_suffix": bool(mask_suffix)}
     for name in (name for name, given in unused.items() if given):
         kind = "a COCO file" if is_json else "labelme's files" if is_annotated else "masks"
-        raise GenSegError(f"{name} is given, but SOURCE is {kind}, which {name} has no use for.")
+        raise GenSegError(f"{name} does nothing where SOURCE is {kind}: leave it out.")
     if is_annotated:
         annotated = read_coco(source) if is_json else read_labelme(source, classes)
         names, painters = _numbered(annotated, uncovered)

@@ -409,12 +409,12 @@ FIT = "check --data FolderDataModule --data.root . --data.images photos --data.n
         (
             lambda root: write_coco(root / "a.json"),
             "convert-masks a.json mine --classes [dog]",
-            "classes is given, but SOURCE is a COCO file, which classes has no use for.",
+            "classes does nothing where SOURCE is a COCO file: leave it out.",
         ),
         (
             lambda root: write_masks(root, EXPECTED),
             "convert-masks photos mine --uncovered ignore",
-            "uncovered is given, but SOURCE is masks",
+            "uncovered does nothing where SOURCE is masks: leave it out.",
         ),
         (
             lambda root: write_labelme(root / "photos", label=None),
