@@ -212,7 +212,9 @@ def read_labelme(folder: Path, classes: Sequence[str] = ()) -> Annotated:
                 f"'{path}' is no file of labelme, which has shapes: give the folder that holds "
                 "only these."
             )
-        _check(path, "keys", [content], {"imageHeight": _NUMBER, "imageWidth": _NUMBER})
+        for key in ("imageHeight", "imageWidth"):
+            if not isinstance(content.get(key), int):
+                raise GenSegError(f"'{path}' has no {key}: save it again in labelme.")
         _check(path, "shapes", content["shapes"], _SHAPES)
         name = path.relative_to(folder).with_suffix("").as_posix()
         files[name] = path

@@ -1,8 +1,7 @@
 """Image and mask files: finding, naming and reading them."""
 
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ _PICTURES = (
     "heic heif hif avif jxl raw dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw x3f "
     "3fr iiq erf mrw svg eps exr hdr xcf djvu fits"
 )
+_STACKS = ("TIFF", "GIF", "PNG", "WEBP", "AVIF")  # formats of pages or frames
 # Formats of grey images that change values; TIFF can hold JPEG too, as its `compression` says.
-_STACKS = ("TIFF", "GIF", "PNG", "WEBP", "AVIF")  # of pages or frames
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 
 
@@ -70,15 +69,20 @@ def find_files(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise MissingFileError(f"folder '{root}' does not exist: check the path.")
-    files: list[Path] = []
-    entered: set[str] = set()  # links may lead in circles
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [name for name in folders if name[0] != "."] if real not in entered else []
-        if real not in entered:
-            files += [Path(folder, name) for name in names if name[0] != "."]
-        entered.add(real)
-    return sorted(files)
+    return sorted(_walk(root, frozenset()))
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:  # a link that leads in a circle
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, above | {real})
+        else:
+            yield path
 
 
 @cache

@@ -68,14 +68,15 @@ class TrainedModule(SharedModule, ABC):
         score_keys(class_names or ())
         check_ignored(num_classes, ignore_index)
         self.save_hyperparameters(ignore=self.not_kept)
-        # Lightning takes those of a module around it as well.
+        # Lightning takes those of a module around it as well. What begins with _ is LightningCLI's.
         written = [vars(cls)["__init__"] for cls in type(self).__mro__ if "__init__" in vars(cls)]
         own = {name for one in written for name in signature(one).parameters}
         for kept in (self.hparams, self._hparams_initial):
             assert isinstance(kept, dict)
             for name, value in list(kept.items()):
                 # Networks and functions cannot be loaded safely: they are to be given again.
-                if name not in own or isinstance(value, nn.Module) or callable(value):
+                foreign = name not in own and not name.startswith("_")
+                if foreign or isinstance(value, nn.Module) or callable(value):
                     del kept[name]
             kept.update(plain(dict(kept)))
         self.num_classes, self.ignore_index = int(num_classes), int(ignore_index)
