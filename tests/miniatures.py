@@ -207,6 +207,7 @@ def make_coco(root: Path, size: Size = (96, 128), images: int = 6, instances: bo
     number = 9
     for split in ("train2014", "val2014"):
         content: dict[str, list] = {"images": [], "annotations": []}
+        content["categories"] = [{"id": c, "name": f"kind {c}"} for c in categories]
         for index in range(4 * images):
             image, ids = tiled_scene(rng, varied(rng, size), list(range(index % 4 + 1, 81, 4)))
             stem, number = f"COCO_{split}_{number:012d}", number + 1

@@ -55,10 +55,9 @@ class EMOptions:
 
     Args:
         train: `em` (the method); `gradient` (Table 4's discriminative GMM), which learns the
-            mixtures by gradient and uses none of what concerns M-steps and the memory; `posthoc`
-            (Table 3's mixture fitted after softmax training), which freezes the network and runs EM
-            only. It needs `mixture.embedding_dim` null and `extractor`, `features`, or
-            `encoder_weights` with decoder `hypercolumns`.
+            mixtures without M-steps and memory; `posthoc` (Table 3's mixture fitted after softmax
+            training), which runs EM on a frozen network. It needs `mixture.embedding_dim` null and
+            `extractor`, `features`, or `encoder_weights` with decoder `hypercolumns`.
         assignment: E-step by `sinkhorn` (Eq. 9) or plain `em` (Eq. 8).
         sinkhorn_epsilon: entropy weight.
         sinkhorn_iterations: rounds.

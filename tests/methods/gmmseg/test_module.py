@@ -194,9 +194,10 @@ def test_posthoc(tmp_path, extractor):
 @pytest.mark.parametrize("length", [{"max_epochs": 1}, {"max_steps": 3}], ids=str)
 def test_posthoc_leaves_no_batch_over(length, tmp_path, extractor):
     """Whatever em.interval: each class comes in one of the three batches alone."""
-    samples = scenes()[:3]
-    for number, sample in enumerate(samples):
-        sample["mask"] = torch.full_like(sample["mask"], number)
+    samples = [
+        {**sample, "mask": torch.full_like(sample["mask"], number)}
+        for number, sample in enumerate(scenes()[:3])
+    ]
     data = torch.utils.data.DataLoader(samples, batch_size=1)
     model = make(**POSTHOC, extractor=extractor, interval=5)
     trainer(tmp_path, **{"max_epochs": -1, **length}).fit(model, data, loader(2))
