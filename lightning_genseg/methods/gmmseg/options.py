@@ -55,9 +55,9 @@ class EMOptions:
 
     Args:
         train: `em` (the method); `gradient` (Table 4's discriminative GMM), which learns the
-            mixtures without M-steps and memory; `posthoc` (Table 3's mixture fitted after softmax
-            training), which runs EM on a frozen network. It needs `mixture.embedding_dim` null and
-            `extractor`, `features`, or `encoder_weights` with decoder `hypercolumns`.
+            mixtures without M-steps or memory; `posthoc` (Table 3's, after softmax training), which
+            runs EM on a frozen network. It needs `mixture.embedding_dim` null and `extractor`,
+            `features`, or `encoder_weights` with decoder `hypercolumns`.
         assignment: E-step by `sinkhorn` (Eq. 9) or plain `em` (Eq. 8).
         sinkhorn_epsilon: entropy weight.
         sinkhorn_iterations: rounds.
