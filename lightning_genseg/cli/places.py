@@ -60,6 +60,8 @@ def place_run(config: Any, command: str) -> None:
             arguments.version = int(match[1]) if match else run.name
         elif run is not None and not config.trainer.fast_dev_run:
             goes_on = resumed is not None and resumed.resolve() == run.resolve()
+            # Of a requeued job on a cluster, from which Lightning goes on by itself.
+            goes_on |= any(Path(config.trainer.default_root_dir or "").glob("hpc_ckpt_*.ckpt"))
             if not goes_on and any(run.glob("checkpoints/*.ckpt")):
                 raise GenSegError(
                     f"'{run}' holds a training already: go on with it (--ckpt_path last), or give "
