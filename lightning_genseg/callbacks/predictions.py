@@ -123,6 +123,11 @@ class PredictionWriter(Callback):
         """Look at what is there already; Lightning has set up the datamodule before."""
         if stage != "predict":
             return
+        if int(getattr(pl_module, "num_classes", 0)) > 256:
+            raise GenSegError(
+                f"{type(pl_module).__name__} has {pl_module.num_classes} classes, and masks of 8 "
+                "bits hold 256: call predict_image, or Trainer.predict without this callback."
+            )
         folder = self.output_dir
         if folder is None:
             folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"

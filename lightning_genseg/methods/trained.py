@@ -178,6 +178,7 @@ class TrainedModule(SharedModule, ABC):
 
         A mean over labelled pixels is one over those of all processes.
         """
+        _need_keys(batch)
         with over_processes():
             losses = self.compute_loss(batch)
         self._check_finite(losses["loss"], batch, batch_idx)
@@ -202,6 +203,7 @@ class TrainedModule(SharedModule, ABC):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Predict and score against `mask`; the predictions are returned for callbacks."""
+        _need_keys(batch)
         return self._score(self.maps_at_labels(batch), batch, self.val_metrics)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -283,6 +285,15 @@ class TrainedModule(SharedModule, ABC):
                 f"the checkpoint was trained on the classes {', '.join(names)} and the data have "
                 f"{', '.join(self.class_names)}: classes are compared by their numbers."
             )
+
+
+def _need_keys(batch: object) -> None:
+    """Refuse batches of other forms, as loaders of one's own may have."""
+    if not isinstance(batch, Mapping) or not {"image", "mask"} <= batch.keys():
+        raise GenSegError(
+            f"a batch is {type(batch).__name__} and must be a dictionary with image and mask: let "
+            "the data set give such samples, or call compute_loss from a module of your own."
+        )
 
 
 def check_training(

@@ -137,6 +137,11 @@ def test_the_overlay_outlines_anomalies(predict, tmp_path):
         assert (np.abs(some - none).max(-1) > 60).mean() > 0.02
 
 
+def test_more_classes_than_a_mask_holds(predict):
+    with pytest.raises(ValueError, match="has 300 classes, and masks of 8 bits hold 256"):
+        predict(PixelSegmenter(300, ignore_index=-1))
+
+
 def test_resume_knows_of_anomaly_masks(predict, photos, out):
     line = predict(calibrated(-2.1))[2]
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}

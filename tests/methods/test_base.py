@@ -68,6 +68,15 @@ def test_bytes_are_images_too(method):
     assert torch.equal(mine, theirs)
 
 
+def test_batches_of_another_form_are_refused(tmp_path):
+    pair = DataLoader([(torch.rand(3, 32, 48), torch.zeros(32, 48, dtype=torch.long))] * 2)
+    sentence = "a batch is list and must be a dictionary with image and mask"
+    with pytest.raises(GenSegError, match=sentence):
+        trainer(tmp_path).fit(make(), pair, pair)
+    with pytest.raises(GenSegError, match=sentence):
+        trainer(tmp_path).validate(make(), pair)
+
+
 def test_batches_without_names_are_predicted(tmp_path):
     batch = {"image": torch.rand(1, 3, 32, 48)}
     (found,) = trainer(tmp_path).predict(make(), DataLoader([batch], batch_size=None))
