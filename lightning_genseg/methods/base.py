@@ -326,6 +326,7 @@ class SegmentationModule(TrainedModule):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """As `validation_step`, with calibration and anomalies, in the target classes if any."""
+        self._check_batch(batch)
         averaged = has_several_views(self.inference)
         maps = self.evaluation.update(self.maps_at_labels(batch), batch, averaged)
         return self._score(maps, batch, self.test_metrics)

@@ -50,6 +50,7 @@ class TrainedModule(SharedModule, ABC):
     # Chosen anew at every run of the command with a checkpoint; of these the data's word is final.
     chosen_anew: ClassVar[tuple[str, ...]] = ("num_classes", "ignore_index", "class_names")
     needs_training: bool = True  # whether it is random without a checkpoint
+    batch_keys: ClassVar[tuple[str, ...]] = ("image", "mask")  # of training, validation and test
 
     def __init__(
         self,
@@ -178,7 +179,7 @@ class TrainedModule(SharedModule, ABC):
 
         A mean over labelled pixels is one over those of all processes.
         """
-        _need_keys(batch)
+        self._check_batch(batch)
         with over_processes():
             losses = self.compute_loss(batch)
         self._check_finite(losses["loss"], batch, batch_idx)
@@ -203,12 +204,27 @@ class TrainedModule(SharedModule, ABC):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Predict and score against `mask`; the predictions are returned for callbacks."""
-        _need_keys(batch)
+        self._check_batch(batch)
         return self._score(self.maps_at_labels(batch), batch, self.val_metrics)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """As `validation_step`."""
+        self._check_batch(batch)
         return self._score(self.maps_at_labels(batch), batch, self.test_metrics)
+
+    def _check_batch(self, batch: object) -> None:
+        """Refuse batches of other forms, as loaders of one's own may have."""
+        if isinstance(batch, Mapping):
+            missing = [key for key in self.batch_keys if key not in batch]
+            told = f"has no {', '.join(missing)}" if missing else ""
+        else:
+            told = f"is {type(batch).__name__}"
+        if told:
+            raise GenSegError(
+                f"a batch {told}, and {type(self).__name__} needs a dictionary with "
+                f"{', '.join(self.batch_keys)}: let the data set give such samples, or call "
+                "compute_loss from a module of your own."
+            )
 
     def _score(
         self, maps: dict[str, Tensor], batch: dict[str, Any], metrics: MetricCollection
@@ -285,15 +301,6 @@ class TrainedModule(SharedModule, ABC):
                 f"the checkpoint was trained on the classes {', '.join(names)} and the data have "
                 f"{', '.join(self.class_names)}: classes are compared by their numbers."
             )
-
-
-def _need_keys(batch: object) -> None:
-    """Refuse batches of other forms, as loaders of one's own may have."""
-    if not isinstance(batch, Mapping) or not {"image", "mask"} <= batch.keys():
-        raise GenSegError(
-            f"a batch is {type(batch).__name__} and must be a dictionary with image and mask: let "
-            "the data set give such samples, or call compute_loss from a module of your own."
-        )
 
 
 def check_training(

@@ -70,11 +70,14 @@ def test_bytes_are_images_too(method):
 
 def test_batches_of_another_form_are_refused(tmp_path):
     pair = DataLoader([(torch.rand(3, 32, 48), torch.zeros(32, 48, dtype=torch.long))] * 2)
-    sentence = "a batch is list and must be a dictionary with image and mask"
-    with pytest.raises(GenSegError, match=sentence):
-        trainer(tmp_path).fit(make(), pair, pair)
-    with pytest.raises(GenSegError, match=sentence):
-        trainer(tmp_path).validate(make(), pair)
+    unnamed = DataLoader([{"image": torch.rand(3, 32, 48)}] * 2)
+    for batches, told in ((pair, "is list"), (unnamed, "has no mask")):
+        sentence = f"a batch {told}, and SoftmaxSegmenter needs a dictionary with image, mask: "
+        with pytest.raises(GenSegError, match=sentence):
+            trainer(tmp_path).fit(make(), batches, batches)
+        for step in (trainer(tmp_path).validate, trainer(tmp_path).test):
+            with pytest.raises(GenSegError, match=sentence):
+                step(make(), batches)
 
 
 def test_batches_without_names_are_predicted(tmp_path):

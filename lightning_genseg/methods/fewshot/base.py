@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from lightning_genseg.arguments import check_arguments
+from lightning_genseg.arguments import check_arguments, refuse_fixed
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule, expect_frozen_parts
@@ -57,6 +57,10 @@ class FewShotModule(SegmentationModule):
     features: EncoderStages
     support: Support | None
     takes_supports = True
+    batch_keys = (
+        *SegmentationModule.batch_keys,
+        *("valid", "support_image", "support_mask", "support_valid", "class_index"),
+    )
     # Maps that the pictures of an episode show, and their titles (see `Report`).
     picture_maps: ClassVar[Mapping[str, str]] = {
         "initial": "similarity",
@@ -95,6 +99,12 @@ class FewShotModule(SegmentationModule):
                 "a few-shot method needs an encoder: give base_learner, the checkpoint of a "
                 "BaseLearner run, or the name of an encoder, not both."
             )
+        refuse_fixed(
+            type(self),
+            kwargs,
+            inference="queries and supports fill one square, without windows or scales",
+            anomaly_score="it has two classes, and compares with the examples alone",
+        )
         self._of_base: dict[str, Any] = {}  # arguments in checkpoints, instead of the base learner
         if base is not None:
             self._of_base = {
@@ -102,7 +112,6 @@ class FewShotModule(SegmentationModule):
                 "std": base.std.flatten().tolist(),
             }
             kwargs |= self._of_base
-        # Queries and supports fill one square: no windows or scales.
         super().__init__(num_classes, inference=None, anomaly_score=None, **kwargs)
         if base is None:
             self.features = EncoderStages(str(encoder), encoder_weights, output_stride)
@@ -231,6 +240,7 @@ class FewShotModule(SegmentationModule):
         guidance_metrics: MetricCollection,
         calibration: CalibrationError | None = None,
     ) -> dict[str, Tensor]:
+        self._check_batch(batch)
         outputs = self.episode_outputs(batch)
         target = batch.get("full_mask", batch["mask"])
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_genseg.arguments import as_options, check_arguments
+from lightning_genseg.arguments import as_options, check_arguments, refuse_fixed
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import expect_frozen_parts
 from lightning_genseg.methods.gss.colors import Colors, class_colors, is_lasting
@@ -117,19 +117,25 @@ class GSS(PixelModule):
             auxiliary_loss_weight="[0, inf)",
         )
         decoder = as_options(TokenDecoderOptions, decoder)
+        refuse_fixed(type(self), kwargs, features="its tokens are read from its own decoder")
+        own_options = {
+            "level_channels": decoder.level_channels,
+            "decoder_channels": decoder.fused_channels,
+            "depth": decoder.depth,
+            "stride": decoder.stride,
+            "auxiliary": decoder.auxiliary,
+        }
+        for name in own_options.keys() & (network_options or {}).keys():
+            raise GenSegError(
+                f"GSS takes no network_options.{name}: its decoder has options of its own, named "
+                "decoder.*."
+            )
         table = class_colors(colors, num_classes, color_seed)
         codes = make_tokenizer(tokenizer, torch.tensor(table[:-1]) / 255)
         super().__init__(
             num_classes,
             decoder="mla",
-            network_options={
-                **(network_options or {}),
-                "level_channels": decoder.level_channels,
-                "decoder_channels": decoder.fused_channels,
-                "depth": decoder.depth,
-                "stride": decoder.stride,
-                "auxiliary": decoder.auxiliary,
-            },
+            network_options={**(network_options or {}), **own_options},
             features=None,
             **kwargs,
         )

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_genseg import BaseLearner, CosinePrototypes
 from lightning_genseg.errors import GenSegError
@@ -75,6 +76,7 @@ def test_scoring_at_the_size_of_the_query(scoring):
     told[:, 1, rows:, columns:] = 1
     told[:, 0, :rows] = told[:, 0, :, :columns] = 1
     batch = {
+        **batch_of(),
         "image": torch.zeros(1, 3, 65, 65),
         "mask": torch.full((1, 65, 65), 255),
         "full_mask": truth,
@@ -154,6 +156,13 @@ def test_bytes_are_images_too():
     assert torch.equal(mine, theirs)
 
 
+def test_batches_without_supports_are_refused(tmp_path):
+    plain = {name: value for name, value in batch_of().items() if "support" not in name}
+    sentence = "a batch has no support_image, support_mask, support_valid, and CosinePrototypes"
+    with pytest.raises(GenSegError, match=sentence):
+        trainer(tmp_path).test(make(), DataLoader([plain], batch_size=None))
+
+
 def test_another_label_to_ignore():
     with pytest.raises(GenSegError, match="ignore_index is -1, but masks of a few-shot method"):
         make(ignore_index=-1)
@@ -163,6 +172,8 @@ def test_wrong_arguments(base):
     for arguments, words in (
         ({"encoder": None}, "needs an encoder: give base_learner"),
         ({"base_learner": base}, "needs an encoder: give base_learner, .* not both"),
+        ({"inference": {"scales": [0.5]}}, "CosinePrototypes takes no inference: queries and "),
+        ({"anomaly_score": "msp"}, "CosinePrototypes takes no anomaly_score: it has two classes"),
         ({"num_classes": 5}, "num_classes is 5, but a few-shot method"),
         ({"base_learner": base / "nothing.ckpt"}, r"nothing.ckpt' does not exist"),
     ):

@@ -38,7 +38,7 @@ class TestGSS(ModuleContract):
 
     def test_own_network(self) -> None:  # type: ignore[override]
         """It has no argument for one: four stages of an encoder are needed."""
-        with pytest.raises(TypeError):
+        with pytest.raises(GenSegError, match="GSS takes no features: its tokens are read from"):
             self.make(features=torch.nn.Identity())
 
 
@@ -101,6 +101,11 @@ SHALLOW: dict[str, Any] = {"encoder": "resnet18", "network_options": {"encoder_d
 
 def make(decoder: dict[str, Any] | None = None, **arguments: Any) -> GSS:
     return GSS(**{**SMALL, "decoder": {**DECODER, **(decoder or {})}, **arguments})
+
+
+def test_options_of_its_decoder_have_names_of_their_own():
+    with pytest.raises(GenSegError, match=r"GSS takes no network_options\.depth: its decoder has"):
+        make(network_options={"depth": 2})
 
 
 # --- what is learned ---------------------------------------------------------------------------
