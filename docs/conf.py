@@ -21,7 +21,7 @@ version = release = lightning_genseg.__version__
 
 root_doc = "docs/index"
 include_patterns = [
-    "docs/*.md",
+    "docs/**.md",
     "notebooks/*.ipynb",
     "experiments/*.md",
     "experiments/*/README.md",

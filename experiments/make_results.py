@@ -29,6 +29,7 @@ PAGES = (
     HERE / "idd_lite" / "README.md",
     HERE / "msrc" / "README.md",
     DOCS / "results.md",
+    *sorted((DOCS / "results").glob("*.md")),
     DOCS / "cgmgm.md",
 )
 ANOMALY_SETS = {

@@ -54,7 +54,7 @@ class PosteriorOptions:
     `bayes` is 0 or 1 nearly everywhere. `literal`, a ratio of log-densities, depends on the unit of
     the features; all others agree in what is above 0.5. The cross-entropy on 240 validation
     episodes of MSRC's four folds: 0.50 `standardized`, 0.58 `tempered`, 1.50 `bayes`
-    (docs/results.md).
+    (docs/results/few_shot.md).
 
     Args:
         form: `bayes`, sigmoid(log p(x|fg) - log p(x|bg)); `tempered`, the same logit over
