@@ -164,17 +164,6 @@ def unknown_argument(kind: type, name: str) -> str:
     return f"{kind.__name__} has no argument '{name}'{did_you_mean(name, [*known, *inside])}"
 
 
-def refuse_fixed(kind: type, given: Mapping[str, Any], **reasons: str) -> None:
-    """Refuse arguments of a base class that a class sets itself, each for its reason.
-
-    Raises:
-        GenSegError: one of them is among those that are `given`.
-    """
-    for name, reason in reasons.items():
-        if name in given:
-            raise GenSegError(f"{kind.__name__} takes no {name}: {reason}. Leave it out.")
-
-
 def as_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Options:
     """A group of arguments, from itself or from the mapping that a checkpoint holds.
 

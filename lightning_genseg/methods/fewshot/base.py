@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from lightning_genseg.arguments import check_arguments, refuse_fixed
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule, expect_frozen_parts
@@ -99,12 +99,12 @@ class FewShotModule(SegmentationModule):
                 "a few-shot method needs an encoder: give base_learner, the checkpoint of a "
                 "BaseLearner run, or the name of an encoder, not both."
             )
-        refuse_fixed(
-            type(self),
-            kwargs,
-            inference="queries and supports fill one square, without windows or scales",
-            anomaly_score="it has two classes, and compares with the examples alone",
-        )
+        for name, reason in (
+            ("inference", "queries and supports fill one square, without windows or scales"),
+            ("anomaly_score", "it knows background and foreground, and no class to be unlike"),
+        ):
+            if name in kwargs:
+                raise GenSegError(f"{type(self).__name__} takes no {name}: {reason}. Leave it out.")
         self._of_base: dict[str, Any] = {}  # arguments in checkpoints, instead of the base learner
         if base is not None:
             self._of_base = {

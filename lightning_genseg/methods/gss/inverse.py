@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
-from lightning_genseg.arguments import check_arguments, refuse_fixed
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule, expect_frozen_parts
 from lightning_genseg.methods.checkpoints import read_checkpoint
@@ -82,7 +82,9 @@ class GSSInverse(SegmentationModule):
             noise="[0, 1)",
             logits_at_once="[1, inf)",
         )
-        refuse_fixed(type(self), kwargs, mean="the prior's is used", std="the prior's is used")
+        for name in ("mean", "std"):
+            if name in kwargs:
+                raise GenSegError(f"GSSInverse takes no {name}: the prior's is used. Leave it out.")
         if (prior is None) == (prior_arguments is None):
             raise GenSegError(
                 "GSSInverse needs a trained GSS: give prior, the checkpoint of a GSS run "

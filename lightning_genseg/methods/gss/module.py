@@ -10,7 +10,7 @@ from einops import rearrange
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_genseg.arguments import as_options, check_arguments, refuse_fixed
+from lightning_genseg.arguments import as_options, check_arguments
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import expect_frozen_parts
 from lightning_genseg.methods.gss.colors import Colors, class_colors, is_lasting
@@ -117,7 +117,10 @@ class GSS(PixelModule):
             auxiliary_loss_weight="[0, inf)",
         )
         decoder = as_options(TokenDecoderOptions, decoder)
-        refuse_fixed(type(self), kwargs, features="its tokens are read from its own decoder")
+        if "features" in kwargs:
+            raise GenSegError(
+                "GSS takes no features: its tokens are read from its own decoder. Leave it out."
+            )
         own_options = {
             "level_channels": decoder.level_channels,
             "decoder_channels": decoder.fused_channels,

@@ -173,7 +173,7 @@ def test_wrong_arguments(base):
         ({"encoder": None}, "needs an encoder: give base_learner"),
         ({"base_learner": base}, "needs an encoder: give base_learner, .* not both"),
         ({"inference": {"scales": [0.5]}}, "CosinePrototypes takes no inference: queries and "),
-        ({"anomaly_score": "msp"}, "CosinePrototypes takes no anomaly_score: it has two classes"),
+        ({"anomaly_score": "msp"}, "CosinePrototypes takes no anomaly_score: it knows back"),
         ({"num_classes": 5}, "num_classes is 5, but a few-shot method"),
         ({"base_learner": base / "nothing.ckpt"}, r"nothing.ckpt' does not exist"),
     ):
