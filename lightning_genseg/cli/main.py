@@ -77,14 +77,27 @@ _COMMANDS: dict[str, Any] = {
 class GenSegCLI(LightningCLI):
     """Links what the data know about their classes into the model; writes scores and pictures."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = kwargs.get("args")
+        self._words: list[str] = sys.argv[1:] if given is None else given
+        super().__init__(*args, **kwargs)
+
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         """List the commands without a Trainer beside Lightning's; `main` runs them."""
         super().setup_parser(*args, **kwargs)
         assert isinstance(self.parser, Parser)
         for name, command in _COMMANDS.items():
             self.parser.commands.add_subcommand(
-                name, command.make_parser(), help=command.help.splitlines()[0]
+                name, self.init_parser(), help=command.help.splitlines()[0]
             )
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        # To find out the arguments of one command takes a tenth of a second, and one is run.
+        if subcommand not in self._words and not self.subcommands().keys().isdisjoint(self._words):
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -106,7 +119,7 @@ class GenSegCLI(LightningCLI):
 
         The command line is kept for the model card.
         """
-        self.command = shlex.join(["genseg", *(sys.argv[1:] if args is None else args)])
+        self.command = shlex.join(["genseg", *self._words])
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         known = arguments_of(_imported(config.model.class_path))
