@@ -92,11 +92,13 @@ class UpdateMixtures(StepCallback):
         for name, owner in self._owners.items():
             if name in self._seen:
                 self._idle.discard(name)
-                head = self._head(name)
+                due = self.is_due(self._head(name).em.interval)
+                if isinstance(owner, GMMSeg) and owner.posthoc:
+                    due |= stepped and self.is_last(trainer)
                 owner.update_mixture(
                     self._seen.pop(name),
                     mask,
-                    remember_only=not self.is_due(head.em.interval),
+                    remember_only=not due,
                     accumulating=not stepped,
                 )
 

@@ -93,6 +93,26 @@ def test_once_a_step(tmp_path, monkeypatch):
     assert steps == [(True, True), (False, False)] * 2
 
 
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
+def test_a_post_hoc_mixture_inside_leaves_no_batch_over(tmp_path):
+    """Whatever em.interval: each class comes in one of the three batches alone."""
+
+    class Frozen(Around):
+        def __init__(self):
+            super().__init__()
+            em = EMOptions(train="posthoc", interval=5)
+            self.model = GMMSeg(**TINY, mixture=MixtureOptions(embedding_dim=None), em=em)
+
+        def training_step(self, batch, batch_idx):
+            self.model.head.embed(self.model.extract(batch[0])[0])
+            return 0 * self.model.nothing
+
+    samples = [(x["image"], torch.full_like(x["mask"], c)) for c, x in enumerate(scenes()[:3])]
+    module = Frozen()
+    trainer(tmp_path, callbacks=[UpdateMixtures(labels=1)]).fit(module, DataLoader(samples))
+    assert module.model.head.mixture.fitted.any(1).tolist() == [True] * 3 + [False] * 3
+
+
 def test_with_two_optimisers(tmp_path):
     """Each of their steps counts, so that none of every second one is missed."""
 

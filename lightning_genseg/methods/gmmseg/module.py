@@ -305,7 +305,11 @@ class StepCallback(Callback):
         return (self._steps - 1) // interval > (self._before - 1) // interval
 
     def is_last(self, trainer: Trainer) -> bool:
-        """Whether training ends with this batch."""
+        """Whether training ends with this batch.
+
+        A post-hoc mixture then takes an M-step: it is all that is learned, and no batch may be left
+        over.
+        """
         if trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
             return True
         return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
@@ -338,7 +342,6 @@ class _EM(StepCallback):
             return
         stepped = self.took_step(trainer)
         due = self.is_due(pl_module.em.interval)
-        # The whole of its result is the mixture: no batch may be left over.
         due |= pl_module.posthoc and stepped and self.is_last(trainer)
         pl_module.update_mixture(
             outputs["embedding"],
