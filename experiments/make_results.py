@@ -218,7 +218,7 @@ def closed_set(folder, rows, classes=None, loss=False, test=None):
 
 def anomalies(folder, rows, scores=None, sets=ANOMALY_SETS):
     """AUROC / AP / FPR95 of every score, or of `scores` alone, on every set."""
-    yield ["", "score", *sets.values()]
+    yield ["", "runs", "score", *sets.values()]
     for name, title in rows.items():
         results = [r for r in runs(f"{folder}/{name}") if set(sets) <= set(r["test"])]
         known = results[0]["test"][next(iter(sets))]["scores"] if results else ()
@@ -229,7 +229,7 @@ def anomalies(folder, rows, scores=None, sets=ANOMALY_SETS):
                 cells.append(
                     " / ".join(spread([k[m] for k in kept]) for m in ("AUROC", "AP", "FPR95"))
                 )
-            yield [title, f"`{score}`", *cells]
+            yield [title, str(len(results)), f"`{score}`", *cells]
 
 
 def _scores(run):

@@ -5,10 +5,15 @@
 #   SETS= ... run.sh softmax_mla 0
 #   SETS= ... run.sh gss_ff 0 --model.tokenizer TOKENIZER
 #   SETS= NAME=gss_free ... run.sh gss_ff 0 --model.tokenizer TOKENIZER --model.decoder.classes free
+#   NAME=gmmseg_sum ... run.sh gmmseg_fpn 0 --model.mixture.density logsumexp
+#   NAME=gmmseg_int5 ... run.sh gmmseg_fpn 0 --model.em.interval 5, NAME=gmmseg_mm9999 ... --model.em.mean_momentum 0.9999,
+#   NAME=gmmseg_int5_sum and gmmseg_mm9999_sum ... with --model.mixture.density logsumexp as well
+#   NAME=gmmseg_frozen_plain ... run.sh gmmseg_frozen 0 --model.mixture.shrinkage 0 --model.mixture.class_prior uniform
 #   SETS= NAME=gss_majority ... run.sh gss_ff 0 --model.tokenizer majority-4
 #
 # DATA holds idd_lite/ and road_anomaly/{RoadAnomaly,FS_LostAndFound_val,FS_Static_val}/. NAME, by default the recipe,
-# tells runs with other options apart; SETS are the sets of anomalies that are tested, all of them by default.
+# tells runs with other options apart: without one of its own such a run would be taken
+# for the plain one, which is there already. SETS are the sets of anomalies that are tested, all of them by default.
 # TOKENIZER is the last.ckpt of maskige_vq.yaml. What is there already is not done again.
 set -euo pipefail
 recipe=$1 seed=$2; shift 2

@@ -10,14 +10,19 @@
 #   NAME=softmax_masks ... run.sh softmax_fpn 0 --data.sparse null
 #   NAME=gmmseg_masks ... run.sh gmmseg_fpn 0 --data.sparse null --model.em.label_reduction nearest
 #   NAME=gmmseg_nohorse ... the same, and --data.unknown_classes '[horse]'
+#   NAME=gmmseg_masks_sum ... the same, and --model.mixture.density logsumexp, likewise gmmseg_masks_d256
+#       (mixture.embedding_dim 256), _m1 (mixture.components 1), _vf02 (mixture.variance_floor 0.02), _mm99 and _mm1
+#       (em.mean_momentum), _int5 (em.interval 5), _grad (em.train gradient)
 #   run.sh gmmseg_frozen 0
 #   NAME=gmmseg_frozen_plain ... run.sh gmmseg_frozen 0 --model.mixture.shrinkage 0 --model.mixture.class_prior uniform
+#   NAME=gmmseg_frozen_prior ... the first of them alone, NAME=gmmseg_frozen_shrunk ... the second
 #   NAME=gmmseg_frozen_clicks ... run.sh gmmseg_frozen 0 --model.em.label_reduction labelled \
 #       --data.sparse '{class_path: PointFiles, init_args: {files: points.json}}'
 #   NAME=gmmseg_frozen_nohorse ... run.sh gmmseg_frozen 0 --data.unknown_classes '[horse]'
 #   run.sh gss_ff 0 --model.tokenizer TOKENIZER
 #
-# DATA holds voc2012_animals/. NAME, by default the recipe, tells runs with other options apart. Trained on both of its
+# DATA holds voc2012_animals/. NAME, by default the recipe, tells runs with other options apart: without one of its own
+# such a run would be taken for the plain one, which is there already. Trained on both of its
 # training lists, VOC's and SBD's masks; the test on the validation images is for the calibration of the probabilities.
 # What is there already is not done again. TOKENIZER is the last.ckpt of maskige_vq.yaml.
 set -euo pipefail
