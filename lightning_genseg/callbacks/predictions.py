@@ -3,17 +3,17 @@
 import io
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.callbacks.earlier import TABLE, EarlierPredictions
 from lightning_genseg.callbacks.manifest import Manifest, place
 from lightning_genseg.callbacks.pictures import (
     classes_of,
@@ -40,7 +40,6 @@ from lightning_genseg.plots.pictures import (
     with_scale,
 )
 
-_TABLE = "classes.json"
 _SHOWN = 20  # images on the screen that were not predicted
 
 
@@ -114,9 +113,8 @@ class PredictionWriter(Callback):
         self.anomaly_range = anomaly_range
         self._range: tuple[float, float] | None = None
         self._manifest = Manifest(Path())
+        self._earlier: EarlierPredictions  # what `setup` finds
         self._written = 0
-        self._earlier: list[dict[str, Any]] = []  # lines of the predictions that are there already
-        self._foreign: set[str] = set()  # files that are there and that no run of ours has written
         self._began = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -132,25 +130,14 @@ class PredictionWriter(Callback):
         if folder is None:
             folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
         self._manifest, self._written = Manifest(folder), 0
-        self._earlier, self.unreadable = [], []
+        self.unreadable = []
         dataset = _images(trainer)
         if dataset is not None:
             dataset.skips_unreadable = self.on_error == "skip"
             dataset.as_bytes = getattr(pl_module, "takes_bytes", False)
-        if self.resume or self.overwrite:
-            self._leave_out_own(trainer)
-        if self.resume:
-            self._earlier = [line for line in self._manifest.read() if not line.get("stale")]
-            self._leave_out(trainer)
-        elif self._manifest.exists() and not self.overwrite:
-            raise GenSegError(
-                f"{folder} already holds predictions: set --predictions.resume true to go on, "
-                "--predictions.overwrite true to start anew, or another --predictions.output_dir."
-            )
-        self._foreign = self._manifest.foreign()
-        if (folder / _TABLE).exists() and not self._manifest.exists():
-            self._foreign.add(_TABLE)
-        self._refuse_foreign(trainer, pl_module)
+        self._earlier = EarlierPredictions(self._manifest, self.resume, self.overwrite)
+        self._earlier.leave_out(dataset, _support(trainer))
+        self._earlier.refuse_foreign(dataset, self._kinds(pl_module))
         # Every process reads the lists before one of them changes something.
         trainer.strategy.barrier("predictions read")
         if trainer.is_global_zero:
@@ -160,30 +147,17 @@ class PredictionWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to mix predictions of two checkpoints or thresholds, unknown in `setup`."""
-        earlier = [line["anomaly_range"] for line in self._earlier if line.get("anomaly_range")]
-        self._range = self.anomaly_range or next(map(tuple, earlier), range_of(pl_module))
-        mine = _checkpoint(trainer), *_anomaly(pl_module)
-        for line in self._earlier:
-            checkpoint = line["checkpoint"]
-            score, threshold = line.get("anomaly_score"), line.get("anomaly_threshold")
-            if checkpoint != mine[0]:
-                raise GenSegError(
-                    f"{self._manifest.folder} holds predictions of the checkpoint {checkpoint}, "
-                    f"not of {mine[0]}: use that checkpoint, or another output_dir."
-                )
-            if (score, threshold) != mine[1:]:
-                raise GenSegError(
-                    f"{self._manifest.folder} holds predictions with the anomaly score {score} and "
-                    f"threshold {threshold}, and this model has {mine[1]} and {mine[2]}: use "
-                    "these, or another output_dir."
-                )
+        lines = self._earlier.lines
+        theirs = [line["anomaly_range"] for line in lines if line.get("anomaly_range")]
+        self._range = self.anomaly_range or next(map(tuple, theirs), range_of(pl_module))
+        self._earlier.check_model(_checkpoint(trainer), *_anomaly(pl_module))
         if self.overwrite:
             if trainer.is_global_zero:
                 self._manifest.overwrite()
             trainer.strategy.barrier("predictions stale")
         if trainer.is_global_zero:
             table = class_table(*classes_of(trainer, pl_module))
-            replace_file(self._manifest.folder / _TABLE, table)
+            replace_file(self._manifest.folder / TABLE, table)
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -278,60 +252,12 @@ class PredictionWriter(Callback):
         line |= {"anomaly_score": score, "anomaly_threshold": threshold, "error": error}
         self._manifest.append({**line, "support": _support(trainer)}, trainer.global_rank)
 
-    def _leave_out_own(self, trainer: Trainer) -> None:
-        """An output folder inside the input: what an earlier run wrote is not to be predicted."""
-        dataset = _images(trainer)
-        if dataset is not None:
-            own = {(self._manifest.folder / file).absolute() for file in self._manifest.own()}
-            dataset.skip({name for name, path in dataset.samples if Path(path).absolute() in own})
-            if not dataset.samples:
-                raise GenSegError(
-                    f"'{dataset.root}' holds only what genseg predict has written: give another "
-                    "predict_root."
-                )
-
-    def _refuse_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse at once what `_refuse` would refuse when it is written."""
-        self._refuse({_TABLE})
-        dataset = _images(trainer)
-        if dataset is not None:
-            kinds = ["mask", *(["overlay"] if self.overlays else [])]
-            if _anomaly(pl_module)[0] is not None:
-                kinds += ["anomaly", *(["anomaly_scores"] if self.anomaly_scores else [])]
-            self._refuse({place(kind, name) for name, _ in dataset.samples for kind in kinds})
-
-    def _refuse(self, files: Collection[str]) -> None:
-        """Refuse to write over files that are not ours."""
-        if found := sorted(self._foreign.intersection(files)):
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            raise GenSegError(
-                f"'{self._manifest.folder / found[0]}'{more} would be written over, and genseg "
-                "predict did not write it: move it away, or give another --predictions.output_dir."
-            )
-
-    def _leave_out(self, trainer: Trainer) -> None:
-        folder = self._manifest.folder
-        dataset = _images(trainer)
-        if dataset is None:
-            raise GenSegError(
-                "resume needs a datamodule whose predict_dataset can skip images: "
-                "pass datamodule= to Trainer.predict, or leave resume out."
-            )
-        paths = {name: str(Path(path).absolute()) for name, path in dataset.samples}
-        for line in self._earlier:
-            if line.get("support") != _support(trainer):
-                raise GenSegError(
-                    f"{folder} holds predictions by another support (or size of it): use that one, "
-                    "or another output_dir."
-                )
-            if line["image"] != paths.get(line["name"], line["image"]):
-                raise GenSegError(
-                    f"{folder} holds a prediction named {line['name']} of {line['image']}, not of "
-                    f"{paths[line['name']]}: give these images another output_dir."
-                )
-        done = {line["name"] for line in self._earlier if self._manifest.is_complete(line)}
-        dataset.skip(done)
-        rank_zero_info(f"{len(done)} images are already predicted, {len(dataset)} are left.")
+    def _kinds(self, pl_module: LightningModule) -> list[str]:
+        """Kinds of files that every image gets."""
+        kinds = ["mask", *(["overlay"] if self.overlays else [])]
+        if _anomaly(pl_module)[0] is not None:
+            kinds += ["anomaly", *(["anomaly_scores"] if self.anomaly_scores else [])]
+        return kinds
 
     def _write(
         self,
@@ -371,7 +297,7 @@ class PredictionWriter(Callback):
             entry["anomalous"] = round(float(flagged.mean()), 6)
             marked = indexed(flagged.astype(np.uint8), ANOMALY_PALETTE)
             files[entry["anomaly_mask"]] = encode(marked, "png")
-        self._refuse(files)
+        self._earlier.refuse(files)
         self._manifest.claim(name, rank)
         for file, content in files.items():
             replace_file(self._manifest.folder / file, content, self._manifest.scratch)
