@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_genseg.errors import GenSegError, listed
 from lightning_genseg.methods.gmmseg.head import GMMHead
-from lightning_genseg.methods.gmmseg.module import GMMSeg, StepCallback
+from lightning_genseg.methods.gmmseg.module import GMMSeg
+from lightning_genseg.methods.gmmseg.steps import StepCallback
 
 
 class UpdateMixtures(StepCallback):
@@ -92,9 +93,8 @@ class UpdateMixtures(StepCallback):
         for name, owner in self._owners.items():
             if name in self._seen:
                 self._idle.discard(name)
-                due = self.is_due(self._head(name).em.interval)
-                if isinstance(owner, GMMSeg) and owner.posthoc:
-                    due |= stepped and self.is_last(trainer)
+                to_the_end = isinstance(owner, GMMSeg) and owner.posthoc
+                due = self.is_due(trainer, self._head(name).em.interval, to_the_end)
                 owner.update_mixture(
                     self._seen.pop(name),
                     mask,

@@ -180,7 +180,8 @@ def fit(
 
     Plain (or Sinkhorn) EM from k-means++ seeds, on the device of `x`, in float64. It is
     deterministic in `seed`. With one class and the same start it finds what scikit-learn's
-    `GaussianMixture` finds. A class without pixels keeps unit Gaussians.
+    `GaussianMixture` finds. A class without pixels keeps the Gaussians of the
+    start, which are not `fitted`.
 
     Args:
         x: features, N x D.
@@ -222,6 +223,10 @@ def fit(
         raise GenSegError(f"No label lies in 0..{num_classes - 1}; there is nothing to fit.")
 
     mixture = GaussianMixture(num_classes, components, x.shape[1], covariance, unit_means).to(x)
+    if means is not None and means.shape != mixture.means.shape:
+        raise GenSegError(
+            f"means is {tuple(means.shape)} and must be C x M x D, {tuple(mixture.means.shape)}."
+        )
     if means is None:
         generator = torch.Generator().manual_seed(seed)
         means = k_means_plus_plus(x, index, num_classes, components, generator)
@@ -238,7 +243,9 @@ def fit(
     whole = estimates([x.new_ones(1, len(pairs)) for pairs in parts])
     m_step(spread, whole, variance_floor=variance_floor)
     name = "covariances" if full else "log_variances"
-    getattr(mixture, name).copy_(getattr(spread, name).expand_as(getattr(mixture, name)))
+    start = getattr(mixture, name)  # of a class without pixels it stays
+    seen = (counts > 0).view(-1, *[1] * (start.ndim - 1))
+    start.copy_(torch.where(seen, getattr(spread, name), start))
 
     previous = -math.inf
     for _ in range(iterations):

@@ -145,9 +145,20 @@ class GaussianMixture(nn.Module):
     def append(self, other: "GaussianMixture") -> None:
         """Take over the classes of another mixture of the same form, behind the own ones."""
         for name, own in list(self.state_dict(keep_vars=True).items()):
-            both = torch.cat([own, other.get_buffer(name).to(own)])
-            setattr(self, name, nn.Parameter(both) if isinstance(own, nn.Parameter) else both)
+            theirs: Tensor = getattr(other, name)
+            if name == "log_variances":
+                theirs = self._free(other.variances).log()
+            both = torch.cat([own, theirs.to(own)])
+            if isinstance(own, nn.Parameter):
+                both = nn.Parameter(both, own.requires_grad)
+            setattr(self, name, both)
         self.num_classes += other.num_classes
+
+    def _free(self, variances: Tensor) -> Tensor:
+        """What is kept of variances: where they are trained, what lies above the floor."""
+        if not isinstance(self.log_variances, nn.Parameter):
+            return variances
+        return (variances - self.variance_floor).clamp_min(torch.finfo(variances.dtype).tiny)
 
     @property
     def centres(self) -> Tensor:

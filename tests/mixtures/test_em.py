@@ -247,14 +247,16 @@ def test_fit_is_deterministic_in_its_seed():
     assert not torch.allclose(first.means, other.means)
 
 
-def test_fit_of_classes_with_no_one_and_few_pixels():
-    x = torch.randn(5, 3)
+@pytest.mark.parametrize("unit_means", [False, True])
+def test_fit_of_classes_with_no_one_and_few_pixels(unit_means):
+    x = F.normalize(torch.randn(5, 3), dim=1)
     labels = torch.tensor([0, 1, 1, 255, 7])
-    mixture = fit(x, labels, 4, 5, variance_floor=1e-2)
+    mixture = fit(x, labels, 4, 5, variance_floor=1e-2, unit_means=unit_means)
+    assert mixture.fitted.tolist() == [[True] * 5] * 2 + [[False] * 5] * 2
     assert all(value.isfinite().all() for value in mixture.state_dict().values())
     close(mixture.means[0], x[:1].double().expand(5, 3))
-    # Absent: still the unit Gaussians it started with, and equal weights.
-    close(mixture.variances[2:], torch.ones(2, 5, 3).double())
+    # Absent: still the Gaussians it started with, and equal weights.
+    close(mixture.variances[2:], torch.full((2, 5, 3), 1 / 3 if unit_means else 1.0).double())
     close(mixture.log_weights[2:].exp(), torch.full((2, 5), 0.2).double())
     assert mixture.log_density(x).isfinite().all()
 
@@ -282,6 +284,11 @@ def test_fit_of_extreme_sizes(dim, unit_means):
         (torch.tensor([[0.0, torch.nan], [1, 2]]), {}, "1 of 2 features are NaN .*; remove them"),
         (torch.tensor([[0.0, torch.inf], [1, 2]]), {}, "1 of 2 features are NaN .*; remove them"),
         (torch.zeros(4, 2), {"assignment": "hard"}, "assignment is 'hard'; .* one of sinkhorn, em"),
+        (
+            torch.ones(4, 2),
+            {"means": torch.zeros(5, 2)},
+            r"means is \(5, 2\) and must be C x M",
+        ),
         (torch.zeros(4, 2), {"components": 0}, "components is 0; it must be at least 1"),
     ],
 )

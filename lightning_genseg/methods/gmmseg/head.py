@@ -418,7 +418,10 @@ class GMMHead(nn.Module):
         return count_groups(segments(labels, self.num_classes), self.num_classes + 1)[:-1]
 
     def _new_weights(self, groups: Tensor, processes: Processes | None) -> Tensor:
-        """Weights of plain EM: N_cm / N_c of the batch (Eq. 8), with the means' momentum."""
+        """Weights of plain EM: N_cm / N_c of the batch (Eq. 8, but of hard assignments).
+
+        They have the means' momentum.
+        """
         counts = total_over(processes, count_groups(groups, self._no_group + 1)[:-1]).view(
             self.num_classes, self.options.components
         )

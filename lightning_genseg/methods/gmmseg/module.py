@@ -13,6 +13,7 @@ from lightning_genseg.arguments import as_options
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.head import GMMHead
 from lightning_genseg.methods.gmmseg.options import EMOptions, LogitNorm, MixtureOptions
+from lightning_genseg.methods.gmmseg.steps import StepCallback
 from lightning_genseg.methods.pixel import PixelModule
 from lightning_genseg.metrics import segmentation_metrics
 from lightning_genseg.metrics.segmentation import score_keys
@@ -282,39 +283,6 @@ class GMMSeg(PixelModule):
                     raise
 
 
-class StepCallback(Callback):
-    """What EM asks of a run: whether a batch has ended a step of the optimiser, and which one."""
-
-    def __init__(self) -> None:
-        self._before = self._steps = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the run begins, perhaps with a checkpoint."""
-        self._before = self._steps = trainer.global_step
-
-    def took_step(self, trainer: Trainer) -> bool:
-        """Whether the optimiser has gone on since the last call; called once a batch."""
-        self._before, self._steps = self._steps, trainer.global_step
-        return self._steps > self._before
-
-    def is_due(self, interval: int) -> bool:
-        """Whether the batch took one of every `interval` steps, from the first.
-
-        With several optimisers, which a batch may step in turn, each counts.
-        """
-        return (self._steps - 1) // interval > (self._before - 1) // interval
-
-    def is_last(self, trainer: Trainer) -> bool:
-        """Whether training ends with this batch.
-
-        A post-hoc mixture then takes an M-step: it is all that is learned, and no batch may be left
-        over.
-        """
-        if trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
-            return True
-        return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-
-
 class _EM(StepCallback):
     """Calls `update_mixture` at the end of a batch.
 
@@ -341,8 +309,7 @@ class _EM(StepCallback):
         if pl_module.em.train == "gradient":
             return
         stepped = self.took_step(trainer)
-        due = self.is_due(pl_module.em.interval)
-        due |= pl_module.posthoc and stepped and self.is_last(trainer)
+        due = self.is_due(trainer, pl_module.em.interval, to_the_end=pl_module.posthoc)
         pl_module.update_mixture(
             outputs["embedding"],
             batch["mask"],

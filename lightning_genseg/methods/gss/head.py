@@ -100,13 +100,18 @@ class TokenHead(nn.Module):
         cells = self.dropout(self.expand(features)).movedim(1, -1)
         parts = cells.flatten(0, 2).split(self.cells_at_once)
         with torch.no_grad():
-            tokens = torch.cat([F.linear(part, *self._classifier()).argmax(1) for part in parts])
+            classifier = self._classifier()
+            tokens = torch.cat([F.linear(part, *classifier).argmax(1) for part in parts])
         if self.has_vocabulary:
             tokens = self.token_of[tokens]
         return tokens.view(cells.shape[:3])
 
-    def cross_entropy(self, features: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Sum over the cells that count of the cross-entropy, in float32; 0 where none does.
+    def cross_entropy(
+        self, features: Tensor, tokens: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropy, in float32, and the number of cells that it is over.
+
+        These are the cells that count, without those whose token has no place in the vocabulary.
 
         Args:
             features: B x F x h x w.
@@ -123,7 +128,7 @@ class TokenHead(nn.Module):
         targets = torch.where(valid, tokens, _IGNORED).flatten()
         weight, bias = self._classifier()
         if len(cells) <= self.cells_at_once:
-            return _cross_entropy(cells, weight, bias, targets)
+            return _cross_entropy(cells, weight, bias, targets), valid.sum()
         total: Tensor = cells.new_zeros((), dtype=torch.float32)
         for part, target in zip(
             cells.split(self.cells_at_once), targets.split(self.cells_at_once), strict=True
@@ -132,7 +137,7 @@ class TokenHead(nn.Module):
                 _cross_entropy, part, weight, bias, target, use_reentrant=False
             )
             total = total + loss
-        return total
+        return total, valid.sum()
 
     def is_full(self) -> bool:
         """Whether no place of the vocabulary is left; waits for a GPU."""

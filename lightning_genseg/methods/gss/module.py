@@ -29,6 +29,7 @@ from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.ops.inference_options import has_several_views
 from lightning_genseg.ops.processes import mean_over
 from lightning_genseg.ops.resize import crop, resize_labels, resize_maps
+from lightning_genseg.ops.views import evaluation_mode
 
 _LEAST_VOTE = 1e-6  # log 0 is no score
 
@@ -199,9 +200,11 @@ class GSS(PixelModule):
             votes = F.conv2d(probabilities, kernel)
         return F.pixel_shuffle(votes, self.tokenizer.downsample)
 
+    @torch.no_grad()
     def picture(self, image: Tensor) -> Tensor:
         """The predicted maskige, B x 3 x f h x f w in [0, 1]; h x w cells cover the image."""
-        return self.paint(self.extract(image)[0])
+        with evaluation_mode(self):
+            return self.paint(self.extract(image)[0])
 
     def paint(self, features: Tensor) -> Tensor:
         """The predicted maskige, B x 3 x f h x f w in [0, 1], of features B x F x h x w."""
@@ -272,8 +275,8 @@ class GSS(PixelModule):
         counts = torch.ones_like(tokens, dtype=torch.bool)
         if auxiliary is not None:
             counts = F.max_pool2d(labelled[:, None].float(), self.tokenizer.downsample)[:, 0] > 0
-        total = self.head.cross_entropy(features, tokens, counts)
-        cells = counts.sum() if self.avg_non_ignore else counts.numel()
+        total, learned = self.head.cross_entropy(features, tokens, counts)
+        cells = learned if self.avg_non_ignore else counts.numel()
         losses["loss_token"] = mean_over(total, cells)
         loss = self.token_loss_weight * losses["loss_token"]
         if auxiliary is not None:

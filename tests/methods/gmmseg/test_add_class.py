@@ -84,6 +84,17 @@ class TestHead:
             head.mixture.log_density(x)[:, 2], theirs.score_samples(x.numpy()), rtol=1e-4, atol=1e-4
         )
 
+    @pytest.mark.parametrize("frozen", [True, False])
+    def test_trained_variances_have_the_floor_once(self, frozen):
+        own = GaussianMixture(2, 1, 3, trainable=True, variance_floor=0.1)
+        own.log_variances.requires_grad_(not frozen)
+        x = torch.randn(200, 3) * torch.tensor([0.0, 0.5, 2.0])  # the first is all floor
+        new = fit(x, components=1, variance_floor=0.1)
+        own.append(new)
+        torch.testing.assert_close(own.variances[2:].double(), new.variances, rtol=1e-5, atol=0)
+        assert own.log_variances.isfinite().all()
+        assert own.log_variances.requires_grad != frozen
+
     @pytest.mark.parametrize("covariance", ["diagonal", "full"])
     def test_covariances_of_few_samples_are_mixed_with_the_mean_of_the_others(self, covariance):
         own, others = (

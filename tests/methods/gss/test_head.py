@@ -34,7 +34,7 @@ def test_in_parts_it_is_the_plain_cross_entropy(cells_at_once, precision):
                 target = tokens.masked_fill(~valid, -100)
                 loss = F.cross_entropy(logits, target, reduction="sum")
             else:
-                loss = head.cross_entropy(features, tokens, valid)
+                loss, _ = head.cross_entropy(features, tokens, valid)
         assert loss.dtype == torch.float32
         loss.backward()
         results.append([loss, features.grad, *(p.grad for p in head.parameters())])
@@ -46,9 +46,9 @@ def test_in_parts_it_is_the_plain_cross_entropy(cells_at_once, precision):
 def test_no_cell_counts():
     features, tokens, valid = cells()
     head = make()
-    loss = head.cross_entropy(features, tokens, torch.zeros_like(valid))
+    loss, count = head.cross_entropy(features, tokens, torch.zeros_like(valid))
     loss.backward()
-    assert loss == 0
+    assert loss == count == 0
     # Not None: distributed training would wait for them.
     assert all(p.grad is not None and (p.grad == 0).all() for p in head.parameters())
 
@@ -90,9 +90,9 @@ def others_of(came):
 def test_a_vocabulary_without_a_word_harms_no_weight():
     features, tokens, valid = cells()
     head = vocabulary_head(8)
-    loss = head.cross_entropy(features, tokens, torch.zeros_like(valid))
+    loss, count = head.cross_entropy(features, tokens, torch.zeros_like(valid))
     loss.backward()
-    assert loss == 0
+    assert loss == count == 0
     assert all(p.grad.isfinite().all() for p in head.parameters())
     assert head(features).softmax(1).isfinite().all()
 
@@ -103,7 +103,8 @@ def test_a_vocabulary_gives_the_cross_entropy_over_tokens_that_came(at_once):
     tokens = 2 * (tokens % 5)
     head = vocabulary_head(8)
     head.cells_at_once = at_once
-    loss = head.cross_entropy(features, tokens, valid)
+    loss, count = head.cross_entropy(features, tokens, valid)
+    assert count == valid.sum()
     assert head.classifier.out_channels == 8
     logits = head(features)
     came = tokens[valid].unique()
@@ -131,12 +132,13 @@ def test_a_vocabulary_gives_the_cross_entropy_over_tokens_that_came(at_once):
 def test_a_full_vocabulary_leaves_out_other_tokens():
     features, tokens, valid = cells()
     head = vocabulary_head(2)
-    loss = head.cross_entropy(features, tokens, valid)
+    loss, count = head.cross_entropy(features, tokens, valid)
     first = tokens[valid].unique()[:2]
     assert head.is_full()
     assert head.token_of[:2].tolist() == first.tolist()
     known = valid & torch.isin(tokens, first)
-    torch.testing.assert_close(loss, head.cross_entropy(features, tokens, known))
+    torch.testing.assert_close((loss, count), head.cross_entropy(features, tokens, known))
+    assert count == known.sum() < valid.sum()
     assert torch.isin(head.eval().predict(features), first).all()
 
 
@@ -152,7 +154,8 @@ def test_tokens_share_the_weights_of_the_classes_they_draw(places):
     options = {"fused_channels": 8, "head_channels": 12, "dropout": 0.0, "vocabulary": places}
     drawn = torch.randint(3, (11, 2, 2))
     head = TokenHead(11, TokenDecoderOptions(**options, classes="shared"), drawn, 3)
-    loss = head.cross_entropy(features, tokens, valid)
+    loss, count = head.cross_entropy(features, tokens, valid)
+    assert count == valid.sum()
     loss.backward()
     assert (head.class_weight.grad.abs().sum(1) > 0).any()
     own = head.classifier.weight[..., 0, 0]

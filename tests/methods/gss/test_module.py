@@ -15,6 +15,7 @@ from tests.contract import (
     NUM_CLASSES,
     ModuleContract,
     batch_of,
+    changed,
     copied,
     loader,
     save,
@@ -295,6 +296,14 @@ def test_size_of_the_picture(tokenizer, stride):
     assert outputs["features"].shape == (1, 32, *cells)
     assert outputs["logits"].shape[2:] == (cells[0] * stride, cells[1] * stride)
     assert torch.equal(model(image), outputs["logits"][..., :50, :70])
+
+
+def test_a_picture_trains_nothing():
+    model = trained().train()
+    before = copied(model)
+    assert torch.equal(model.picture(batch_of()["image"]), model.picture(batch_of()["image"]))
+    assert model.training
+    assert not changed(before, model.state_dict())
 
 
 def test_soft_decoding():
