@@ -32,6 +32,10 @@ class CompareScores(Callback):
                 f"{type(pl_module).__name__} is none: leave the callback out."
             )
         names = pl_module.computable_scores()
+        if not names:
+            raise GenSegError(
+                f"{type(pl_module).__name__} has no anomaly scores: leave CompareScores out."
+            )
         self._metrics = {name: AnomalyMetrics().to(pl_module.device) for name in names}
 
     def on_test_batch_end(
@@ -45,7 +49,8 @@ class CompareScores(Callback):
                 "unknown_classes, use data with anomaly masks, or take the callback away."
             )
         labels = batch["anomaly"]
-        maps = pl_module.anomaly_maps(batch["image"], list(self._metrics), labels.shape[-2:])
+        with trainer.precision_plugin.forward_context():  # that of the test itself
+            maps = pl_module.anomaly_maps(batch["image"], list(self._metrics), labels.shape[-2:])
         for name, metrics in self._metrics.items():
             metrics.update(maps[name], labels)
 

@@ -50,7 +50,13 @@ class SamplePictures(Callback, ABC):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the samples."""
-        dataset = self.dataset(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if data is None:
+            raise GenSegError(
+                f"{type(self).__name__} draws samples of a datamodule: pass datamodule= to "
+                "Trainer.fit, or take the callback away."
+            )
+        dataset = self.dataset(data, pl_module)
         if trainer.is_global_zero:
             chosen = np.linspace(0, len(dataset) - 1, min(self.num_images, len(dataset)))
             self.batches = [collate([dataset[i]]) for i in chosen.round().astype(int).tolist()]
@@ -63,7 +69,8 @@ class SamplePictures(Callback, ABC):
             return
         names, palette = classes_of(trainer, pl_module)
         batches = move_data_to_device(self.batches, pl_module.device)
-        rows = [self.row(pl_module, batch, palette) for batch in batches]
+        with trainer.precision_plugin.forward_context():
+            rows = [self.row(pl_module, batch, palette) for batch in batches]
         legend = list(zip(names, palette, strict=True))
         picture = grid([list(row.values()) for row in rows], list(rows[0]), legend)
         if folder is not None:

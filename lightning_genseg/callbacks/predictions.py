@@ -50,7 +50,7 @@ class PredictionWriter(Callback):
 
     - ``masks/<name>.png``: class indices as a palette image, which Pillow reads as numbers.
     - ``overlays/<name>.jpg``: class colours over the image, and beside it what they mean.
-    - ``anomaly/<name>.png``, where the module has a score: a heat map with its scale, all in one
+    - ``anomaly/<name>.png``, where the module has a score: a heat map with its scale, all in
       ``anomaly_range``.
     - ``anomaly_masks/<name>.png``, of a calibrated module (`genseg calibrate`): 8-bit palette, 1
       anomalous, 0 known; outlined in the overlay.
@@ -77,7 +77,8 @@ class PredictionWriter(Callback):
         on_error: of an image that cannot be read: `skip` it, name it at the end and exit with
             status 1, or `stop`.
         anomaly_range: scores of the darkest and the brightest colour; default: what the checkpoint
-            keeps of its validation, or, without that, from the first image.
+            keeps of its validation, or, without that, from the first image (of several processes
+            each its own).
 
     Raises:
         UnwritableError: a full disk, or a folder that may only be read.

@@ -133,6 +133,8 @@ class Report(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if not isinstance(batch, Mapping):
+            return  # nor does anyone know what is what in it
         self._images += 0 if batch.get("repeated") else len(batch["image"])
         if dataloader_idx or batch_idx not in self._wanted:
             return

@@ -68,7 +68,11 @@ class GenSegTrainer(Trainer):
                 "calibrate: give a segmentation model."
             )
         assert datamodule is not None
-        assert ckpt_path is not None
+        if ckpt_path is None:  # of a model that is built from the files of others
+            raise GenSegError(
+                "genseg calibrate adds what it finds to a checkpoint: give that of the model with "
+                "--ckpt_path."
+            )
         if output is None:
             if is_address(ckpt_path):
                 raise GenSegError(
@@ -91,14 +95,15 @@ class GenSegTrainer(Trainer):
         model.load_state_dict(checkpoint["state_dict"])
         check_device(self.strategy.root_device)
         model.to(self.strategy.root_device)
-        thresholds = calibrate(
-            model,
-            _first(datamodule.plain_loader("train"), self.limit_train_batches),
-            _first(datamodule.plain_loader("val"), self.limit_val_batches),
-            false_positive_rate,
-            level,
-            risk,
-        )
+        with self.precision_plugin.forward_context():  # scores are of the precision of tests
+            thresholds = calibrate(
+                model,
+                _first(datamodule.plain_loader("train"), self.limit_train_batches),
+                _first(datamodule.plain_loader("val"), self.limit_val_batches),
+                false_positive_rate,
+                level,
+                risk,
+            )
         save_calibrated(model, ckpt_path, target)
         for name, threshold in thresholds.items():
             used = f", in use. {threshold.promise()}" if name == model.anomaly_score else ""
@@ -137,9 +142,12 @@ def calibrate(
         the thresholds by name of the score; they are in `model.anomaly` as well.
 
     Raises:
-        GenSegError: no labelled pixel, or too few images or pixels for the promise.
+        GenSegError: no labelled pixel, too few images or pixels for the promise, or a model
+            without scores.
     """
     check_arguments(calibrate, locals(), false_positive_rate="(0, 1)", risk="(0, 1)")
+    if not model.computable_scores():
+        raise GenSegError(f"{type(model).__name__} has no anomaly scores to calibrate.")
     if level == "image" and isinstance(held_out, DataLoader):  # not after two passes over the data
         count = len(held_out.dataset)  # type: ignore[arg-type]
         conformal_rank(count, risk, "risk", "held-out images")

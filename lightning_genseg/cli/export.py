@@ -9,7 +9,7 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.deploy import SUFFIXES, Format, export_model, load_method
 from lightning_genseg.methods.fewshot.base import FewShotModule
-from lightning_genseg.methods.fewshot.support import Support
+from lightning_genseg.methods.fewshot.support import SUPPORT_KEYS, Support
 from lightning_genseg.uncertainty.scores import AnomalyName
 
 _HELP = "Write a trained model as ONNX, torch.export, or a folder for the Hugging Face hub."
@@ -61,14 +61,14 @@ def export(
             f"a {type(model).__name__} knows masks only: export a segmentation model."
         )
     if anomaly_score is not None:
-        model.anomaly_score = anomaly_score
+        model.set_anomaly_score(anomaly_score)
     if support_root is not None:
         if not isinstance(model, FewShotModule):
             raise GenSegError(
                 f"support_root is for few-shot models, not for {type(model).__name__}."
             )
         supports = SupportFolder(support_root, support_size, support_ids).read()
-        model.support = Support(*supports.values())
+        model.support = Support(*(supports[key] for key in SUPPORT_KEYS))
     export_model(model, target, format, whole_image)
     return target
 

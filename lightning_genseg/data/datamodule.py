@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -211,6 +212,7 @@ class SegmentationDataModule(LightningDataModule, ABC):
         self.get_files()  # a loop without a Trainer needs it
         sparse = self.sparse_labels(split)
         if sparse is not None and self.on_error == "skip":
+            sparse = copy(sparse)  # it may serve other data that do not skip
             sparse.leave_out = True
         missing: MissingFiles | None = None
         try:
@@ -239,7 +241,8 @@ class SegmentationDataModule(LightningDataModule, ABC):
             if self.on_error == "stop":
                 raise missing
             rank_zero_warn(str(missing))
-        if self.on_error == "skip" and hasattr(dataset, "keep"):
+        # Of data without files nothing can be unreadable.
+        if self.on_error == "skip" and hasattr(dataset, "keep") and hasattr(dataset, "samples"):
             self._leave_out(dataset, split)
         return dataset
 

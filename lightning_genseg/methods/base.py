@@ -96,23 +96,31 @@ class SegmentationModule(TrainedModule):
         check_options(inference)
         if len(mean) != 3 or len(std) != 3:
             raise GenSegError(f"mean is {mean} and std is {std}; give 3 numbers each: R, G, B.")
-        if anomaly_score in DENSITY_SCORES and self.own_anomaly_score != "density":
-            raise GenSegError(
-                f"anomaly_score is {anomaly_score}, but {type(self).__name__} has no class "
-                "densities: choose another score, or GMMSeg."
-            )
-        if anomaly_score in self.constant_scores:
-            raise GenSegError(
-                f"anomaly_score is {anomaly_score}, which is the same for every pixel with "
-                f"{type(self).__name__}: choose another, such as msp or entropy."
-            )
         super().__init__(num_classes, **kwargs)
         self.inference = inference
         self.register_buffer("mean", _of_colors(mean), persistent=False)
         self.register_buffer("std", _of_colors(std), persistent=False)
-        self.anomaly_score = anomaly_score or self.own_anomaly_score
+        self.set_anomaly_score(anomaly_score)
         self.anomaly = AnomalyScores()
         self.evaluation = Evaluation(self.ignore_index)
+
+    def set_anomaly_score(self, name: AnomalyName | None) -> None:
+        """Choose the score of predictions; `None` is the method's own, if it has one.
+
+        Raises:
+            GenSegError: the method does not have it.
+        """
+        if name in DENSITY_SCORES and self.own_anomaly_score != "density":
+            raise GenSegError(
+                f"anomaly_score is {name}, but {type(self).__name__} has no class densities: "
+                "choose another score, or GMMSeg."
+            )
+        if name in self.constant_scores:
+            raise GenSegError(
+                f"anomaly_score is {name}, which is the same for every pixel with "
+                f"{type(self).__name__}: choose another, such as msp or entropy."
+            )
+        self.anomaly_score = name or self.own_anomaly_score
 
     # --- the contract -------------------------------------------------------------------------
 

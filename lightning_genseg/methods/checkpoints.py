@@ -175,6 +175,7 @@ def read_checkpoint(
         MissingFileError: there is no such file.
         GenSegError: it cannot be read, or is not of that kind.
     """
+    path = Path(path)  # in Python it may be a string
     if not path.is_file():
         problem = "is no file" if path.exists() else "does not exist"
         raise MissingFileError(

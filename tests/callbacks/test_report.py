@@ -298,6 +298,19 @@ def test_what_callbacks_say_of_other_modules(tmp_path):
         classes_of(run, Other())
 
 
+def test_report_of_batches_of_another_form(tmp_path):
+    class Pairs(pl.LightningModule):
+        num_classes = 2
+
+        def test_step(self, batch, batch_idx):
+            self.log("test_mIoU", 0.5)
+
+    pairs = torch.utils.data.DataLoader([(torch.rand(3, 8, 8), torch.zeros(8, 8))])
+    trainer(tmp_path, Report(1)).test(Pairs(), pairs, verbose=False)
+    assert read(tmp_path / "metrics.json")["mIoU"] == 0.5
+    assert not (tmp_path / "pictures.png").exists()
+
+
 def test_another_label_to_ignore_is_drawn(tmp_path):
     module, data = PixelSegmenter(ignore_index=-1), scenes()
     data.setup("test")

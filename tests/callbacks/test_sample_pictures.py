@@ -8,6 +8,7 @@ from lightning_genseg import AGMM, GSS, GSSInverse
 from lightning_genseg.callbacks import LabelSpreading, MaskigePictures
 from lightning_genseg.data import Points, SyntheticScenesDataModule
 from lightning_genseg.data.loaders import collate
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.ops.inference_options import InferenceOptions
 from lightning_genseg.plots.pictures import colorize
 from tests.callbacks.runs import PixelSegmenter, column, pixels, scenes, trainer
@@ -110,6 +111,12 @@ def test_a_row_of_maskiges_is_what_it_says(kind, tmp_path):
         cell = picture[40:200, left + 10 : left + 310].reshape(-1, 3)
         assert set(map(tuple, np.unique(cell, axis=0).tolist())) <= colors
     assert model.training
+
+
+def test_without_a_datamodule_there_is_nothing_to_draw(tmp_path):
+    loader = gss_data().plain_loader("val")
+    with pytest.raises(GenSegError, match="MaskigePictures draws samples of a datamodule: pass"):
+        trainer(tmp_path, MaskigePictures(1)).fit(GSS(**SMALL), loader, loader)
 
 
 def test_maskiges_are_of_the_size_that_the_network_sees():

@@ -217,6 +217,27 @@ def test_wrong_data_are_refused(train, held_out, message):
         calibrate(SoftmaxSegmenter(**TINY), train, held_out, progress=False)
 
 
+def test_a_model_without_a_checkpoint_is_told(tmp_path):
+    with pytest.raises(GenSegError, match="give that of the model with --ckpt_path"):
+        GenSegTrainer(logger=False).calibrate(gmmseg(), SyntheticScenesDataModule())
+
+
+def test_scores_are_compared_in_the_precision_of_the_test(tmp_path):
+    labelled = [{**b, "anomaly": (b["mask"] == 0).long()} for b in batches(3)]
+    model = gmmseg()
+    run = Trainer(
+        accelerator="cpu",
+        precision="bf16-mixed",
+        logger=CSVLogger(tmp_path),
+        callbacks=[CompareScores()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (report,) = run.test(model, DataLoader(labelled, batch_size=None), verbose=False)
+    scores = json.loads((Path(run.log_dir) / "anomaly_scores.json").read_text())
+    assert scores["density"]["AUROC"] == pytest.approx(report["test_AUROC"], abs=1e-7)
+
+
 def test_the_command_keeps_the_limits_and_the_name(tmp_path: Path):
     data = SyntheticScenesDataModule(
         size=(48, 64), train_length=20, val_length=20, eval_batch_size=1, num_workers=0

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from lightning_genseg import GMMSeg, GSSInverse, SoftmaxSegmenter
+from lightning_genseg.cli.export import export
 from lightning_genseg.data import SyntheticScenes
 from lightning_genseg.data.episodes.support import SupportFolder
+from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.deploy import Deployable, load_method
 from lightning_genseg.methods.fewshot.support import Support
 from lightning_genseg.ops.inference_options import plain_options
@@ -196,6 +198,20 @@ def test_after_a_fit(genseg, checkpoint, tmp_path):
     assert "genseg fit --config config.yaml" in card
     assert "SyntheticScenesDataModule" in card
     assert "| val | mIoU | 0." in card
+
+
+@pytest.mark.parametrize(
+    ("make", "score", "sentence"),
+    [
+        (gss, "energy", "which is the same for every pixel with GSS"),
+        (lambda: SoftmaxSegmenter(**TINY), "density", "SoftmaxSegmenter has no class densities"),
+        (FEW_SHOT["CosinePrototypes"], "msp", "CosinePrototypes takes no anomaly_score"),
+    ],
+    ids=["constant", "none", "few-shot"],
+)
+def test_a_score_that_a_model_cannot_have(make, score, sentence, tmp_path):
+    with pytest.raises(GenSegError, match=sentence):
+        export(save(make(), tmp_path / "model.ckpt"), anomaly_score=score)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.base import SegmentationModule, expect_frozen_parts
 from lightning_genseg.methods.fewshot.base_learner import BaseLearner
 from lightning_genseg.methods.fewshot.networks import EncoderStages, OutputStride, StageFeatures
-from lightning_genseg.methods.fewshot.support import Support, make_support
+from lightning_genseg.methods.fewshot.support import SUPPORT_KEYS, Support, make_support
 from lightning_genseg.metrics import few_shot_metrics
 from lightning_genseg.metrics.calibration import CalibrationError
 from lightning_genseg.metrics.segmentation import score_keys
@@ -26,8 +26,10 @@ from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.ops.letterbox import letterbox, letterbox_size
 from lightning_genseg.ops.resize import crop, resize_aligned, resize_maps
 from lightning_genseg.ops.views import softmax
+from lightning_genseg.uncertainty.scores import AnomalyName
 
 Scoring = Literal["compat", "exact"]
+_NO_SCORE = "it knows background and foreground, and no class to be unlike"
 
 
 class FewShotModule(SegmentationModule):
@@ -59,7 +61,7 @@ class FewShotModule(SegmentationModule):
     takes_supports = True
     batch_keys = (
         *SegmentationModule.batch_keys,
-        *("valid", "support_image", "support_mask", "support_valid", "class_index"),
+        *("valid", *SUPPORT_KEYS, "class_index"),
     )
     # Maps that the pictures of an episode show, and their titles (see `Report`).
     picture_maps: ClassVar[Mapping[str, str]] = {
@@ -94,6 +96,11 @@ class FewShotModule(SegmentationModule):
                 f"ignore_index is {ignored}, but masks of a few-shot method are 1 "
                 "on the object, 0 elsewhere and 255 where nothing counts: write 255 for it."
             )
+        if base is not None and encoder_weights is not None:
+            raise GenSegError(
+                "encoder_weights is given beside a base learner, whose encoder is used: leave one "
+                "of them out."
+            )
         if (base is None) == (encoder is None):
             raise GenSegError(
                 "a few-shot method needs an encoder: give base_learner, the checkpoint of a "
@@ -101,7 +108,7 @@ class FewShotModule(SegmentationModule):
             )
         for name, reason in (
             ("inference", "queries and supports fill one square, without windows or scales"),
-            ("anomaly_score", "it knows background and foreground, and no class to be unlike"),
+            ("anomaly_score", _NO_SCORE),
         ):
             if name in kwargs:
                 raise GenSegError(f"{type(self).__name__} takes no {name}: {reason}. Leave it out.")
@@ -138,6 +145,16 @@ class FewShotModule(SegmentationModule):
     def to_logits(self, scores: Tensor) -> Tensor:
         """Logits from the `scores` of `episode_outputs`, of any resolution: here the same."""
         return scores
+
+    def computable_scores(self) -> list[AnomalyName]:
+        """None: it knows background and foreground, and no class to be unlike."""
+        return []
+
+    def set_anomaly_score(self, name: AnomalyName | None) -> None:
+        """Refuse all."""
+        if name is not None:
+            raise GenSegError(f"{type(self).__name__} takes no anomaly_score: {_NO_SCORE}.")
+        super().set_anomaly_score(None)
 
     def undeployable(self) -> str | None:
         """It needs to know what to look for."""
@@ -181,8 +198,8 @@ class FewShotModule(SegmentationModule):
             )
         square, valid = letterbox(image, self.support.images.shape[-1])
         batch = {"image": square, "valid": valid}
-        for name, part in zip(("image", "mask", "valid"), self.support, strict=True):
-            batch[f"support_{name}"] = part.to(image.device).expand(image.shape[0], *part.shape)
+        for key, part in zip(SUPPORT_KEYS, self.support, strict=True):
+            batch[key] = part.to(image.device).expand(image.shape[0], *part.shape)
         scores = self.to_image(self.episode_outputs(batch)["scores"], square)
         return {"logits": self.to_logits(self._to_query(scores, image.shape[-2:], "exact"))}
 
@@ -268,11 +285,24 @@ class FewShotModule(SegmentationModule):
         return {"mask": square.argmax(1), **shown}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """`mask` B x H x W int64 and `name`; supports in the batch, one set for all, are kept."""
-        if "support_image" in batch:
-            names = ("support_image", "support_mask", "support_valid")
-            self.support = Support(*(batch[name][0] for name in names))
-        return super().predict_step(batch, batch_idx)
+        """`mask` B x H x W int64 and `name`; supports in the batch come before `set_support`'s.
+
+        Raises:
+            GenSegError: the images of the batch have different supports.
+        """
+        if "support_image" not in batch:
+            return super().predict_step(batch, batch_idx)
+        parts = [batch[key] for key in SUPPORT_KEYS]
+        if not all(torch.equal(part, part[:1].expand_as(part)) for part in parts):
+            raise GenSegError(
+                "the images of a batch have different supports, and one set is for all: set "
+                "batch_size to 1."
+            )
+        before, self.support = self.support, Support(*(part[0] for part in parts))
+        try:
+            return super().predict_step(batch, batch_idx)
+        finally:
+            self.support = before
 
     def on_validation_epoch_start(self) -> None:
         """Count anew."""

@@ -88,7 +88,8 @@ class CGMGM(FewShotModule):
     Args:
         base_learner: checkpoint of a `BaseLearner` of the same fold. Without one, give `encoder`
             and set `ensemble` to false.
-        shots: K of training; with another number of supports all count alike.
+        shots: K of training; with another number of supports all count alike, and where neither
+            ensemble nor prototype teach how much each counts.
         guidance: what the decoder is given beside features: the `posterior`, the `mask` M_q
             (Table 5 without C&Q), or the `prior`, the similarity of BAM and PFENet.
         answer: who decides: the `decoder`, or the `guidance` itself, which needs no training: then
@@ -172,12 +173,16 @@ class CGMGM(FewShotModule):
         low, mid, high = self.features.channels
         width = decoder.width
         self.reduction = _reduction(low + mid, width)
-        self.support_reduction = None if decoder.shared_reduction else _reduction(low + mid, width)
+        self.has_prototype = "prototype" in self.extra_inputs and answer == "decoder"
+        self.support_reduction: nn.Module | None = None
+        if self.has_prototype and not decoder.shared_reduction:  # else nothing reads it
+            self.support_reduction = _reduction(low + mid, width)
         self.dropout = nn.Dropout2d(decoder.dropout)
         extra = sum({"prototype": width, "mask": 1}[name] for name in self.extra_inputs)
         self.decoder = GuidedDecoder(width + 1 + extra, width)
         self.guidance_residual = GuidanceResidual() if decoder.residual else None
-        self.shot_weights = ShotWeights(shots)
+        # What else the weights decide is out of the gradient's reach: they would stay random.
+        self.shot_weights = ShotWeights(shots if ensemble or self.has_prototype else 1)
         self.base_head: nn.Module | None = None
         self.ensemble: Ensemble | None = None
         if base is not None:
@@ -207,12 +212,25 @@ class CGMGM(FewShotModule):
         super().on_fit_start()
         mine = self.shot_weights.shots
         theirs = getattr(self._data(), "shots", mine)
-        if theirs != mine:
+        if theirs != mine and (self.ensemble is not None or self.has_prototype):
             rank_zero_warn(
                 f"the data have shots={theirs} and the model shots={mine}, so that all supports "
                 "count alike and nothing is learned about them: set --model.shots to that of the "
                 "data."
             )
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As the base; older checkpoints hold layers that nothing had trained."""
+        own = self.state_dict().keys()
+        untrained = ("shot_weights.layers.", "support_reduction.")
+        kept = {
+            name: value
+            for name, value in state_dict.items()
+            if name in own or not name.startswith(untrained)
+        }
+        return super().load_state_dict(kept, strict, assign)
 
     def to_logits(self, scores: Tensor) -> Tensor:
         """See the base: the ensemble's scores are no logits."""
@@ -228,14 +246,25 @@ class CGMGM(FewShotModule):
         return super().undeployable()
 
     def compute_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Cross-entropy of the final scores (`loss_final`), of the decoder's own (`loss_meta`)."""
+        """Cross-entropy of the final scores (`loss_final`), of the decoder's own (`loss_meta`).
+
+        Raises:
+            GenSegError: there is nothing to train (`answer` guidance), or the ensemble is not told
+                the base class of each episode (`base_index`).
+        """
+        if self.answer == "guidance":
+            raise GenSegError("answer is guidance, which trains nothing: set it to decoder.")
+        if self.ensemble is not None and "base_index" not in batch:
+            raise GenSegError(
+                "a batch has no base_index, the class of its episode among those of the base "
+                "learner: take training episodes of EpisodesDataModule, or set ensemble to false."
+            )
         outputs, mask = self.episode_outputs(batch), batch["mask"]
-        final, meta = (
-            pixel_cross_entropy(self.to_image(outputs[name], mask), mask, self.ignore_index)
-            for name in ("scores", "meta")
-        )
-        if self.ensemble is None:  # then the two are the same
+        meta = pixel_cross_entropy(self.to_image(outputs["meta"], mask), mask, self.ignore_index)
+        if self.ensemble is None:
             return {"loss": meta}
+        final = self.to_image(outputs["scores"], mask)
+        final = pixel_cross_entropy(final, mask, self.ignore_index)
         loss = final + self.meta_loss_weight * meta
         return {"loss": loss, "loss_final": final, "loss_meta": meta}
 
@@ -255,7 +284,10 @@ class CGMGM(FewShotModule):
             query, _resized(batch["valid"], size), support, shares, self.shot_weights(style)
         )
         reduced = self.reduction(query.middle())
-        support_reduced = (self.support_reduction or self.reduction)(support.middle())
+        support_reduced = None
+        reads_posterior = self.guidance == "posterior" and self.mixture.features == "reduced"
+        if reads_posterior or self.has_prototype:
+            support_reduced = (self.support_reduction or self.reduction)(support.middle())
 
         maps: dict[str, Tensor] = {}
         if self.guidance == "prior":
@@ -263,9 +295,9 @@ class CGMGM(FewShotModule):
         if self.guidance != "prior" or "mask" in self.extra_inputs:
             maps |= self._initial_mask(episodes, batch)
         if self.guidance == "posterior":
-            modelled = reduced, support_reduced
-            if self.mixture.features == "raw":
-                modelled = query.middle(), support.middle()
+            modelled = query.middle(), support.middle()
+            if support_reduced is not None and reads_posterior:
+                modelled = reduced, support_reduced
             maps["posterior"] = self._posterior(modelled, episodes, maps)
         guidance = maps["refined" if self.guidance == "mask" else self.guidance]
         maps.setdefault("initial", guidance)  # for pictures
@@ -275,7 +307,7 @@ class CGMGM(FewShotModule):
             return {"scores": torch.cat([1 - probability, probability], 1).log(), **outputs}
 
         inputs = [self.dropout(reduced), guidance]
-        if "prototype" in self.extra_inputs:
+        if support_reduced is not None and self.has_prototype:
             masks = shares[:, :, :1]
             totals = (self.dropout(support_reduced).unflatten(0, shape) * masks).sum((3, 4))
             means = totals / (masks.sum((3, 4)) + 5e-4)  # B x K x C

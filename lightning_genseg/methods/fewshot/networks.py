@@ -270,7 +270,7 @@ class ShotWeights(nn.Module):
     Two layers with biases between K and 2 numbers, as in BAM's code, and a softmax.
 
     Args:
-        shots: K of training. With another number of supports all count alike.
+        shots: K of training. With another number of supports, or with 1, all count alike.
     """
 
     def __init__(self, shots: int) -> None:
@@ -283,9 +283,10 @@ class ShotWeights(nn.Module):
         """Distances B x K of `gram_distance` to weights B x K that sum to one."""
         if self.shots == 1 or distances.shape[1] != self.shots:
             return torch.full_like(distances, 1 / distances.shape[1])
-        ordered, order = distances.sort(1)
-        scores = torch.zeros_like(ordered).scatter(1, order, self.layers(ordered))
-        return scores.softmax(1)
+        with torch.autocast(distances.device.type, enabled=False):
+            ordered, order = distances.float().sort(1)
+            scores = torch.zeros_like(ordered).scatter(1, order, self.layers(ordered))
+            return scores.softmax(1)
 
 
 def gram_distance(query: Tensor, support: Tensor) -> Tensor:
@@ -328,12 +329,14 @@ class Ensemble(nn.Module):
             known: probability of any base class, B x 1 x h x w.
             distance: psi, B.
         """
-        psi = distance[:, None, None, None].expand_as(known).to(meta.dtype)
-        background, foreground = (
-            self.style(torch.cat([meta[:, side : side + 1], psi], 1)) for side in (0, 1)
-        )
-        background = self.known(torch.cat([background, known.to(meta.dtype)], 1))
-        return torch.cat([background, foreground], 1)
+        with torch.autocast(meta.device.type, enabled=False):  # else many pixels tie
+            meta, known = meta.float(), known.float()
+            psi = distance.float()[:, None, None, None].expand_as(known)
+            background, foreground = (
+                self.style(torch.cat([meta[:, side : side + 1], psi], 1)) for side in (0, 1)
+            )
+            background = self.known(torch.cat([background, known], 1))
+            return torch.cat([background, foreground], 1)
 
     def to_logits(self, scores: Tensor) -> Tensor:
         """Logits of final scores, which are probabilities but for their sum.

@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.episodes.support import need_background
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.ops.letterbox import letterbox, letterbox_size
 from lightning_genseg.ops.resize import resize_aligned, resize_labels
 from lightning_genseg.ops.views import unit_image
+
+SUPPORT_KEYS = ("support_image", "support_mask", "support_valid")  # `Support` in a batch
 
 
 class Support(NamedTuple):
@@ -33,6 +36,7 @@ def make_support(
     ignore_index: int = 255,
 ) -> Support:
     """Letterbox examples of any sizes, see `FewShotModule.set_support`."""
+    check_arguments(make_support, {"size": size}, size="[8, inf)")
     if not len(images) or len(images) != len(masks):
         raise GenSegError(
             f"set_support got {len(images)} images and {len(masks)} masks: give one mask for each "

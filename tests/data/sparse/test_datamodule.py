@@ -246,6 +246,14 @@ def test_short_names_on_the_command_line(genseg, capsys, arguments, expected):
     assert type(parser.instantiate(again).data.sparse).__name__ == arguments.split()[0]
 
 
+def test_data_without_files_have_nothing_to_skip():
+    sparse = Points(count=2)
+    data = SyntheticScenesDataModule(train_length=2, sparse=sparse, on_error="skip")
+    data.setup("fit")
+    assert len(data.train_dataset) == 2
+    assert sparse.arguments() == Points(count=2).arguments(), "the user's own labels are changed"
+
+
 # Own images with a few clicks
 
 

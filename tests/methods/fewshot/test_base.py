@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_genseg import BaseLearner, CosinePrototypes
+from lightning_genseg.cli.calibrate import calibrate
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods import FewShotModule
 from lightning_genseg.methods.fewshot.support import support_shares
@@ -163,6 +164,32 @@ def test_batches_without_supports_are_refused(tmp_path):
         trainer(tmp_path).test(make(), DataLoader([plain], batch_size=None))
 
 
+def test_predictions_are_of_the_supports_in_the_batch():
+    batch, model = batch_of(), make().eval()
+    model.set_support(batch["support_image"][1], batch["support_mask"][1], size=SIZE)
+    mine = model.support
+    with pytest.raises(GenSegError, match=r"have different supports.*set batch_size to 1"):
+        model.predict_step(batch, 0)
+    one = {name: value[:1] for name, value in batch.items()}
+    model.predict_step(one, 0)
+    assert model.support is mine
+
+
+def test_there_is_no_score_to_calibrate():
+    model = make()
+    assert model.computable_scores() == []
+    with pytest.raises(GenSegError, match="CosinePrototypes has no anomaly scores to calibrate"):
+        calibrate(model, [], [], level="pixel")
+    with pytest.raises(GenSegError, match="CosinePrototypes takes no anomaly_score"):
+        model.set_anomaly_score("msp")
+
+
+@pytest.mark.parametrize("size", [-5, 473.5, "a"])
+def test_a_size_that_is_none(size):
+    with pytest.raises(GenSegError, match="size is"):
+        make().set_support([IMAGE], [MASK], size=size)
+
+
 def test_another_label_to_ignore():
     with pytest.raises(GenSegError, match="ignore_index is -1, but masks of a few-shot method"):
         make(ignore_index=-1)
@@ -176,6 +203,11 @@ def test_wrong_arguments(base):
         ({"anomaly_score": "msp"}, "CosinePrototypes takes no anomaly_score: it knows back"),
         ({"num_classes": 5}, "num_classes is 5, but a few-shot method"),
         ({"base_learner": base / "nothing.ckpt"}, r"nothing.ckpt' does not exist"),
+        ({"base_learner": f"{base}/nothing.ckpt"}, r"nothing.ckpt' does not exist"),
+        (
+            {"base_learner": base, "encoder": None, "encoder_weights": "imagenet"},
+            "encoder_weights is given beside a base learner",
+        ),
     ):
         with pytest.raises(GenSegError, match=words):
             make(**arguments)

@@ -77,6 +77,9 @@ def test_what_a_learned_merge_answers():
 VARIANTS: dict[str, dict[str, Any]] = {
     "five shots": {"shots": 3},
     "without base learner": {"ensemble": False},
+    "two shots without base learner": {"ensemble": False, "shots": 2},
+    "prior without prototype": {"guidance": "prior", "decoder": {"shared_reduction": False}},
+    "mask without prototype": {"guidance": "mask", "decoder": {"shared_reduction": False}},
     "no refinement": {"matching": MatchingOptions(refinement="none")},
     "only supports": {"mixture": {"query_statistics": False}},
     "mask": {"guidance": "mask"},
@@ -105,6 +108,45 @@ def test_every_variant_trains_all_it_should(name):
     assert outputs["scores"].shape == (2, 2, *outputs["guidance"].shape[-2:])
     if name != "as printed":
         assert ((outputs["guidance"] >= 0) & (outputs["guidance"] <= 1)).all()
+
+
+@pytest.mark.parametrize("arguments", [{}, BAM], ids=["CGMGM", "BAM"])
+def test_several_shots_in_bfloat16(arguments):
+    check_gradients(make(shots=2, **arguments), batch_of(2, 2), bfloat16=True)
+
+
+def test_the_ensemble_answers_in_float32():
+    model = make().eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model.episode_outputs(batch_of())["scores"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("answer", ["guidance", "decoder"])
+def test_what_nothing_trains_weighs_no_support(answer):
+    """All supports count alike, whatever the seed, where no gradient reaches their weights."""
+    batch, mixture = batch_of(2, 2), {"features": "raw"}
+    found = []
+    for seed in range(2):
+        torch.manual_seed(0)  # the encoder
+        model = make(shots=2, answer=answer, ensemble=False, mixture=mixture).eval()
+        torch.manual_seed(seed)
+        for name, part in model.named_modules():
+            if name.startswith("shot_weights") and hasattr(part, "reset_parameters"):
+                part.reset_parameters()
+        found.append(model.episode_outputs(batch)["guidance"])
+    assert torch.equal(*found)
+    # Checkpoints of before, which hold them, are still read.
+    old = dict(model.state_dict())
+    old["shot_weights.layers.0.weight"] = old["support_reduction.0.weight"] = torch.zeros(2, 2)
+    model.load_state_dict(old)
+
+
+def test_what_cannot_be_trained():
+    with pytest.raises(GenSegError, match="answer is guidance, which trains nothing"):
+        make(answer="guidance", mixture={"features": "raw"}).compute_loss(batch_of())
+    batch = {name: value for name, value in batch_of().items() if name != "base_index"}
+    with pytest.raises(GenSegError, match="a batch has no base_index"):
+        make().compute_loss(batch)
 
 
 def test_it_learns_episodes():
@@ -191,7 +233,9 @@ def test_the_mixtures_alone_need_no_training(tmp_path):
 
 def test_another_number_of_shots(tmp_path):
     data, run = episodes(tmp_path, shots=2), trainer(tmp_path, fast_dev_run=1)
-    model = make(ensemble=False, num_base_classes=None)
+    plain = {"ensemble": False, "num_base_classes": None}
+    run.fit(make(**plain), datamodule=data)  # nothing could be learned about them
+    model = make(**plain, decoder={"extra_inputs": ["prototype"]})
     with pytest.warns(UserWarning, match="the data have shots=2 and the model shots=1"):
         run.fit(model, datamodule=data)
     run.test(model, datamodule=data, verbose=False)  # no warning: they are errors
