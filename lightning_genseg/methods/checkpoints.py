@@ -161,7 +161,7 @@ def _has_form(value: object, form: Any) -> bool:
 
 
 def read_checkpoint(
-    path: Path, argument: str, kind: str, fits: Callable[[Mapping[str, Any]], bool]
+    path: str | Path, argument: str, kind: str, fits: Callable[[Mapping[str, Any]], bool]
 ) -> dict[str, Any]:
     """Content of the checkpoint of one module that another one builds on.
 

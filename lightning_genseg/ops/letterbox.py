@@ -23,7 +23,10 @@ def letterbox_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def letterbox(images: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Images B x 3 x H x W in the upper left of a black square, and where: B x S x S bool."""
+    """Images B x 3 x H x W in the upper left of a black square, and where: B x S x S bool.
+
+    Made smaller they are smoothed. Episodes of the data modules are not, as in BAM (`Letterbox`).
+    """
     height, width = letterbox_size(images.shape[-2], images.shape[-1], size)
     if not has_size(images, (height, width)):
         images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)

@@ -94,7 +94,7 @@ class BaseLearner(SegmentationModule):
         super()._log_scores(prefix, metrics, names)
 
 
-def load_base_learner(path: Path) -> BaseLearner:
+def load_base_learner(path: str | Path) -> BaseLearner:
     """A trained base learner from its checkpoint, in evaluation mode.
 
     Raises:
