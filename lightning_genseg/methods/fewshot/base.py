@@ -15,12 +15,7 @@ from torchmetrics import MetricCollection
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.methods.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    SegmentationModule,
-    expect_frozen_parts,
-)
+from lightning_genseg.methods.base import SegmentationModule, expect_frozen_parts
 from lightning_genseg.methods.fewshot.base_learner import BaseLearner
 from lightning_genseg.methods.fewshot.networks import EncoderStages, OutputStride, StageFeatures
 from lightning_genseg.methods.fewshot.support import SUPPORT_KEYS, Support, make_support
@@ -30,7 +25,7 @@ from lightning_genseg.metrics.segmentation import score_keys
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from lightning_genseg.ops.letterbox import letterbox, letterbox_size
 from lightning_genseg.ops.resize import crop, resize_aligned, resize_maps
-from lightning_genseg.ops.views import as_float, softmax
+from lightning_genseg.ops.views import softmax
 from lightning_genseg.uncertainty.scores import AnomalyName
 
 Scoring = Literal["compat", "exact"]
@@ -59,7 +54,7 @@ class FewShotModule(SegmentationModule):
 
     Raises:
         GenSegError: neither or both of `base` and `encoder`, or a wrong one; beside `base` another
-            `output_stride`, `mean` or `std` than its own, or `encoder_weights`.
+            `output_stride` than its own, or `encoder_weights`.
     """
 
     features: EncoderStages
@@ -119,12 +114,6 @@ class FewShotModule(SegmentationModule):
             unused = ["encoder_weights"] if encoder_weights is not None else []
             if output_stride not in (8, base.features.output_stride):
                 unused.append("output_stride")
-            for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-                given, own = kwargs.get(name, default), getattr(base, name).flatten().cpu()
-                check_arguments(SegmentationModule.__init__, {name: given})
-                same = torch.equal(torch.tensor(given, dtype=own.dtype), own)
-                if not same and tuple(given) != default:
-                    unused.append(name)
             if unused:
                 raise GenSegError(
                     f"{' and '.join(unused)} is given beside a base learner, whose own is used: "
@@ -214,17 +203,12 @@ class FewShotModule(SegmentationModule):
                 "nothing says what to look for: call set_support, or predict with data that carry "
                 "supports, such as FewShotFolderDataModule."
             )
-        parts = (
-            part.to(image.device).expand(image.shape[0], *part.shape) for part in self.support
-        )
-        return {"logits": self._find(image, Support(*parts))}
-
-    def _find(self, image: Tensor, support: Support) -> Tensor:
-        """Logits B x 2 x H x W of plain images, each after supports of its own, B x K x ..."""
-        square, valid = letterbox(image, support.images.shape[-1])
-        batch = {"image": square, "valid": valid, **dict(zip(SUPPORT_KEYS, support, strict=True))}
+        square, valid = letterbox(image, self.support.images.shape[-1])
+        batch = {"image": square, "valid": valid}
+        for key, part in zip(SUPPORT_KEYS, self.support, strict=True):
+            batch[key] = part.to(image.device).expand(image.shape[0], *part.shape)
         scores = self.to_image(self.episode_outputs(batch)["scores"], square)
-        return self.to_logits(self._to_query(scores, image.shape[-2:], "exact"))
+        return {"logits": self.to_logits(self._to_query(scores, image.shape[-2:], "exact"))}
 
     def extract_stages(self, images: Tensor, valid: Tensor | None = None) -> StageFeatures:
         """Features of the frozen encoder for images in [0, 1].
@@ -308,18 +292,24 @@ class FewShotModule(SegmentationModule):
         return {"mask": square.argmax(1), **shown}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """As the base; supports in the batch, each image's own, come before `set_support`'s.
+        """`mask` B x H x W int64 and `name`; supports in the batch come before `set_support`'s.
 
-        What `set_support` has set stays as it is.
+        Raises:
+            GenSegError: the images of the batch have different supports.
         """
         if "support_image" not in batch:
             return super().predict_step(batch, batch_idx)
-        image = batch["image"]
-        logits = self._find(as_float(image), Support(*(batch[key] for key in SUPPORT_KEYS)))
-        found = self._prediction({"scores": logits})
-        if not image.is_floating_point():
-            found["mask"] = found["mask"].to(torch.uint8)
-        return {**found, **({"name": batch["name"]} if "name" in batch else {})}
+        parts = [batch[key] for key in SUPPORT_KEYS]
+        if not all(torch.equal(part, part[:1].expand_as(part)) for part in parts):
+            raise GenSegError(
+                "the images of a batch have different supports, and one set is for all: set "
+                "batch_size to 1."
+            )
+        before, self.support = self.support, Support(*(part[0] for part in parts))
+        try:
+            return super().predict_step(batch, batch_idx)
+        finally:
+            self.support = before
 
     def on_validation_epoch_start(self) -> None:
         """Count anew."""

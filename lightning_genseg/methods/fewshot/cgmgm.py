@@ -88,8 +88,7 @@ class CGMGM(FewShotModule):
     Args:
         base_learner: checkpoint of a `BaseLearner` of the same fold. Without one, give `encoder`
             and set `ensemble` to false.
-        shots: K of training; with another number of supports all count alike, and where neither
-            ensemble nor prototype teach how much each counts.
+        shots: K of training; with another number of supports all count alike.
         guidance: what the decoder is given beside features: the `posterior`, the `mask` M_q
             (Table 5 without C&Q), or the `prior`, the similarity of BAM and PFENet.
         answer: who decides: the `decoder`, or the `guidance` itself, which needs no training: then

@@ -58,8 +58,7 @@ class EMOptions:
             mixtures without M-steps or memory; `posthoc` (Table 3's, after softmax training), which
             runs EM on a frozen network. It needs `mixture.embedding_dim` null and `extractor`,
             `features`, or `encoder_weights` with decoder `hypercolumns`.
-        assignment: E-step by `sinkhorn` (Eq. 9) or plain `em` (Eq. 8). A pixel then belongs to its
-            likeliest component alone, as in the code; in Eq. 8 each has its share.
+        assignment: E-step by `sinkhorn` (Eq. 9) or plain `em` (Eq. 8).
         sinkhorn_epsilon: entropy weight.
         sinkhorn_iterations: rounds.
         loops: E- and M-steps per update.
