@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
@@ -163,6 +164,11 @@ class CGMGM(FewShotModule):
                 "fold: give it, or set ensemble to false."
             )
         base = None if base_learner is None else load_base_learner(base_learner)
+        if base is not None and num_base_classes not in (None, base.num_classes - 1):
+            raise GenSegError(
+                f"num_base_classes is {num_base_classes} beside a base learner of "
+                f"{base.num_classes - 1}: leave it out."
+            )
         super().__init__(base=base, **kwargs)
         self.guidance, self.answer = guidance, answer
         self.needs_training = answer == "decoder" and published is None
@@ -185,13 +191,14 @@ class CGMGM(FewShotModule):
         self.base_head: nn.Module | None = None
         self.ensemble: Ensemble | None = None
         if base is not None:
-            self._of_base["num_base_classes"] = base.num_classes - 1
+            num_base_classes = self._of_base["num_base_classes"] = base.num_classes - 1
+        self.num_base_classes = num_base_classes or 0
         if ensemble:
             if base is not None:
                 self.base_head = nn.Sequential(base.pyramid, base.classifier)
             else:
                 pyramid = PyramidPooling(high)
-                classifier = nn.Conv2d(pyramid.out_channels, int(num_base_classes or 0) + 1, 1)
+                classifier = nn.Conv2d(pyramid.out_channels, self.num_base_classes + 1, 1)
                 self.base_head = nn.Sequential(pyramid, nn.Sequential(nn.Dropout2d(), classifier))
             self.base_head.requires_grad_(False)
             self.ensemble = Ensemble()
@@ -206,9 +213,20 @@ class CGMGM(FewShotModule):
             self.base_head.eval()
         return self
 
+    def setup(self, stage: str) -> None:
+        """Refuse to fit with the weight of a loss that there is not; else as the base."""
+        super().setup(stage)
+        # Not when it is built: older checkpoints may hold such a weight.
+        if stage == "fit" and self.ensemble is None and self.meta_loss_weight != 1:
+            raise GenSegError(
+                "meta_loss_weight weighs the decoder's loss against that of the ensemble, and "
+                "there is none: leave it out, or set ensemble to true."
+            )
+
     def on_fit_start(self) -> None:
-        """Warn if the data have another number of supports; else as the base."""
+        """Refuse classes that the ensemble lacks, warn of another number of supports."""
         super().on_fit_start()
+        self._need_base_classes(len(getattr(self._data(), "base_classes", None) or ()))
         mine = self.shot_weights.shots
         theirs = getattr(self._data(), "shots", mine)
         if theirs != mine and (self.ensemble is not None or self.has_prototype):
@@ -222,14 +240,25 @@ class CGMGM(FewShotModule):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """As the base; older checkpoints hold layers that nothing had trained."""
-        own = self.state_dict().keys()
-        untrained = ("shot_weights.layers.", "support_reduction.")
-        kept = {
-            name: value
-            for name, value in state_dict.items()
-            if name in own or not name.startswith(untrained)
-        }
+        untrained = self._untrained(state_dict)
+        kept = {name: value for name, value in state_dict.items() if name not in untrained}
         return super().load_state_dict(kept, strict, assign)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on training where the optimiser counts layers that are gone."""
+        super().on_load_checkpoint(checkpoint)
+        trainer = self._trainer
+        fitting = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if fitting and self._untrained(checkpoint["state_dict"]):
+            raise GenSegError(
+                "the checkpoint is of an older version, which had layers that nothing trained: "
+                "training cannot go on from it. Train anew; test and predict take it."
+            )
+
+    def _untrained(self, state: Mapping[str, Any]) -> set[str]:
+        """Names of the layers in a state dict that only older versions had."""
+        parts = ("shot_weights.layers.", "support_reduction.")
+        return {name for name in state.keys() - self.state_dict() if name.startswith(parts)}
 
     def to_logits(self, scores: Tensor) -> Tensor:
         """See the base: the ensemble's scores are no logits."""
@@ -249,15 +278,19 @@ class CGMGM(FewShotModule):
 
         Raises:
             GenSegError: there is nothing to train (`answer` guidance), or the ensemble is not told
-                the base class of each episode (`base_index`).
+                the base class of each episode (`base_index`), or one that its base learner lacks.
         """
         if self.answer == "guidance":
             raise GenSegError("answer is guidance, which trains nothing: set it to decoder.")
-        if self.ensemble is not None and "base_index" not in batch:
-            raise GenSegError(
-                "a batch has no base_index, the class of its episode among those of the base "
-                "learner: take training episodes of EpisodesDataModule, or set ensemble to false."
-            )
+        if self.ensemble is not None and self.training:
+            if "base_index" not in batch:
+                raise GenSegError(
+                    "a batch has no base_index, the class of its episode among those of the base "
+                    "learner: take training episodes of EpisodesDataModule, or set ensemble to "
+                    "false."
+                )
+            if batch["base_index"].device.type == "cpu":  # a GPU would have to be waited for
+                self._need_base_classes(int(batch["base_index"].max()))
         outputs, mask = self.episode_outputs(batch), batch["mask"]
         meta = pixel_cross_entropy(self.to_image(outputs["meta"], mask), mask, self.ignore_index)
         if self.ensemble is None:
@@ -325,6 +358,14 @@ class CGMGM(FewShotModule):
         return outputs
 
     # --- parts -------------------------------------------------------------------------------
+
+    def _need_base_classes(self, count: int) -> None:
+        if self.ensemble is not None and count > self.num_base_classes:
+            raise GenSegError(
+                f"the episodes have a base class {count} and the base learner knows "
+                f"{self.num_base_classes}: take the base learner of the same fold, or set ensemble "
+                "to false."
+            )
 
     @torch.no_grad()
     def _known(self, high: Tensor, batch: Mapping[str, Any]) -> Tensor:

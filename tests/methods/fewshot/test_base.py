@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -11,6 +12,7 @@ from lightning_genseg import BaseLearner, CosinePrototypes
 from lightning_genseg.cli.calibrate import calibrate
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods import FewShotModule
+from lightning_genseg.methods.fewshot import prototypes
 from lightning_genseg.methods.fewshot.support import support_shares
 from lightning_genseg.ops.letterbox import letterbox
 from tests.contract import trainer
@@ -190,6 +192,14 @@ def test_a_size_that_is_none(size):
         make().set_support([IMAGE], [MASK], size=size)
 
 
+def test_the_command_offers_only_what_is_taken():
+    parser = ArgumentParser()
+    parser.add_class_arguments(CosinePrototypes, "model")
+    told = parser.format_help()
+    assert all(f"--model.{name} " in told for name in ("encoder", "output_stride", "mean"))
+    assert not any(f"--model.{name}" in told for name in ("inference", "anomaly_score"))
+
+
 def test_another_label_to_ignore():
     with pytest.raises(GenSegError, match="ignore_index is -1, but masks of a few-shot method"):
         make(ignore_index=-1)
@@ -211,3 +221,14 @@ def test_wrong_arguments(base):
     ):
         with pytest.raises(GenSegError, match=words):
             make(**arguments)
+
+
+def test_arguments_beside_a_base_learner(monkeypatch):
+    """Its own are used, and others refused; defaults are let through: LightningCLI gives all."""
+    base = BaseLearner(3, encoder="tu-test_resnet", output_stride=16, mean=(0.4, 0.5, 0.6))
+    monkeypatch.setattr(prototypes, "load_base_learner", lambda path: base)
+    for arguments in ({}, {"output_stride": 8}, {"output_stride": 16, "mean": [0.4, 0.5, 0.6]}):
+        model = make(encoder=None, base_learner="base.ckpt", **arguments)
+        torch.testing.assert_close(model.mean.flatten(), torch.tensor([0.4, 0.5, 0.6]))
+    with pytest.raises(GenSegError, match="output_stride is given beside a base learner"):
+        make(encoder=None, base_learner="base.ckpt", output_stride=32)

@@ -110,6 +110,22 @@ def test_every_variant_trains_all_it_should(name):
         assert ((outputs["guidance"] >= 0) & (outputs["guidance"] <= 1)).all()
 
 
+@pytest.mark.parametrize("ensemble", [True, False])
+@pytest.mark.parametrize("guidance", ["posterior", "mask", "prior"])
+@pytest.mark.parametrize("inputs", [[], ["prototype"], ["mask"]], ids=str)
+def test_nothing_is_left_without_gradient(ensemble, guidance, inputs):
+    """Plain DDP waits for each; without a prototype nothing reads a reduction of the supports."""
+    decoder = {"extra_inputs": inputs, "shared_reduction": False, "width": 8}
+    model = make(
+        shots=2,
+        ensemble=ensemble,
+        guidance=guidance,
+        mixture={"features": "raw"},
+        decoder=decoder,
+    )
+    check_gradients(model, batch_of(2, 2))
+
+
 @pytest.mark.parametrize("arguments", [{}, BAM], ids=["CGMGM", "BAM"])
 def test_several_shots_in_bfloat16(arguments):
     check_gradients(make(shots=2, **arguments), batch_of(2, 2), bfloat16=True)
@@ -147,6 +163,40 @@ def test_what_cannot_be_trained():
     batch = {name: value for name, value in batch_of().items() if name != "base_index"}
     with pytest.raises(GenSegError, match="a batch has no base_index"):
         make().compute_loss(batch)
+    assert make().eval().compute_loss(batch)["loss"].isfinite()  # nothing is left out of it
+    with pytest.raises(GenSegError, match="have a base class 5 and the base learner knows 4"):
+        make().compute_loss({**batch, "base_index": torch.tensor([0, 5])})
+
+
+def test_another_number_of_classes_than_the_base_learner(base):
+    with pytest.raises(GenSegError, match="num_base_classes is 7 beside a base learner of 4"):
+        make(base_learner=base, encoder=None, num_base_classes=7)
+
+
+def test_data_with_more_base_classes_than_the_base_learner(tmp_path):
+    run = trainer(tmp_path, fast_dev_run=1)
+    with pytest.raises(GenSegError, match="have a base class 4 and the base learner knows 3"):
+        run.fit(make(num_base_classes=3), datamodule=episodes(tmp_path))
+
+
+def test_the_weight_of_a_loss_that_there_is_not(tmp_path):
+    """It is refused in training alone: checkpoints of before may hold it."""
+    model = make(ensemble=False, meta_loss_weight=0.5)
+    with pytest.raises(GenSegError, match=r"meta_loss_weight weighs .* set ensemble to true"):
+        trainer(tmp_path, fast_dev_run=1).fit(model, datamodule=episodes(tmp_path))
+
+
+def test_going_on_from_layers_that_are_gone(tmp_path):
+    data, run = episodes(tmp_path), trainer(tmp_path, limit_train_batches=1)
+    path, arguments = tmp_path / "old.ckpt", {"ensemble": False, "num_base_classes": None}
+    run.fit(make(**arguments), datamodule=data)
+    run.save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["shot_weights.layers.0.bias"] = torch.zeros(2)
+    torch.save(content, path)
+    CGMGM.load_from_checkpoint(path)
+    with pytest.raises(GenSegError, match=r"training cannot go on from it\. Train anew"):
+        trainer(tmp_path).fit(make(**arguments), datamodule=data, ckpt_path=path)
 
 
 def test_it_learns_episodes():
