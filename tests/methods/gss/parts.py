@@ -1,6 +1,8 @@
 """Small models of GSS and the files that they are made from."""
 
 import json
+from copy import deepcopy
+from functools import cache
 
 import torch
 
@@ -15,7 +17,12 @@ VQ = {"kind": "vq", "downsample": 4, "levels": [4, 4], "channels": 8, "blocks": 
 
 
 def trained():
-    """A GSS of 40 steps."""
+    """A GSS of 40 steps, for the test's own use."""
+    return deepcopy(_trained())
+
+
+@cache
+def _trained():
     torch.manual_seed(0)
     model = GSS(**SMALL)
     train_by_hand(model, 40)
