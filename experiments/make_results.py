@@ -428,6 +428,12 @@ AGMM_ON_VOC_ANIMALS = {
     "agmm_contrast0": "`contrast_weight: 0`",
     "agmm_image0": "`image_class_weight: 0`",
 }
+LONGER_ON_VOC_ANIMALS = {
+    "softmax_fpn": "partial cross-entropy, 800 steps",
+    "agmm_paper": "AGMM, `paper`, 800 steps",
+    "softmax_1600": "partial cross-entropy, 1 600 steps",
+    "agmm_paper_1600": "AGMM, `paper`, 1 600 steps",
+}
 GMMSEG_ON_VOC_ANIMALS = {
     "softmax_masks": "softmax",
     "gmmseg_masks": "GMMSeg",
@@ -486,6 +492,7 @@ TABLES = {
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
     "voc_animals agmm": lambda: closed_set("voc_animals", AGMM_ON_VOC_ANIMALS, FREQUENT),
+    "voc_animals longer": lambda: closed_set("voc_animals", LONGER_ON_VOC_ANIMALS, FREQUENT),
     "voc_animals gmmseg": lambda: closed_set(
         "voc_animals", GMMSEG_ON_VOC_ANIMALS, FREQUENT, loss=True
     ),

@@ -3,6 +3,8 @@
 #
 #   DATA=PATH/data WEIGHTS=PATH/weights.safetensors experiments/voc_animals/run.sh agmm_fpn 0
 #   NAME=agmm_paper ... run.sh agmm_fpn 0 --model.preset paper
+#   NAME=agmm_paper_1600 ... the same, --trainer.max_steps 1600 and --model.lr_scheduler.init_args.total_iters 1600;
+#   NAME=softmax_1600 ... run.sh softmax_fpn 0 with the last two options
 #   NAME=agmm_self0 ... run.sh agmm_fpn 0 --model.self_weight 0, likewise agmm_gauss0, agmm_contrast0, agmm_image0
 #   NAME=agmm_deeplab ... run.sh agmm_fpn 0 --model.decoder deeplabv3plus_full \
 #       --model.network_options '{decoder_channels: 64, encoder_output_stride: 16}'
