@@ -40,7 +40,7 @@ class EarlierPredictions:
                 "--predictions.output_dir."
             )
         self._foreign = manifest.foreign()  # files that no run of ours has written
-        if (self._folder / TABLE).exists() and not manifest.exists():
+        if (self._folder / TABLE).exists() and not manifest.is_begun():
             self._foreign.add(TABLE)
 
     def leave_out(self, images: Any, support: str | None) -> None:

@@ -71,6 +71,10 @@ class Manifest:
         """Whether a process has written a list."""
         return bool(self._lists())
 
+    def is_begun(self) -> bool:
+        """Whether a run has begun to write, which may have ended before its first line."""
+        return self.exists() or self.scratch.is_dir()
+
     def read(self) -> list[dict[str, Any]]:
         """Lines of all processes.
 

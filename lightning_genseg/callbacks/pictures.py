@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_genseg.arguments import check_arguments
+from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.data.labels import voc_palette
 from lightning_genseg.data.loaders import collate
 from lightning_genseg.errors import GenSegError
@@ -51,10 +52,10 @@ class SamplePictures(Callback, ABC):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the samples."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if data is None:
+        if not isinstance(data, SegmentationDataModule):
             raise GenSegError(
-                f"{type(self).__name__} draws samples of a datamodule: pass datamodule= to "
-                "Trainer.fit, or take the callback away."
+                f"{type(self).__name__} draws samples of a datamodule: pass a "
+                "SegmentationDataModule to Trainer.fit, or take the callback away."
             )
         dataset = self.dataset(data, pl_module)
         if trainer.is_global_zero:

@@ -22,6 +22,7 @@ from lightning_genseg.callbacks.pictures import (
     to_array,
     to_picture,
 )
+from lightning_genseg.data.dataset import ImageFolder
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import is_address, make_folder, replace_file
 from lightning_genseg.plots.pictures import (
@@ -158,7 +159,8 @@ class PredictionWriter(Callback):
             trainer.strategy.barrier("predictions stale")
         if trainer.is_global_zero:
             table = class_table(*classes_of(trainer, pl_module))
-            replace_file(self._manifest.folder / TABLE, table)
+            # The folder of half-written files tells from now on that the rest is ours as well.
+            replace_file(self._manifest.folder / TABLE, table, self._manifest.scratch)
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -168,6 +170,8 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Write the files of each image, then its line."""
+        _need(batch, "image", "name", by="the data set")
+        _need(outputs, "mask", by="predict_step")
         masks = to_array(outputs["mask"].to(torch.uint8))  # waits for the device
         seconds = (time.perf_counter() - self._began) / len(masks)
         names, palette = classes_of(trainer, pl_module)
@@ -305,6 +309,14 @@ class PredictionWriter(Callback):
         return entry
 
 
+def _need(given: Any, *keys: str, by: str) -> None:
+    if not isinstance(given, Mapping) or not set(keys) <= given.keys():
+        raise GenSegError(
+            f"PredictionWriter needs a dictionary with {' and '.join(keys)} from {by}: let it give "
+            "one, or take the callback away."
+        )
+
+
 def _checkpoint(trainer: Trainer) -> str | None:
     path = trainer.ckpt_path
     if path is None or is_address(path):
@@ -320,8 +332,9 @@ def _anomaly(pl_module: LightningModule) -> tuple[str | None, float | None]:
 
 
 def _images(trainer: Trainer) -> Any:
-    """The datamodule's images to predict."""
-    return getattr(trainer.datamodule, "predict_dataset", None)  # type: ignore[attr-defined]
+    """The datamodule's images to predict, where they are files."""
+    dataset = getattr(trainer.datamodule, "predict_dataset", None)  # type: ignore[attr-defined]
+    return dataset if isinstance(dataset, ImageFolder) else None
 
 
 def _support(trainer: Trainer) -> str | None:

@@ -133,8 +133,8 @@ class Report(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not isinstance(batch, Mapping):
-            return  # nor does anyone know what is what in it
+        if not isinstance(batch, Mapping) or not {"image", "mask"} <= batch.keys():
+            return  # nobody knows what is what in it
         self._images += 0 if batch.get("repeated") else len(batch["image"])
         if dataloader_idx or batch_idx not in self._wanted:
             return
@@ -185,7 +185,7 @@ class Report(Callback):
             **scores,
             "IoU": class_iou,
             **_anomaly_entry(pl_module, counts),
-            "images": int(images),
+            "images": int(images) or None,  # not known of batches of another form
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lightning_genseg.arguments import check_arguments, check_device
+from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.datamodule import SegmentationDataModule
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.files import is_address, local_copy, make_folder, replace_file
@@ -39,7 +40,7 @@ class GenSegTrainer(Trainer):
     def calibrate(
         self,
         model: SegmentationModule,
-        datamodule: SegmentationDataModule | None = None,
+        datamodule: SegmentationDataModule,
         ckpt_path: str | Path | None = None,
         output: Path | None = None,
         false_positive_rate: float = 0.05,
@@ -67,7 +68,6 @@ class GenSegTrainer(Trainer):
                 f"a {type(model).__name__} knows masks only and has no scores of images to "
                 "calibrate: give a segmentation model."
             )
-        assert datamodule is not None
         if ckpt_path is None:  # of a model that is built from the files of others
             raise GenSegError(
                 "genseg calibrate adds what it finds to a checkpoint: give that of the model with "
@@ -93,17 +93,17 @@ class GenSegTrainer(Trainer):
         checkpoint = read_run(ckpt_path)
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-        check_device(self.strategy.root_device)
+        self.datamodule, model.trainer = datamodule, self
+        model.setup("validate")  # refuses devices, precisions and data as a validation would
         model.to(self.strategy.root_device)
-        with self.precision_plugin.forward_context():  # scores are of the precision of tests
-            thresholds = calibrate(
-                model,
-                _first(datamodule.plain_loader("train"), self.limit_train_batches),
-                _first(datamodule.plain_loader("val"), self.limit_val_batches),
-                false_positive_rate,
-                level,
-                risk,
-            )
+        thresholds = calibrate(
+            model,
+            _first(datamodule.plain_loader("train"), self.limit_train_batches),
+            _first(datamodule.plain_loader("val"), self.limit_val_batches),
+            false_positive_rate,
+            level,
+            risk,
+        )
         save_calibrated(model, ckpt_path, target)
         for name, threshold in thresholds.items():
             used = f", in use. {threshold.promise()}" if name == model.anomaly_score else ""
@@ -127,7 +127,8 @@ def calibrate(
     scores of known pixels. `level="pixel"` promises that a new known pixel exceeds it with at most
     `false_positive_rate`. `level="image"` promises that in a new image, with probability 1 -
     `risk`, at most that share of the known pixels does; this holds although the pixels of an image
-    depend on each other.
+    depend on each other. Scores are those of the precision of the Trainer that the model is
+    attached to, if it is to one; predict in the same.
 
     Args:
         model: trained; its `inference` is used as for prediction.
@@ -152,7 +153,9 @@ def calibrate(
         count = len(held_out.dataset)  # type: ignore[arg-type]
         conformal_rank(count, risk, "risk", "held-out images")
     model.anomaly.thresholds = {}
-    with evaluation_mode(model):
+    trainer = model._trainer
+    precision = trainer.precision_plugin.forward_context() if trainer else nullcontext()
+    with evaluation_mode(model), precision:
         _fit_statistics(model, tqdm(train, "training data", disable=not progress))
         names = model.computable_scores()
         bar = tqdm(held_out, "held-out data", disable=not progress)

@@ -235,7 +235,13 @@ class SegmentationDataModule(LightningDataModule, ABC):
             folder = default_cache_dir() if self.cache_dir is None else Path(self.cache_dir)
             dataset.decoded = DecodedFiles(folder / "decoded")
         if sparse is not None:
-            dataset = SparseDataset(dataset, sparse, transform, getattr(self, "root", None))
+            root = getattr(self, "root", None)
+            try:
+                dataset = SparseDataset(dataset, sparse, transform, root)
+            except MissingFiles as error:
+                dataset = error.dataset
+                also = "" if missing is None else f"{missing} "
+                missing = MissingFiles(f"{also}{error}", dataset)
         if missing is not None:
             missing.dataset = dataset
             if self.on_error == "stop":
@@ -401,11 +407,12 @@ class SegmentationDataModule(LightningDataModule, ABC):
 
     def check_classes(self) -> None:
         """Warn of classes without a label in `train_dataset`, as far as files of labels tell."""
-        if self.sparse is None or not isinstance(self.train_dataset, SparseDataset):
+        dataset = self.train_dataset
+        if not isinstance(dataset, SparseDataset):
             return
         if self.class_balanced:  # warns itself, of all labels
             return
-        labelled = self.sparse.labelled_classes(self.train_dataset.dataset)
+        labelled = dataset.sparse.labelled_classes(dataset.dataset)  # only these know the files
         if labelled is None:
             return
         absent = [name for c, name in enumerate(self.class_names) if c not in labelled]

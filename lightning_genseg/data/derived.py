@@ -1,5 +1,6 @@
 """Data that are made of the images of other datamodules."""
 
+from copy import copy
 from typing import Any
 
 from lightning_genseg.data.datamodule import SegmentationDataModule, Split
@@ -17,8 +18,9 @@ class DerivedDataModule(SegmentationDataModule):
     def __init__(self, data: SegmentationDataModule, **kwargs: Any) -> None:
         super().__init__(unknown_classes=None, sparse=None, **kwargs)
         self.data = data
-        if self.on_error == "skip":  # it is this one that reads files
-            data.on_error = "skip"
+        if self.on_error == "skip":  # it is this one that reads files; the user's may still stop
+            self.data = copy(data)
+            self.data.on_error = "skip"
         self.cache_dir = data.cache_dir if self.cache_dir is None else self.cache_dir
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,9 @@ class _Samples(Dataset[Found]):
                 marks = None if found is None else len(found.classes)
         except Exception as error:
             marks_of = getattr(self.dataset, "mark_problems", None)
-            found_bad = marks_of(index) if marks_of and image is not None else []
+            found_bad: list[GenSegError] = []
+            with suppress(GenSegError):  # no single one, which `error` tells
+                found_bad = marks_of(index) if marks_of and image is not None else []
             for bad in found_bad:  # all of them
                 complain(bad, sample.image if sample else None)
             if not found_bad:

@@ -110,6 +110,7 @@ class SegmentationModule(TrainedModule):
         Raises:
             GenSegError: the method does not have it.
         """
+        check_arguments(SegmentationModule.__init__, {"anomaly_score": name})
         if name in DENSITY_SCORES and self.own_anomaly_score != "density":
             raise GenSegError(
                 f"anomaly_score is {name}, but {type(self).__name__} has no class densities: "

@@ -371,6 +371,18 @@ def test_the_range_of_heat_maps(predict, out, tmp_path):
     assert ranges(lines) == {(-3.0, -0.5)}
 
 
+def test_after_a_failure_at_the_first_image_the_same_command_does(predict, out):
+    class Fails(PixelSegmenter):
+        def predict_step(self, batch, batch_idx):
+            raise RuntimeError("out of memory")
+
+    for _ in range(2):  # and not: classes.json is of others
+        with pytest.raises(RuntimeError, match="out of memory"):
+            predict(Fails())
+    assert len(predict()) == 6
+    assert not (out / ".partial").exists()
+
+
 def test_a_failure_midway_leaves_only_complete_files(predict, out):
     class Fails(PixelSegmenter):
         def predict_step(self, batch, batch_idx):
@@ -414,6 +426,42 @@ def test_resume_needs_a_datamodule(tmp_path, out):
     assert read_manifest(out / "predictions.jsonl")[0]["image"] is None
     with pytest.raises(ValueError, match="resume needs a datamodule"):
         trainer(tmp_path, PredictionWriter(out, resume=True)).predict(PixelSegmenter(), loader)
+
+
+class Images(pl.LightningDataModule):
+    """A datamodule that is not ours, which may call its images as ours do."""
+
+    def __init__(self, sample):
+        super().__init__()
+        self.predict_dataset = [sample]
+
+    def predict_dataloader(self):
+        return torch.utils.data.DataLoader(self.predict_dataset)
+
+
+def test_images_of_another_datamodule(tmp_path, out):
+    run = trainer(tmp_path, PredictionWriter(out))
+    data = Images({"image": torch.rand(3, 8, 8), "name": "a"})
+    run.predict(PixelSegmenter(), data, return_predictions=False)
+    assert [line["name"] for line in read_manifest(out / "predictions.jsonl")] == ["a"]
+
+
+def test_what_it_needs_of_others(tmp_path, out):
+    class Other(pl.LightningModule):
+        num_classes = 2
+
+        def predict_step(self, batch, batch_idx):
+            return torch.zeros(1, 8, 8)
+
+    image = torch.rand(3, 8, 8)
+    for sample, message in [
+        ((image, image), "a dictionary with image and name from the data set"),
+        ({"image": image}, "a dictionary with image and name from the data set"),
+        ({"image": image, "name": "a"}, "a dictionary with mask from predict_step"),
+    ]:
+        run = trainer(tmp_path, PredictionWriter(out))
+        with pytest.raises(GenSegError, match=f"PredictionWriter needs {message}: let it give"):
+            run.predict(Other(), Images(sample), return_predictions=False)
 
 
 def test_read_manifest_names_a_broken_line(tmp_path):

@@ -298,16 +298,28 @@ def test_what_callbacks_say_of_other_modules(tmp_path):
         classes_of(run, Other())
 
 
-def test_report_of_batches_of_another_form(tmp_path):
-    class Pairs(pl.LightningModule):
+@pytest.mark.parametrize(
+    "sample",
+    [
+        (torch.rand(3, 8, 8), torch.zeros(8, 8)),
+        {"pixel_values": torch.rand(3, 8, 8), "labels": torch.zeros(8, 8)},
+        {"image": torch.rand(3, 8, 8)},
+    ],
+    ids=["pairs", "other names", "no mask"],
+)
+def test_report_of_batches_of_another_form(sample, tmp_path):
+    class Other(pl.LightningModule):
         num_classes = 2
 
         def test_step(self, batch, batch_idx):
-            self.log("test_mIoU", 0.5)
+            self.log("test_mIoU", 0.5, batch_size=1)
+            return {"mask": torch.zeros(1, 8, 8, dtype=torch.int64)}
 
-    pairs = torch.utils.data.DataLoader([(torch.rand(3, 8, 8), torch.zeros(8, 8))])
-    trainer(tmp_path, Report(1)).test(Pairs(), pairs, verbose=False)
-    assert read(tmp_path / "metrics.json")["mIoU"] == 0.5
+    loader = torch.utils.data.DataLoader([sample])
+    trainer(tmp_path, Report(1)).test(Other(), loader, verbose=False)
+    report = read(tmp_path / "metrics.json")
+    assert report["mIoU"] == 0.5
+    assert report["images"] is None  # and not none
     assert not (tmp_path / "pictures.png").exists()
 
 

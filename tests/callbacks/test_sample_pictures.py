@@ -113,10 +113,13 @@ def test_a_row_of_maskiges_is_what_it_says(kind, tmp_path):
     assert model.training
 
 
-def test_without_a_datamodule_there_is_nothing_to_draw(tmp_path):
+def test_without_a_datamodule_of_ours_there_is_nothing_to_draw(tmp_path):
     loader = gss_data().plain_loader("val")
-    with pytest.raises(GenSegError, match="MaskigePictures draws samples of a datamodule: pass"):
-        trainer(tmp_path, MaskigePictures(1)).fit(GSS(**SMALL), loader, loader)
+    other = pl.LightningDataModule.from_datasets(loader.dataset, loader.dataset)
+    message = "MaskigePictures draws samples of a datamodule: pass a SegmentationDataModule"
+    for data in ((loader, loader), (other,)):
+        with pytest.raises(GenSegError, match=message):
+            trainer(tmp_path, MaskigePictures(1)).fit(GSS(**SMALL), *data)
 
 
 def test_maskiges_are_of_the_size_that_the_network_sees():

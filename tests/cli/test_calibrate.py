@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_genseg import GSS, EMOptions, GMMSeg, MixtureOptions, SoftmaxSegmenter
 from lightning_genseg.callbacks import CompareScores
 from lightning_genseg.cli.calibrate import GenSegTrainer, calibrate, save_calibrated
-from lightning_genseg.data import SyntheticScenesDataModule
+from lightning_genseg.data import EpisodesDataModule, SyntheticScenesDataModule
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.uncertainty.scores import DENSITY_SCORES, AnomalyName
 from tests.methods.gss.parts import DECODER
@@ -57,7 +57,7 @@ def test_fits_every_score_under_any_inference(inference):
     assert model.training  # as it was
     image = torch.rand(1, 3, 40, 52)
     for name, threshold in thresholds.items():
-        model.anomaly_score = name
+        model.set_anomaly_score(name)
         prediction = model.eval().predict_step({"image": image, "name": ["x"]}, 0)
         above = prediction["anomaly"] > threshold.value
         assert torch.equal(prediction["anomaly_mask"], above)
@@ -196,6 +196,8 @@ def test_scores_that_a_model_cannot_have_are_refused():
         SoftmaxSegmenter(**TINY, anomaly_score="sml").setup("fit")
     with pytest.raises(GenSegError, match="anomaly_score is 'nonsense'; it must be one of msp"):
         SoftmaxSegmenter(**TINY, anomaly_score="nonsense")
+    with pytest.raises(GenSegError, match="anomaly_score is 'nonsense'; it must be one of msp"):
+        SoftmaxSegmenter(**TINY).set_anomaly_score("nonsense")
 
 
 BROKEN = [{**batch, "image": batch["image"] * torch.nan} for batch in batches(9)]
@@ -222,6 +224,53 @@ def test_a_model_without_a_checkpoint_is_told(tmp_path):
         GenSegTrainer(logger=False).calibrate(gmmseg(), SyntheticScenesDataModule())
 
 
+def test_thresholds_are_of_the_precision_of_the_trainer():
+    model, held_out = gmmseg(), list(batches(9))
+    found = {}
+    for precision in (None, "32-true", "bf16-mixed"):
+        model.trainer = precision and Trainer(
+            barebones=True, accelerator="cpu", precision=precision
+        )
+        found[precision] = calibrate(model, held_out, held_out, progress=False)["density"].value
+    assert found[None] == found["32-true"] != found["bf16-mixed"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model, its data, and its checkpoint."""
+    data = SyntheticScenesDataModule(
+        size=(48, 64), train_length=20, val_length=20, eval_batch_size=1, num_workers=0
+    )
+    trainer = GenSegTrainer(logger=False, barebones=True)
+    model = SoftmaxSegmenter(**{**TINY, "num_classes": data.num_classes})
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    return model, data, tmp_path / "a.ckpt"
+
+
+def limited(**options):
+    options |= {"limit_train_batches": 0.1, "limit_val_batches": 11, "enable_checkpointing": False}
+    return GenSegTrainer(accelerator="cpu", logger=False, **options)
+
+
+def test_the_command_calibrates_in_its_precision(saved):
+    model, data, path = saved
+    found = []
+    for precision in ("32-true", "bf16-mixed"):
+        limited(precision=precision).calibrate(model, data, path)
+        found.append(model.anomaly.thresholds["energy"].value)
+    assert found[0] != found[1]
+
+
+def test_what_a_test_would_refuse_is_not_calibrated(saved):
+    model, data, path = saved
+    with pytest.raises(GenSegError, match="precision is bf16-true, but mixtures"):
+        limited(precision="bf16-true").calibrate(model, data, path)
+    episodes = EpisodesDataModule(data, novel_classes=["tree"], num_workers=0)
+    with pytest.raises(GenSegError, match="makes no use of the supports of EpisodesDataModule"):
+        limited().calibrate(model, episodes, path)
+
+
 def test_scores_are_compared_in_the_precision_of_the_test(tmp_path):
     labelled = [{**b, "anomaly": (b["mask"] == 0).long()} for b in batches(3)]
     model = gmmseg()
@@ -238,22 +287,10 @@ def test_scores_are_compared_in_the_precision_of_the_test(tmp_path):
     assert scores["density"]["AUROC"] == pytest.approx(report["test_AUROC"], abs=1e-7)
 
 
-def test_the_command_keeps_the_limits_and_the_name(tmp_path: Path):
-    data = SyntheticScenesDataModule(
-        size=(48, 64), train_length=20, val_length=20, eval_batch_size=1, num_workers=0
-    )
-    trainer = GenSegTrainer(logger=False, barebones=True)
-    model = SoftmaxSegmenter(**{**TINY, "num_classes": data.num_classes})
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)
-    limited = GenSegTrainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        limit_train_batches=0.1,
-        limit_val_batches=11,
-    )
-    limited.calibrate(model, data, tmp_path / "a.ckpt")
-    limited.calibrate(model, data, tmp_path / "a-calibrated.ckpt")
+def test_the_command_keeps_the_limits_and_the_name(saved, tmp_path: Path):
+    model, data, path = saved
+    run = limited()
+    run.calibrate(model, data, path)
+    run.calibrate(model, data, tmp_path / "a-calibrated.ckpt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-calibrated.ckpt", "a.ckpt"]
     assert {threshold.samples for threshold in model.anomaly.thresholds.values()} == {11}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ class MixedDataModule(SegmentationDataModule):
                 "them out."
             )
         self.data = data
-        if self.on_error == "skip":  # it is these that read files
-            for one in data.values():
+        if self.on_error == "skip":  # it is these that read files; the user's may still stop
+            self.data = {key: copy(one) for key, one in data.items()}
+            for one in self.data.values():
                 one.on_error = "skip"
         self.tables = {key: table.universal_labels(key, d.class_names) for key, d in data.items()}
         self.repeats = repeats

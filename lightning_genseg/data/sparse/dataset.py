@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,11 @@ class SparseDataset(Dataset[dict[str, Any]]):
                 f"{type(dataset).__name__} has not: take Points, Scribbles or Blocks."
             )
         self.dataset = dataset
-        self.sparse = sparse
+        self.sparse = copy(sparse)  # which may serve other data, with other files
         self.num_classes: int = dataset.num_classes
         self.transform = transforms.compose(transform, points=sparse.has_marks and not sparse.zoom)
         self._marks: dict[int, Marks] = {}  # small, and dense masks are large
-        complaint = sparse.prepare(dataset, None if root is None else Path(root))
+        complaint = self.sparse.prepare(dataset, None if root is None else Path(root))
         if complaint:
             raise MissingFiles(complaint, self)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_genseg.arguments import check_arguments
-from lightning_genseg.data.dataset import check_sizes
+from lightning_genseg.data.dataset import Sample, check_sizes
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.errors import GenSegError
 
@@ -115,7 +115,9 @@ def dense_labels(dataset: Any, index: int, shape: Shape) -> NDArray[np.uint8]:
     """Classes of a dense mask, HxW; GenSegError if it is not of the size of its image."""
     labels: NDArray[np.uint8] = dataset.read_mask_labels(index)
     if labels.shape != shape:
-        check_sizes(shape, labels.shape, dataset.samples[index])
+        name = Path(dataset.sample_name(index))  # all that there is of data without files
+        samples = getattr(dataset, "samples", {index: Sample(str(name), name, name)})
+        check_sizes(shape, labels.shape, samples[index])
     return labels
 
 

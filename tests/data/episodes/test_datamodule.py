@@ -289,6 +289,12 @@ def test_prediction(tmp_path):
         FewShotFolderDataModule(**folders).setup("fit")
 
 
+def test_the_data_inside_still_stop_where_they_are_used_alone():
+    own = scenes()
+    assert episodes(own, on_error="skip").data.on_error == "skip"
+    assert own.on_error == "stop"
+
+
 def test_check_reads_the_dense_data(tmp_path):
     report = check_data(episodes(), tmp_path)
     assert report["class_names"] == SCENES

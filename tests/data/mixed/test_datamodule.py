@@ -194,6 +194,13 @@ def test_a_table_for_testing_only(folders):
         mixed(folders, taxonomy=folders / "table.tsv")
 
 
+def test_the_data_inside_still_stop_where_they_are_used_alone(folders):
+    own = town(folders)
+    (parts,) = (mixed(folders, data={"town": own}, on_error="skip").data.values(),)
+    assert [part.on_error for part in parts] == ["skip"]
+    assert own.on_error == "stop"
+
+
 def test_sparse_labels_inside(folders):
     data = mixed(folders, data={"town": town(folders, sparse=Points())})
     with pytest.raises(ValueError, match=r"need whole masks: leave sparse out of data\.data"):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_genseg import SoftmaxSegmenter
 from lightning_genseg import data as genseg_data
+from lightning_genseg.cli.check import check_data
 from lightning_genseg.data import (
     Blocks,
     CityscapesDataModule,
@@ -24,6 +26,7 @@ from lightning_genseg.data import (
     SparseDataset,
     SparseMasks,
     StreetHazardsDataModule,
+    SyntheticScenes,
     SyntheticScenesDataModule,
     VOCDataModule,
 )
@@ -254,6 +257,16 @@ def test_data_without_files_have_nothing_to_skip():
     assert sparse.arguments() == Points(count=2).arguments(), "the user's own labels are changed"
 
 
+def test_data_without_files_whose_masks_do_not_fit():
+    class Wrong(SyntheticScenes):
+        def read_mask_labels(self, index):
+            return super().read_mask_labels(index)[:-1]
+
+    dataset = SparseDataset(Wrong(2, (48, 64), seed=0), Points(count=2))
+    with pytest.raises(ValueError, match=r"mask '.*' is 47x64 but image '.*' is 48x64"):
+        dataset[0]
+
+
 # Own images with a few clicks
 
 
@@ -345,13 +358,43 @@ def test_lists(tmp_path):
         folder(root, Points(3), **lists).setup()
 
 
+def test_labels_that_two_data_share(tmp_path):
+    """What one of them finds, or leaves out, is not the other's."""
+    here, there = (own_images(tmp_path / name, masks=(7,)) for name in ("here", "there"))
+    (there / "clicks.json").write_text(
+        json.dumps({f"{index}": [{"x": 1, "y": 1, "cls": 1}] for index in range(8)})
+    )
+    sparse = PointFiles("clicks.json")
+    first, second = folder(here, sparse), folder(there, sparse, absent_classes="warn")
+    first.setup("fit")
+    with pytest.warns(UserWarning, match=r"1 classes are labelled in no training image"):
+        second.setup("fit")
+    assert first.train_dataset.read_marks(0).classes.tolist() == [0, 1]
+    assert second.train_dataset.read_marks(0).classes.tolist() == [1]
+
+
+def test_no_class_is_called_absent_when_broken_samples_are_left_out(tmp_path):
+    data = folder(own_images(tmp_path, masks=(7,)), PointFiles("clicks.json"), on_error="skip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.setup("fit")
+
+
 def test_images_without_clicks(tmp_path):
     root = own_images(tmp_path, masks=(7,))
-    (root / "clicks.json").write_text(json.dumps({"0": [], "1": [{"x": 1, "y": 1, "cls": 0}]}))
+    clicks = {"0": [], "1": [{"x": 1, "y": 1, "cls": 0}, {"x": 2, "y": 1, "cls": 1}]}
+    (root / "clicks.json").write_text(json.dumps(clicks))
     data = folder(root, PointFiles("clicks.json"))
     expected = r"5 of 7 images are not in .*clicks.json' \('2', '3', '4' \.\.\."
     with pytest.raises(ValueError, match=expected):
         data.setup("fit")
+    data = folder(root, PointFiles("clicks.json"), on_error="skip")
+    left_out = r"5 of 7 train samples are left out \(2, 3, 4, 5, 6\)"
+    with pytest.warns(UserWarning, match=expected), pytest.warns(UserWarning, match=left_out):
+        data.setup("fit")
+    assert names(data.train_dataset) == ["0", "1"]
+    problems = check_data(folder(root, PointFiles("clicks.json")), tmp_path / "report")["problems"]
+    assert {problem["name"] for problem in problems} >= set("23456")
 
 
 def test_masks_that_are_sparse(tmp_path):
