@@ -5,10 +5,11 @@
     python experiments/make_results.py
 
 `origin` notes in ``origin.json`` which commit is about to train a run, and on what. `add` reads
-that, the run's ``val_metrics.json``, the losses of its last eighth from ``metrics.csv``, and
-``metrics.json`` and ``anomaly_scores.json`` of its tests, and writes ``results/NAME/seedN.json``; a
-run that is added again keeps its origin. Without arguments the tables between the markers in the
-documentation are written anew: mean and spread (standard deviation) over the seeds.
+that, the run's ``val_metrics.json``, the losses of its last eighth and every validation mIoU from
+``metrics.csv``, and ``metrics.json`` and ``anomaly_scores.json`` of its tests, and writes
+``results/NAME/seedN.json``; a run that is added again keeps its origin. Without arguments the
+tables between the markers in the documentation are written anew: mean and spread (standard
+deviation) over the seeds.
 """
 
 import csv
@@ -54,6 +55,7 @@ def add(name, run, tests):
         "steps": config["trainer"]["max_steps"],
         **{key: known[key] for key in ("commit", "changed", "hardware")},
         "train": last_losses(run / "metrics.csv"),
+        "curve": val_curve(run / "metrics.csv"),
         "val": val,
         "test": kept["test"] if same else {},  # a call may bring some of the tests
     }
@@ -68,8 +70,7 @@ def add(name, run, tests):
 
 def last_losses(path):
     """Mean of each training loss over the last eighth of the steps."""
-    with path.open() as lines:
-        rows = list(csv.DictReader(lines))
+    rows = _rows(path)
     start = max(int(row["step"]) + 1 for row in rows) * 7 // 8
     late = [row for row in rows if int(row["step"]) >= start]
     losses = {}
@@ -78,6 +79,16 @@ def last_losses(path):
         if values:
             losses[name.removeprefix("train_")] = statistics.mean(values)
     return losses
+
+
+def val_curve(path):
+    """Validation mIoU by the number of steps before it."""
+    return {str(int(r["step"]) + 1): float(r["val_mIoU"]) for r in _rows(path) if r.get("val_mIoU")}
+
+
+def _rows(path):
+    with path.open() as lines:
+        return list(csv.DictReader(lines))
 
 
 def cross_entropy(run):
@@ -214,6 +225,15 @@ def closed_set(folder, rows, classes=None, loss=False, test=None):
                 *([mean_iou(results, classes, test)] if classes else []),
                 *(spread(column) for column in zip(*each, strict=True)),
             ]
+
+
+def curves(rows):
+    """Validation mIoU after each third of a training, of the runs that have kept it."""
+    yield ["", "runs", "after a third of the steps", "two thirds", "all"]
+    for name, title in rows.items():
+        kept = [list(run["curve"].values()) for run in runs(name) if len(run.get("curve", ())) == 3]
+        if kept:
+            yield [title, str(len(kept)), *(spread(third) for third in zip(*kept, strict=True))]
 
 
 def anomalies(folder, rows, scores=None, sets=ANOMALY_SETS):
@@ -398,6 +418,16 @@ ON_THE_DECODER_OF_GSS = {
     "gss_free": "GSS, `decoder.classes: free`",
     "gss_majority": "GSS, `majority-4`",
 }
+CURVES = {
+    "idd_lite/softmax_fpn": "IDD-Lite, 3 000 steps: softmax",
+    "idd_lite/gmmseg_fpn": "IDD-Lite, 3 000 steps: GMMSeg",
+    "camvid_full/softmax_fpn": "CamVid, 1 500 steps: softmax",
+    "camvid_full/gmmseg_fpn": "CamVid, 1 500 steps: GMMSeg",
+    "idd_lite/softmax_mla": "IDD-Lite, 1 500 steps: softmax on GSS' decoder",
+    "idd_lite/gss_ff": "IDD-Lite, 1 500 steps: GSS, `decoder.classes: shared`",
+    "camvid_full/softmax_mla": "CamVid, 750 steps: softmax on GSS' decoder",
+    "camvid_full/gss_ff": "CamVid, 750 steps: GSS, `decoder.classes: shared`",
+}
 STARTS = {
     "random": "`random`",
     "orthogonal": "`orthogonal`, of zero sum",
@@ -486,6 +516,7 @@ TABLES = {
     ),
     "idd_lite anomalies in short": lambda: anomalies("idd_lite", IDD_LITE, SHORT),
     "camvid closed set": lambda: closed_set("camvid_full", CAMVID, test="test"),
+    "curves": lambda: curves(CURVES),
     "camvid composite": lambda: anomalies("camvid_full", CAMVID, SHORT, COMPOSITE),
     "idd_lite gss": lambda: closed_set("idd_lite", ON_THE_DECODER_OF_GSS),
     "camvid gss": lambda: closed_set("camvid_full", ON_THE_DECODER_OF_GSS, test="test"),

@@ -186,14 +186,16 @@ def test_a_result_keeps_the_tests_of_other_calls(tmp_path, monkeypatch):
     run.mkdir()
     (run / "config.yaml").write_text("seed_everything: 3\ntrainer: {max_steps: 5}\n")
     (run / "val_metrics.json").write_text('{"mIoU": 0.5}')
-    (run / "metrics.csv").write_text("step,train_loss\n1,2.0\n")
+    (run / "metrics.csv").write_text("step,train_loss,val_mIoU\n1,2.0,\n1,,0.5\n")
     (run / "origin.json").write_text('{"commit": "a", "changed": false, "hardware": "b"}')
     for name in ("one", "two"):
         (run / name).mkdir()
         (run / name / "metrics.json").write_text(json.dumps({"AUROC": 0.25}))
         monkeypatch.setitem(make["add"].__globals__, "RESULTS", kept)
         make["add"]("x", run, [f"{name}={run / name}"])
-    assert set(json.loads((kept / "x" / "seed3.json").read_text())["test"]) == {"one", "two"}
+    result = json.loads((kept / "x" / "seed3.json").read_text())
+    assert set(result["test"]) == {"one", "two"}
+    assert (result["train"], result["curve"]) == ({"loss": 2.0}, {"2": 0.5})
     (run / "val_metrics.json").write_text('{"mIoU": 0.6}')  # another training
     make["add"]("x", run, [])
     assert json.loads((kept / "x" / "seed3.json").read_text())["test"] == {}
