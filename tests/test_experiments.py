@@ -38,6 +38,8 @@ SMOKE = [path for path in found("smoke/*_synthetic") if not path.stem.startswith
 CAMVID = [
     path for path in found("camvid/*") if path.stem not in ("gss_ff", "gss_ft", "gss_ft_w", "full")
 ]
+# One of each method; the others differ from these in a decoder or in the labels.
+ONE_EACH = ("gmmseg_fpn", "agmm_fpn_points", "softmax_mla", "gss_ff_majority", "maskige_vq")
 FEW_SHOT = found("pascal5i/*", "coco20i/*")
 SPARSE = found("voc/*_points", "voc/*_scribbles", "cityscapes/*_clicks")
 GSS = found("ade20k/gss*", "cityscapes/gss*")
@@ -216,7 +218,13 @@ def test_smoke(path, short):
     assert sorted(p.name for p in Path("out/masks").iterdir()) == ["0.png", "1.png"]
 
 
-@pytest.mark.parametrize("path", CAMVID, ids=name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=name(path), marks=[pytest.mark.slow] * (path.stem not in ONE_EACH))
+        for path in CAMVID
+    ],
+)
 def test_camvid(path):
     write_camvid()
     fit(path, "--data.root=. --data.batch_size=2 --trainer.val_check_interval=1", TWO_STEPS)
