@@ -15,7 +15,12 @@ from torchmetrics import MetricCollection
 from lightning_genseg.arguments import check_arguments
 from lightning_genseg.data.labels import IGNORE
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.methods.base import SegmentationModule, expect_frozen_parts
+from lightning_genseg.methods.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SegmentationModule,
+    expect_frozen_parts,
+)
 from lightning_genseg.methods.fewshot.base_learner import BaseLearner
 from lightning_genseg.methods.fewshot.networks import EncoderStages, OutputStride, StageFeatures
 from lightning_genseg.methods.fewshot.support import SUPPORT_KEYS, Support, make_support
@@ -54,7 +59,7 @@ class FewShotModule(SegmentationModule):
 
     Raises:
         GenSegError: neither or both of `base` and `encoder`, or a wrong one; beside `base` another
-            `output_stride` than its own, or `encoder_weights`.
+            `output_stride`, `mean` or `std` than its own, or `encoder_weights`.
     """
 
     features: EncoderStages
@@ -114,6 +119,15 @@ class FewShotModule(SegmentationModule):
             unused = ["encoder_weights"] if encoder_weights is not None else []
             if output_stride not in (8, base.features.output_stride):
                 unused.append("output_stride")
+            for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+                if name not in kwargs:
+                    continue
+                given = kwargs[name]
+                check_arguments(SegmentationModule.__init__, {name: given})
+                own = getattr(base, name).flatten().cpu()
+                same = torch.equal(torch.tensor(given, dtype=own.dtype), own)
+                if not same and tuple(given) != default:
+                    unused.append(name)
             if unused:
                 raise GenSegError(
                     f"{' and '.join(unused)} is given beside a base learner, whose own is used: "

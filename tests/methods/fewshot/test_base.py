@@ -12,6 +12,7 @@ from lightning_genseg import BaseLearner, CosinePrototypes
 from lightning_genseg.cli.calibrate import calibrate
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods import FewShotModule
+from lightning_genseg.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_genseg.methods.fewshot import prototypes
 from lightning_genseg.methods.fewshot.support import support_shares
 from lightning_genseg.ops.letterbox import letterbox
@@ -227,8 +228,14 @@ def test_arguments_beside_a_base_learner(monkeypatch):
     """Its own are used, and others refused; defaults are let through: LightningCLI gives all."""
     base = BaseLearner(3, encoder="tu-test_resnet", output_stride=16, mean=(0.4, 0.5, 0.6))
     monkeypatch.setattr(prototypes, "load_base_learner", lambda path: base)
-    for arguments in ({}, {"output_stride": 8}, {"output_stride": 16, "mean": [0.4, 0.5, 0.6]}):
+    default = {"output_stride": 8, "mean": IMAGENET_MEAN, "std": list(IMAGENET_STD)}
+    for arguments in ({}, default, {"output_stride": 16, "mean": [0.4, 0.5, 0.6]}):
         model = make(encoder=None, base_learner="base.ckpt", **arguments)
         torch.testing.assert_close(model.mean.flatten(), torch.tensor([0.4, 0.5, 0.6]))
-    with pytest.raises(GenSegError, match="output_stride is given beside a base learner"):
-        make(encoder=None, base_learner="base.ckpt", output_stride=32)
+    for arguments, words in (
+        ({"output_stride": 32}, "output_stride is given beside a base learner"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 3}, "mean and std is given beside a base learner"),
+        ({"mean": "a"}, "mean is 'a'"),
+    ):
+        with pytest.raises(GenSegError, match=words):
+            make(encoder=None, base_learner="base.ckpt", **arguments)
