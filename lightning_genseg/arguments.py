@@ -145,13 +145,14 @@ def check_device(device: torch.device) -> None:
 
 
 def arguments_of(kind: type) -> dict[str, Parameter]:
-    """A class's arguments by name, and those that `**kwargs` pass on to its bases."""
+    """A class's arguments by name, and those that it passes on to its bases (`**kwargs`)."""
     found: dict[str, Parameter] = {}
     for cls in kind.__mro__:
         if "__init__" in vars(cls):
             own = list(signature(vars(cls)["__init__"]).parameters.values())[1:]  # without self
-            found |= {p.name: p for p in own if p.kind is not p.VAR_KEYWORD and p.name not in found}
-            if not any(p.kind is p.VAR_KEYWORD and p.name == "kwargs" for p in own):
+            several = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
+            found |= {p.name: p for p in own if p.kind not in several and p.name not in found}
+            if not any(p.kind is Parameter.VAR_KEYWORD for p in own):
                 break
     return found
 

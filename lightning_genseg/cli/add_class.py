@@ -27,6 +27,7 @@ def add_class(
     value: int = 1,
     seed: int = 0,
     shrinkage: float = 0.5,
+    method: type[GMMSeg] = GMMSeg,
 ) -> GMMSeg:
     """Write a checkpoint that knows one more class, see `GMMSeg.add_class`.
 
@@ -39,6 +40,7 @@ def add_class(
         seed: of the start of EM.
         shrinkage: share, in [0, 1], of the other classes' mean covariance in that of the new one;
             without it the others lose more pixels to a new class of few images.
+        method: import path of the class, where it is one of your own (`my_package.MyGMMSeg`).
 
     Raises:
         MissingFileError: a file or folder does not exist.
@@ -67,7 +69,7 @@ def add_class(
             f"no mask of '{root / 'masks'}' holds the value {value}: set value to the number that "
             "the new class has there."
         )
-    model = GMMSeg.load_from_checkpoint(ckpt_path, map_location="cpu")
+    model = method.load_from_checkpoint(ckpt_path, map_location="cpu")
     model.add_class(images, masks, name, seed, shrinkage)
     trainer = Trainer(
         accelerator="cpu",

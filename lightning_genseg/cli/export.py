@@ -10,6 +10,7 @@ from lightning_genseg.methods.base import SegmentationModule
 from lightning_genseg.methods.deploy import SUFFIXES, Format, export_model, load_method
 from lightning_genseg.methods.fewshot.base import FewShotModule
 from lightning_genseg.methods.fewshot.support import SUPPORT_KEYS, Support
+from lightning_genseg.methods.trained import TrainedModule
 from lightning_genseg.uncertainty.scores import AnomalyName
 
 _HELP = "Write a trained model as ONNX, torch.export, or a folder for the Hugging Face hub."
@@ -24,6 +25,7 @@ def export(
     support_root: Path | None = None,
     support_size: int = 473,
     support_ids: dict[int, int] | None = None,
+    method: type[TrainedModule] | None = None,
 ) -> Path:
     """Write a trained model in a form that needs no command, and with `onnx` no PyTorch.
 
@@ -38,6 +40,7 @@ def export(
         support_root: of a few-shot model, a folder with `images` and `masks` of the object.
         support_size: side of the square that supports and images are seen in, in pixels.
         support_ids: value in these masks -> 1, 0 or 255.
+        method: import path of the class, where it is one of your own (`my_package.MyMethod`).
 
     Returns:
         `output`.
@@ -52,25 +55,36 @@ def export(
     )
     if target.exists():
         raise GenSegError(f"output '{target}' exists: remove it, or give another name.")
-    model = load_method(ckpt_path)
+    if format == "pretrained" and (whole_image or support_root is not None):
+        option = "whole_image" if whole_image else "support_root"
+        raise GenSegError(
+            f"a folder for from_pretrained keeps no {option}: leave it out, and give it when the "
+            "model is used."
+        )
+    model = load_method(ckpt_path, method)
+    if anomaly_score is not None:
+        _segmenter(model).set_anomaly_score(anomaly_score)
     if format == "pretrained":
         model.save_pretrained(target)
         return target
-    if not isinstance(model, SegmentationModule):
-        raise GenSegError(
-            f"a {type(model).__name__} knows masks only: export a segmentation model."
-        )
-    if anomaly_score is not None:
-        model.set_anomaly_score(anomaly_score)
+    segmenter = _segmenter(model)
     if support_root is not None:
-        if not isinstance(model, FewShotModule):
+        if not isinstance(segmenter, FewShotModule):
             raise GenSegError(
                 f"support_root is for few-shot models, not for {type(model).__name__}."
             )
         supports = SupportFolder(support_root, support_size, support_ids).read()
-        model.support = Support(*(supports[key] for key in SUPPORT_KEYS))
-    export_model(model, target, format, whole_image)
+        segmenter.support = Support(*(supports[key] for key in SUPPORT_KEYS))
+    export_model(segmenter, target, format, whole_image)
     return target
+
+
+def _segmenter(model: TrainedModule) -> SegmentationModule:
+    if not isinstance(model, SegmentationModule):
+        raise GenSegError(
+            f"a {type(model).__name__} knows masks only: export a segmentation model."
+        )
+    return model
 
 
 COMMAND = FunctionCommand(

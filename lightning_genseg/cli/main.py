@@ -189,7 +189,9 @@ class GenSegCLI(LightningCLI):
         folder = Path(getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir)
         if command == "predict":
             folder = self.config.predict.predictions.output_dir or folder / "predictions"
-        say(f"{_RESULTS.get(command, 'scores and pictures')} are in {folder}")
+        scored = command != "fit" or (folder / "val_metrics.json").exists()
+        left = _RESULTS.get(command, "scores and pictures") if scored else "the model's checkpoints"
+        say(f"{left} are in {folder}")
 
     after_fit = after_validate = after_test = after_predict = _say_where
 

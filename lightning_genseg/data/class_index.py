@@ -199,6 +199,7 @@ def _digest(dataset: SegmentationDataset, sparse: list[Any]) -> str:
     """Of names and tables, not of the root folder: clusters unpack data into new ones."""
     content: list[Any] = [type(dataset).__qualname__, dataset.num_classes, dataset.label_values()]
     content += sparse if dataset.colors is None else [*sparse, dataset.colors]
+    content += dataset.mask_decoder()
     content += [(sample.name, sample.mask.parts[-3:]) for sample in dataset.samples]
     content += [s.anomaly.parts[-3:] for s in dataset.samples if s.anomaly is not None]
     return hashlib.sha256(repr(content).encode()).hexdigest()[:20]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +75,9 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     An index is an int, or a pair (int, seed): the seed decides the augmentation, so that it does
     not depend on the worker that happens to read the sample.
 
+    Masks of colours: a subclass sets the class variable `colors`; the values of its masks, for
+    `ids`, are positions there. Another format: it overrides `decode_mask`.
+
     With `anomaly_ids`, or after `hold_out`, a sample also has `anomaly` int64 HxW: 1 anomalous, 0
     known, 255 not evaluated. `mask` is 255 where it is 1.
 
@@ -92,9 +96,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         MissingFileError: on reading: a file does not exist.
     """
 
-    colors: Sequence[Color] | None = (
-        None  # whose positions are the values, where masks hold colours
-    )
+    colors: Sequence[Color] | None = None
     decoded: DecodedFiles | None = None  # what has been decoded before, where that is kept
 
     def __init__(
@@ -202,9 +204,23 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return np.where(anomaly == 1, np.uint8(IGNORE), labels), anomaly
 
     def read_mask_values(self, index: int) -> NDArray[np.integer[Any]]:
-        """Read what the file of a mask holds, HxW; override it for other formats."""
-        path, colors = self.samples[index].mask, self.colors
-        return self._decode(path, lambda: read_mask(path, colors), ("mask", colors))
+        """What the file of a mask holds, HxW: read, or kept from before (`cache` memmap)."""
+        path = self.samples[index].mask
+        read_with = ("mask", self.colors, *self.mask_decoder())
+        return self._decode(path, lambda: self.decode_mask(path), read_with)
+
+    def decode_mask(self, path: Path) -> NDArray[np.integer[Any]]:
+        """Read the file of a mask, HxW; override it for other formats."""
+        return read_mask(path, self.colors)
+
+    def mask_decoder(self) -> list[str]:
+        """Source of an overridden `decode_mask`: with another, what was kept of masks is stale."""
+        if type(self).decode_mask is SegmentationDataset.decode_mask:
+            return []
+        try:
+            return [inspect.getsource(type(self).decode_mask)]
+        except OSError:  # typed into an interpreter
+            return [type(self).decode_mask.__qualname__]
 
     def _decode(
         self, path: Path, decode: Callable[[], NDArray[Any]], options: object

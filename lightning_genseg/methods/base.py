@@ -105,7 +105,7 @@ class SegmentationModule(TrainedModule):
         self.evaluation = Evaluation(self.ignore_index)
 
     def set_anomaly_score(self, name: AnomalyName | None) -> None:
-        """Choose the score of predictions; `None` is the method's own, if it has one.
+        """Choose the score of predictions, also of saved ones; `None` is the method's own, if any.
 
         Raises:
             GenSegError: the method does not have it.
@@ -122,6 +122,8 @@ class SegmentationModule(TrainedModule):
                 f"{type(self).__name__}: choose another, such as msp or entropy."
             )
         self.anomaly_score = name or self.own_anomaly_score
+        if "anomaly_score" in self.hparams:
+            self.hparams["anomaly_score"] = name
 
     # --- the contract -------------------------------------------------------------------------
 

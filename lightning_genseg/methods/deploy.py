@@ -167,15 +167,19 @@ def export_program(graph: nn.Module, example: Tensor) -> ExportedProgram:
     return torch.export.export(graph, (example,), dynamic_shapes=axes, strict=False)
 
 
-def load_method(path: Path) -> TrainedModule:
+def load_method(path: Path, kind: type[TrainedModule] | None = None) -> TrainedModule:
     """A trained method of any kind, from a checkpoint or a folder of `save_pretrained`.
+
+    Args:
+        path: of the checkpoint or the folder.
+        kind: its class; left out, one that is imported already and has the name that it says.
 
     Raises:
         MissingFileError: there is nothing.
         GenSegError: it is neither, or does not say which method it is.
     """
     if path.is_dir():
-        return TrainedModule.from_pretrained(path)
+        return (kind or TrainedModule).from_pretrained(path)
     if not path.is_file():
         address = re.match(r"\w+:/", str(path)) is not None  # a Path has one slash of it
         remedy = "download it and give its path" if address else "give a checkpoint of a run"
@@ -183,11 +187,12 @@ def load_method(path: Path) -> TrainedModule:
     content = read_run(path, f"ckpt_path '{path}'")
     saved = content.get("hyper_parameters", {})
     name = content.get("method") or str(saved.get("_class_path", "")).rpartition(".")[2]
-    kind = subclass_named(TrainedModule, name)  # type: ignore[type-abstract]
+    kind = kind or subclass_named(TrainedModule, name)  # type: ignore[type-abstract]
     if kind is None:
         raise GenSegError(
             f"ckpt_path '{path}' is of a method {name or 'without name'}, which is not known here: "
-            "save it again with this version of lightning_genseg."
+            "give the import path of a class of your own as method, or save it again with this "
+            "version of lightning_genseg."
         )
     return kind.load_from_checkpoint(path, map_location="cpu").eval()
 

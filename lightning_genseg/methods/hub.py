@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -90,7 +91,10 @@ class SharedModule(OptimisedModule, ModelHubMixin):
     # --- in and out of a folder ---------------------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write weights and arguments; `save_pretrained` adds the card."""
+        """Write weights and arguments; `save_pretrained` adds the card.
+
+        It leaves one that is there; one that it has written and nobody has changed makes room.
+        """
         content: dict[str, Any] = {
             "state_dict": self.state_dict(),
             "hyper_parameters": dict(self.hparams),
@@ -109,6 +113,11 @@ class SharedModule(OptimisedModule, ModelHubMixin):
             "checkpoint": others,
             "versions": versions(),
         }
+        card = save_directory / "README.md"
+        if card.is_file():
+            *above, last = card.read_text(encoding="utf-8").strip().split("\n")
+            if last == _seal("\n".join(above)):
+                card.unlink()
         text = json.dumps(config, indent=2, ensure_ascii=False, default=_path)
         copies = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         replace_file(save_directory / _WEIGHTS, save(copies))
@@ -199,7 +208,8 @@ class SharedModule(OptimisedModule, ModelHubMixin):
             tags=["lightning", "semantic-segmentation", name.lower()],
         )
         text = "\n\n".join(_card(self))
-        return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
+        card = str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n"))
+        return ModelCard(f"{card}\n{_seal(card)}\n")
 
 
 def _file(place: Path, name: str, options: Mapping[str, Any]) -> Path:
@@ -217,6 +227,12 @@ def _file(place: Path, name: str, options: Mapping[str, Any]) -> Path:
             f"'{place}' is no folder, and {name} could not be had from the Hugging Face hub "
             f"({reason}): correct the name, or save the model to a folder."
         ) from error
+
+
+def _seal(card: str) -> str:
+    """The last line of a card, by which `_save_pretrained` sees whether anyone has changed it."""
+    digest = hashlib.sha256(card.strip().encode()).hexdigest()[:16]
+    return f"<!-- save_pretrained writes this card anew until you change it: {digest} -->"
 
 
 def subclass_named(base: type[Method], name: str) -> type[Method] | None:

@@ -29,6 +29,7 @@ from lightning_genseg.methods.random_states import RandomStates
 from lightning_genseg.metrics import named_scores, segmentation_metrics
 from lightning_genseg.metrics.segmentation import better, score_keys
 from lightning_genseg.ops.processes import over_processes
+from lightning_genseg.ops.views import unit_image
 
 
 class TrainedModule(SharedModule, ABC):
@@ -180,6 +181,8 @@ class TrainedModule(SharedModule, ABC):
         A mean over labelled pixels is one over those of all processes.
         """
         self._check_batch(batch)
+        if self._looks_at(batch_idx, batch["mask"]):
+            self._check_values(batch, batch_idx)
         with over_processes():
             losses = self.compute_loss(batch)
         self._check_finite(losses["loss"], batch, batch_idx)
@@ -191,10 +194,7 @@ class TrainedModule(SharedModule, ABC):
         return losses
 
     def _check_finite(self, loss: Tensor, batch: dict[str, Any], batch_idx: int) -> None:
-        # Looking at the value makes the CPU wait for the GPU; there, now and then is enough.
-        steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        every = 1 if loss.device.type == "cpu" else max(1, steps)
-        if batch_idx % every == 0 and not torch.isfinite(loss):
+        if self._looks_at(batch_idx, loss) and not torch.isfinite(loss):
             raise GenSegError(
                 f"The loss is {loss.item()} at step {self.global_step} (images "
                 f"{', '.join(batch.get('name', ['without names']))}); lower the learning rate, "
@@ -202,9 +202,36 @@ class TrainedModule(SharedModule, ABC):
                 "bf16-mixed."
             )
 
+    def _looks_at(self, batch_idx: int, values: Tensor) -> bool:
+        # Looking at values makes the CPU wait for the GPU; there, now and then is enough.
+        if values.device.type == "cpu":
+            return True
+        steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return batch_idx % max(1, steps) == 0
+
+    def _check_values(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Refuse images and labels that a loss would choke on, or take for others."""
+        image, mask = batch["image"], batch["mask"]
+        if mask.dim() != 3 or mask.is_floating_point():
+            raise GenSegError(
+                f"the mask of a batch is {mask.dtype} of shape {tuple(mask.shape)}, and must be "
+                "B x H x W, whole numbers: let the data set give one class a pixel."
+            )
+        known = mask[mask != self.ignore_index]
+        if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < self.num_classes:
+            raise GenSegError(
+                f"the mask of a batch holds labels from {int(known.min())} to {int(known.max())}, "
+                f"and there are {self.num_classes} classes: correct the labels, num_classes, or "
+                f"ignore_index ({self.ignore_index})."
+            )
+        if batch_idx == 0:
+            unit_image(image, "the image of a batch")
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Predict and score against `mask`; the predictions are returned for callbacks."""
         self._check_batch(batch)
+        if self._looks_at(batch_idx, batch["mask"]):
+            self._check_values(batch, batch_idx)
         return self._score(self.maps_at_labels(batch), batch, self.val_metrics)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """`genseg export`: what it writes says what the module says, for images of any size and number."""
 
+import gc
+import importlib
 import os
 import shutil
 import subprocess
@@ -181,6 +183,34 @@ def test_pretrained(genseg, tmp_path):
     genseg("export --ckpt_path last.ckpt --format pretrained --output shared")
     loaded, image = load_method(tmp_path / "shared"), torch.rand(1, 3, 40, 50)
     assert torch.equal(loaded(image), load_method(model)(image))
+
+
+def test_a_folder_has_the_score_and_nothing_that_it_cannot_keep(genseg, fails, tmp_path):
+    save(calibrated(), tmp_path / "last.ckpt")
+    line = "export --ckpt_path last.ckpt --format pretrained --output"
+    genseg(f"{line} shared --anomaly_score energy")
+    assert load_method(tmp_path / "shared").anomaly_score == "energy"
+    for option in ("whole_image true", "support_root photos"):
+        sentence = f"a folder for from_pretrained keeps no {option.split()[0]}"
+        assert sentence in fails(f"{line} other --{option}")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_method_of_ones_own(genseg, fails, tmp_path, monkeypatch):
+    """Is imported where the command says so, and not because a checkpoint does."""
+    source = "from lightning_genseg import GMMSeg\n\nclass Mine(GMMSeg):\n    'My own.'\n"
+    (tmp_path / "own_method.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = importlib.import_module("own_method").Mine
+    save(kind(**TINY), tmp_path / "last.ckpt")
+    genseg("export --ckpt_path last.ckpt --format pretrained --method own_method.Mine")
+    assert type(load_method(tmp_path / "last-pretrained", kind)) is kind
+    line = "export --ckpt_path last.ckpt --format pretrained --output other --method"
+    assert "No module named 'no_method'" in fails(f"{line} no_method.Mine")
+    save(type("Unknown", (SoftmaxSegmenter,), {})(**TINY), tmp_path / "unknown.ckpt")
+    gc.collect()
+    sentence = "of a method Unknown, which is not known here: give the import path"
+    assert sentence in fails("export --ckpt_path unknown.ckpt")
 
 
 def test_nothing_is_written_over(fails, tmp_path):

@@ -195,6 +195,8 @@ def test_all_that_follows_a_fit_lies_in_its_folder(genseg, config, photos, tmp_p
     assert {path.name for path in (tmp_path / run).iterdir()} == {"version_0"}
     checkpoints = tmp_path / run / "version_0" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]
+    line = f"fit --config {config} --trainer.max_steps 1 --trainer.limit_val_batches 0"
+    assert last_line(line) == f"genseg: the model's checkpoints are in {run}/version_1"
 
 
 def test_weights_that_the_checkpoint_holds_are_not_worth_a_line(

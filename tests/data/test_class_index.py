@@ -100,6 +100,24 @@ def test_other_tables_and_other_samples_have_their_own_counts(root, tmp_path):
     assert len(list((tmp_path / "c").iterdir())) == 4
 
 
+def test_masks_of_another_format_have_their_own_counts(root, tmp_path):
+    class Shifted(Folder):
+        def decode_mask(self, path):
+            values = super().decode_mask(path)
+            return np.where(values == 255, 255, (values + 1) % 3)
+
+    first = Shifted
+
+    class Shifted(Folder):
+        def decode_mask(self, path):
+            values = super().decode_mask(path)
+            return np.where(values == 255, 255, (values + 2) % 3)
+
+    for kind, shift in ((Folder, 0), (first, 1), (Shifted, 2)):
+        expected = np.roll(COUNTS, shift, axis=1).tolist()
+        assert class_index(kind(root, NAMES), tmp_path / "c").tolist() == expected
+
+
 @pytest.mark.parametrize("kind", ["empty", "cut", "flipped", "foreign"])
 def test_a_broken_file_is_replaced(root, tmp_path, kind):
     index(root, tmp_path / "c")

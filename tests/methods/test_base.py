@@ -80,6 +80,24 @@ def test_batches_of_another_form_are_refused(tmp_path):
                 step(make(), batches)
 
 
+def test_batches_with_wrong_values_are_refused(tmp_path):
+    image, mask = torch.rand(2, 3, 32, 48), torch.zeros(2, 32, 48, dtype=torch.long)
+    mask[:, 0] = 255
+    for change, sentence in (
+        ({"image": 255 * image}, "the image of a batch has values from 0"),
+        ({"image": image - 0.5}, "the image of a batch has values from -0.49"),
+        ({"mask": mask[:, None]}, r"the mask of a batch is torch.int64 of shape \(2, 1, 32, 48\)"),
+        ({"mask": mask.float()}, "the mask of a batch is torch.float32 of shape"),
+        ({"mask": mask + 7}, "labels from 7 to 262, and there are 6 classes"),
+        ({"mask": mask.where(mask > 0, -1)}, "labels from -1 to -1, and there are 6 classes"),
+    ):
+        batches = DataLoader([{"image": image, "mask": mask, **change}], batch_size=None)
+        with pytest.raises(GenSegError, match=sentence):
+            trainer(tmp_path).fit(make(), batches, batches)
+        with pytest.raises(GenSegError, match=sentence):
+            trainer(tmp_path).validate(make(), batches)
+
+
 def test_batches_without_names_are_predicted(tmp_path):
     batch = {"image": torch.rand(1, 3, 32, 48)}
     (found,) = trainer(tmp_path).predict(make(), DataLoader([batch], batch_size=None))

@@ -6,6 +6,7 @@ import shutil
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -82,6 +83,34 @@ def test_the_card_fills_itself(trained, folder):
         "| torch | 2.",
     ):
         assert words in card.text
+
+
+def test_a_card_of_ours_is_renewed_and_one_that_was_changed_is_kept(trained, folder):
+    trained.set_anomaly_score("energy")
+    trained.save_pretrained(folder)
+    assert "The score is `energy`" in (folder / "README.md").read_text()
+    assert GMMSeg.from_pretrained(folder).anomaly_score == "energy"
+    card = (folder / "README.md").read_text().replace("pipeline_tag", "license: mit\npipeline_tag")
+    (folder / "README.md").write_text(card)
+    trained.set_anomaly_score("msp")
+    trained.save_pretrained(folder)
+    assert (folder / "README.md").read_text() == card
+
+
+class Named(SoftmaxSegmenter):
+    """Passes everything on under another name than kwargs."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+
+
+def test_a_subclass_that_passes_its_arguments_on(tmp_path):
+    model = Named(**TINY)
+    model.save_pretrained(tmp_path)
+    image = torch.rand(1, 3, 33, 41)
+    assert torch.equal(Named.from_pretrained(tmp_path)(image), model.eval()(image))
+    with pytest.raises(TypeError, match="Named has no argument 'encodr'; did you mean encoder"):
+        Named(**TINY, encodr="resnet18")
 
 
 def test_a_checkpoint_carries_what_the_card_says(trained, tmp_path):

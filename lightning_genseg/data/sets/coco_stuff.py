@@ -131,9 +131,8 @@ class COCOStuff10k(SegmentationDataset):
             expected = "labelTrainIds are 0 to 171: convert the .mat files again"
             check_ids(self, range(172, 256), expected)
 
-    def read_mask_values(self, index: int) -> NDArray[np.integer[Any]]:
-        """Read what the file of a mask holds, HxW: a .mat file, or a PNG of the converter."""
-        path = self.samples[index].mask
+    def decode_mask(self, path: Path) -> NDArray[np.integer[Any]]:
+        """Read the file of a mask, HxW: a .mat file, or a PNG of the converter."""
         return _read_mat(path) if path.suffix == ".mat" else read_mask(path)
 
     @classmethod
