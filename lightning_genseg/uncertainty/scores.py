@@ -36,8 +36,10 @@ def logit_score(name: LogitScore, logits: Tensor) -> Tensor:
         largest, index = logits.max(1, keepdim=True)
         others = (logits - largest).exp().scatter(1, index, 0).sum(1, keepdim=True)
         return others / (1 + others)
-    log_p = logits.log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1, keepdim=True)
+    if name == "entropy":
+        log_p = logits.log_softmax(1)
+        return -(log_p.exp() * log_p).sum(1, keepdim=True)
+    raise NotImplementedError(f"logit_score does not compute {name}")
 
 
 def density_score(name: DensityScore, log_density: Tensor) -> Tensor:

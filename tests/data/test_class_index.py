@@ -14,6 +14,7 @@ from PIL import Image
 
 from lightning_genseg.data import Folder, SyntheticScenes
 from lightning_genseg.data.class_index import Cache, class_index
+from lightning_genseg.data.dataset import Sample, SegmentationDataset
 from lightning_genseg.errors import GenSegError, MissingFileError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +117,28 @@ def test_masks_of_another_format_have_their_own_counts(root, tmp_path):
     for kind, shift in ((Folder, 0), (first, 1), (Shifted, 2)):
         expected = np.roll(COUNTS, shift, axis=1).tolist()
         assert class_index(kind(root, NAMES), tmp_path / "c").tolist() == expected
+
+
+def test_other_colors_have_their_own_counts(tmp_path):
+    red, blue = (255, 0, 0), (0, 0, 255)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.array([[red, red, blue]], np.uint8)).save(tmp_path / folder / "x.png")
+    for colors, counts in (([red, blue], [[2, 1]]), ([blue, red], [[1, 2]])):
+        assert index(tmp_path, tmp_path / "c", ["a", "b"], colors=colors)[0] == counts
+
+
+def test_an_image_is_counted_again_when_its_anomaly_mask_has_changed(root, tmp_path):
+    for anomaly in ([0, 0, 0, 0], [1, 0, 0, 0]):  # of which the second takes a pixel away
+        write(root, {"x": [0, 0, 1, 255]})
+        (root / "anomalies").mkdir(exist_ok=True)
+        path = root / "anomalies" / "x.png"
+        Image.fromarray(np.array([anomaly], np.uint8)).save(path)
+        os.utime(root / "masks" / "x.png", ns=(1, 1))
+        os.utime(path, ns=(1, 2 + sum(anomaly)))
+        sample = Sample("x", root / "images" / "x.png", root / "masks" / "x.png", path)
+        dataset = SegmentationDataset([sample], NAMES, anomaly_ids={0: 0, 1: 1})
+        assert class_index(dataset, tmp_path / "c").tolist() == [[2 - sum(anomaly), 1, 0]]
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "flipped", "foreign"])

@@ -18,6 +18,7 @@ from lightning_genseg import AGMM, CGMGM, GMMSeg, SoftmaxSegmenter
 from lightning_genseg.data import SyntheticScenes, SyntheticScenesDataModule
 from lightning_genseg.data.loaders import CheckedLoader, collate
 from lightning_genseg.methods.fewshot.options import DecoderOptions
+from lightning_genseg.ops.processes import true_anywhere
 from tests.contract import NUM_CLASSES, in_groups, with_sparse_keys
 from tests.methods.ddp_run import Features
 
@@ -188,6 +189,7 @@ def run(folder: Path, processes: int) -> None:
     states = {name: weights(folder, processes, name) for name in SPARSE if processes < 3}
     if processes > 1:
         states["own project"] = own_project(folder)
+        states["flags"] = {"anywhere": true_anywhere(torch.arange(3) == rank)}
     torch.save(states, folder / f"{processes}_{rank}.pt")
     (folder / f"{processes}_{rank}.json").write_text(json.dumps(found))
 

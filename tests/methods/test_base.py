@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 from lightning_genseg import EMOptions, GMMHead, GMMSeg, SegmentationModule, SoftmaxSegmenter
 from lightning_genseg.arguments import check_device
 from lightning_genseg.errors import GenSegError, MissingFileError
+from lightning_genseg.metrics import CalibrationError
+from lightning_genseg.uncertainty import Threshold
 from tests.contract import (
     NUM_CLASSES,
     TINY,
@@ -47,6 +49,25 @@ def test_logged_scores_are_those_of_the_whole_set(tmp_path):
     assert result["test_IoU_the_ground"] == pytest.approx(expected["the ground"], nan_ok=True)
     accuracy = (prediction == mask)[labelled].float().mean().item()
     assert result["test_pixel_accuracy"] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("inference", [None, {"flip": True}, {"scales": [0.5, 1.0]}])
+def test_the_calibration_error_is_that_of_the_probabilities(tmp_path, inference):
+    model = make(inference=inference)
+    result = trainer(tmp_path).test(model, loader(6), verbose=False)[0]
+    error = CalibrationError()
+    for sample in scenes()[:6]:
+        with torch.no_grad():
+            scores = model.eval().predict_maps(sample["image"][None])["scores"]
+        error.update(scores if inference else scores.softmax(1), sample["mask"][None])
+    assert result["test_ECE"] == pytest.approx(error.compute().item(), abs=1e-5)
+
+
+def test_training_forgets_thresholds_of_other_weights(tmp_path):
+    model = make()
+    model.anomaly.thresholds["energy"] = Threshold(0.0, 0.05, "pixel", 0.05, 100)
+    trainer(tmp_path).fit(model, loader(4), loader(4))
+    assert not model.anomaly.thresholds
 
 
 def test_labels_may_be_larger_than_the_image(tmp_path):

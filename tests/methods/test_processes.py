@@ -80,11 +80,24 @@ def test_one_mixture_in_your_own_project(folder):
         assert torch.equal(value, second[name]), name
 
 
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_what_any_process_has_seen_is_known_to_all(folder):
+    """A token that one process has met has a place in the vocabulary of every one."""
+    for rank in (0, 1):
+        assert load(folder, 2, rank)["flags"]["anywhere"].tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_an_evaluation_sampler_splits(processes, batch_size):
     dataset = [
-        {"image": torch.zeros(3, 2, 2), "mask": torch.full((2, 2), i), "name": str(i)}
+        {
+            "image": torch.zeros(3, 2, 2),
+            "mask": torch.full((2, 2), i),
+            "anomaly": torch.zeros(2, 2, dtype=torch.long),
+            "name": str(i),
+        }
         for i in range(IMAGES)
     ]
     seen, lengths = [], set()
@@ -97,6 +110,7 @@ def test_an_evaluation_sampler_splits(processes, batch_size):
         for batch in batches:
             repeated = bool((batch["mask"] == 255).all())
             assert batch.get("repeated", False) == repeated
+            assert bool((batch["anomaly"] == 255).all()) == repeated
             seen += [] if repeated else batch["name"]
     assert sorted(seen) == [str(i) for i in range(IMAGES)]
     assert len(lengths) == 1

@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from sklearn.mixture import GaussianMixture as SklearnMixture
 
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.mixtures import GaussianMixture, Moments, e_step, estimate, fit, m_step
+from lightning_genseg.mixtures import (
+    GaussianMixture,
+    Moments,
+    e_step,
+    estimate,
+    fit,
+    m_step,
+    sinkhorn,
+)
+from lightning_genseg.mixtures.em import k_means_plus_plus
 from lightning_genseg.mixtures.log_density import with_squares
 
 close = torch.testing.assert_close
@@ -60,6 +69,12 @@ def test_em_uses_the_weights_and_sinkhorn_equal_shares_of_what_is_labelled(assig
     log_q = e_step(mixture, density, torch.where(valid, labels, 255), assignment)
     close(log_q[valid], e_step(mixture, density[valid], labels[valid], assignment))
     close(log_q[valid & (labels == 0)].exp(), torch.tensor([shares] * 5))
+
+
+def test_the_defaults_of_sinkhorn_are_those_of_the_e_step():
+    mixture = GaussianMixture(3, 4, 2)
+    own, labels = torch.randn(20, 4), torch.arange(20) % 3
+    close(e_step(mixture, own, labels), sinkhorn(own, labels, 3))
 
 
 # --- M-step ----------------------------------------------------------------------------------
@@ -238,6 +253,31 @@ def test_fit_is_of_float64_and_takes_float32(covariance):
     exact = mixture.log_density(x.double()), mixture.own_log_density(x.double(), labels)
     for single, double in zip(densities, exact, strict=True):
         torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)
+
+
+def test_seeds_are_drawn_by_their_squared_distance():
+    # 40 000 classes alike, of these four pixels.
+    x = torch.tensor([[0.0], [2], [3], [4]])
+    index = torch.arange(160_000) // 4
+    generator = torch.Generator().manual_seed(0)
+    seeds = k_means_plus_plus(x.repeat(40_000, 1), index, 40_000, 2, generator).squeeze(2)
+    for first in x[:, 0]:
+        drawn = seeds[seeds[:, 0] == first, 1]
+        assert len(drawn) == pytest.approx(10_000, abs=500)
+        expected = (x - first).square() / (x - first).square().sum()
+        close((drawn == x).float().mean(1), expected[:, 0], rtol=0, atol=0.02)
+
+
+def test_by_default_fit_goes_on_until_it_gains_nothing():
+    x = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 2])
+    soon, late = (fit(x, components=3, **stop) for stop in ({}, {"tolerance": 1e-6}))
+    likelihood = [mixture.log_density(x, "logsumexp").mean() for mixture in (soon, late)]
+    assert likelihood[1] - likelihood[0] < 0.02
+
+
+def test_a_component_that_gets_no_pixel_keeps_some_weight():
+    mixture = fit(torch.randn(50, 1), components=2, means=torch.tensor([[[0.0], [1e3]]]))
+    assert mixture.log_weights.isfinite().all()
 
 
 def test_fit_is_deterministic_in_its_seed():

@@ -1,6 +1,7 @@
 """EM of one episode: acceptance tests of CGMGM's specification; scikit-learn as the outsider."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from sklearn.mixture import GaussianMixture as Reference
 from torch import Tensor
 
 from lightning_genseg.errors import GenSegError
-from lightning_genseg.mixtures import EpisodicMixture, diagonal_log_density, fit_episodes
+from lightning_genseg.methods.fewshot.options import EpisodicMixtureOptions
+from lightning_genseg.mixtures import (
+    EpisodicMixture,
+    diagonal_log_density,
+    episodic,
+    fit_episodes,
+)
 from lightning_genseg.mixtures.log_density import pairs_log_density, with_squares
 
 close = torch.testing.assert_close
@@ -203,6 +210,58 @@ def test_half_precision_is_not_used():
         density = fit_episodes(x, weights).log_density(x)
     assert density.dtype == torch.float32
     assert torch.equal(density, fit_episodes(x, weights).log_density(x))
+
+
+def test_the_start_is_three_steps_of_k_means_from_farthest_points():
+    """Of distances that are weighted, in as many components as there are pixels for."""
+    x, weights = torch.randn(1, 160, 2).double(), torch.rand(1, 1, 160).double() ** 3
+    start = fit_episodes(x, weights, components=3, iterations=0)
+    z, w = start.standardize(x)[0], weights[0, 0]
+    assert 32 < w.sum() < 48  # for two components of three
+    means = [z[((z - w @ z / w.sum()) ** 2).sum(1).argmin()]]
+    means.append(z[(w * ((z - means[0]) ** 2).sum(1)).argmax()])
+    for _ in range(3):
+        owner = torch.cdist(z, torch.stack(means)).argmin(1)
+        means = [w[owner == m] @ z[owner == m] / w[owner == m].sum() for m in range(2)]
+    close(start.means[0, 0, :2], torch.stack(means))
+
+
+def test_em_stops_early_only_where_it_has_converged(monkeypatch):
+    x, weights = torch.randn(1, 200, 3), torch.rand(1, 2, 200)
+    stopped = fit_episodes(x, weights, iterations=200)
+    monkeypatch.setattr(episodic, "_SETTLED", -1.0)
+    check_same(stopped, fit_episodes(x, weights, iterations=200), 1e-3)
+
+
+def test_a_component_that_has_lost_its_pixels_gets_the_pooled_variance():
+    x = torch.cat([torch.randn(1, 40, 2), torch.tensor([[[90.0, 90]]])], 1)
+    weights = torch.ones(1, 1, 41)
+    weights[..., 40] = 0.5  # all that the second component has, less than a pixel
+    mixture = fit_episodes(x, weights, components=2)
+    share = weights / weights.sum()
+    pooled = (share @ (x - share @ x).square() / mixture.scale.square())[0, 0]
+    lost = mixture.means[0, 0].sum(1).argmax()
+    close(mixture.standardize(x)[0, 40], mixture.means[0, 0, lost])
+    close(mixture.covariances[0, 0, lost], pooled)
+
+
+def test_a_pixel_of_two_classes_counts_once_in_the_pooled_mean():
+    x, weights = torch.randn(1, 40, 3), torch.ones(1, 2, 40)
+    weights[:, 1, 20:] = 0
+    close(fit_episodes(x, weights).centre[0], x[0].mean(0, keepdim=True))
+
+
+def test_a_class_without_pixels_lies_in_the_pooled_mean():
+    x, weights = episode(0, 100)
+    assert (fit_episodes(x, weights).means[0, 0] == 0).all()
+
+
+def test_the_defaults_are_those_of_cgmgm():
+    x, weights = episode(60, 200)
+    options = asdict(EpisodicMixtureOptions())
+    names = ("components", "iterations", "prior_strength", "variance_floor", "covariance")
+    given = {name: options[name] for name in names}
+    check_same(fit_episodes(x, weights), fit_episodes(x, weights, **given), 0)
 
 
 def test_no_gradient_in_the_fit_but_in_the_density():

@@ -161,6 +161,15 @@ def test_densities_of_a_training_step_and_their_gradient(mixture, pixels, monkey
     torch.testing.assert_close(gradient(*found), gradient(*expected), atol=1e-3, rtol=1e-3)
 
 
+def test_components_that_are_alike_share_the_gradient():
+    model = GaussianMixture(2, 3, 4, unit_means=True, variance_floor=1e-2)
+    model.means.copy_(model.means[:, :1].clone().expand(2, 3, 4))
+    x = F.normalize(torch.randn(5, 4), dim=1).requires_grad_()
+    found, plain = model.densities(x, torch.zeros(5, dtype=torch.long)), model.log_density(x)
+    gradients = (torch.autograd.grad(y.sum(), x)[0] for y in (found.classes, plain))
+    close(*gradients, rtol=1e-4, atol=1e-4)
+
+
 def test_class_density_is_the_mixture():
     mixture = GaussianMixture(3, 2, 4)
     mixture.log_weights.copy_(torch.tensor([[0.3, 0.7]] * 3).log())
@@ -194,6 +203,18 @@ def test_uses_no_variance_below_the_floor():
         mixture.log_variances.fill_(-100)
     close(mixture.variances, torch.full((1, 1, 2), 0.01))
     assert mixture.log_density(torch.ones(1, 2)).isfinite()
+
+
+def test_uses_no_variance_below_the_floor_that_em_has_written():
+    mixture = GaussianMixture(1, 1, 2, variance_floor=0.01)
+    mixture.log_variances.fill_(-100)
+    close(mixture.variances, torch.full((1, 1, 2), 0.01))
+
+
+def test_a_component_is_fitted_though_one_variance_is_that_of_the_start():
+    mixture = GaussianMixture(1, 2, 3)
+    mixture.log_variances[0, 0, 1:] = -1
+    assert mixture.fitted.tolist() == [[True, False]]
 
 
 def test_a_variance_near_the_floor_finds_its_way_back():

@@ -177,6 +177,27 @@ def test_memories_hold_at_least_one_feature(kind):
         kind(3, 2, 0)
 
 
+@pytest.mark.parametrize("kind", [FeatureRing, DecayedMoments])
+def test_what_is_not_finite_never_enters(kind):
+    memory, groups = kind(2, 2, 8), torch.tensor([0, 0, 1])
+    memory.push(torch.tensor([[1.0, 2], [3, torch.nan], [torch.inf, 0]]), groups)
+    assert memory.moments().counts.tolist() == [1, 0]
+    assert memory.moments().first.tolist() == [[1, 2], [0, 0]]
+
+
+def test_what_overflows_a_ring_in_half_precision_never_enters():
+    ring = FeatureRing(1, 1, 8, dtype=torch.float16)
+    ring.push(torch.tensor([[1.0], [1e6]]), torch.zeros(2, dtype=torch.long))
+    assert ring.moments().counts.tolist() == [1]
+
+
+def test_no_variance_is_negative_by_rounding():
+    x = torch.rand(100, dtype=torch.float64).repeat(7, 1)  # seven times the same
+    memory = DecayedMoments(1, 100, 10)
+    memory.push(x, torch.zeros(7, dtype=torch.long))
+    assert (memory.moments().estimate().covariances >= 0).all()
+
+
 # --- groups, samples, processes --------------------------------------------------------------
 
 

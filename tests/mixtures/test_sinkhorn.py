@@ -49,6 +49,13 @@ def test_equals_the_plain_loop(epsilon, iterations, dtype, rescale):
     close(q[valid].double(), expected[valid], rtol=0, atol=bound)
 
 
+def test_negative_densities_are_rescaled_by_the_largest_in_absolute_value():
+    log_density, labels = scene()
+    log_density, valid = -log_density.abs(), labels < 255
+    expected = plain(log_density, labels)
+    close(sinkhorn(log_density, labels, 4).exp()[valid], expected[valid], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("rescale", [True, False])
 def test_a_tiny_epsilon_does_not_overflow(rescale):
     log_density, labels = scene(dtype=torch.float32)

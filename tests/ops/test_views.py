@@ -283,6 +283,18 @@ def test_a_margin_of_mirror_images_hides_the_border(image, options):
     assert infer(network, narrow, {"margin": 9}).shape[-2:] == narrow.shape[-2:]
 
 
+def test_a_margin_is_at_most_what_there_is_to_mirror(image):
+    seen = []
+
+    def forward(x):
+        seen.append(tuple(x.shape[-2:]))
+        return {"scores": x}
+
+    infer(forward, image, {"margin": 40}, {})
+    infer_once(forward, image, {"margin": 40})
+    assert seen == [(37 + 2 * 36, 53 + 2 * 40)] * 2
+
+
 def test_cityscapes_slides_eight_windows_over_a_frame():
     """768 x 768 every 512 pixels over 1024 x 2048, the last ones moved back to the edge."""
     found = window_positions((1024, 2048), (768, 768), (512, 512))

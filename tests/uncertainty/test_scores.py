@@ -1,3 +1,7 @@
+import math
+from fractions import Fraction
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +21,7 @@ from lightning_genseg.uncertainty import (
     image_quantile,
     logit_score,
 )
+from lightning_genseg.uncertainty.conformal import conformal_rank
 from lightning_genseg.uncertainty.scores import DENSITY_SCORES, FITTED_SCORES
 
 
@@ -102,6 +107,16 @@ def test_sml_takes_no_deviation_of_a_few_pixels():
     assert score(logits).abs().amax() < 100  # by the deviation of two equal numbers it was 1e5
 
 
+def test_sml_of_constant_logits_at_a_hundred_pixels_each():
+    """Which are enough for statistics of their own, and leave no deviation."""
+    scores, logits = StandardizedMaxLogit(), torch.zeros(1, 2, 10, 20)
+    logits[:, 0, :, :10], logits[:, 1, :, 10:] = 5.1, 3.3
+    scores.observe(logits)
+    scores.finish()
+    torch.testing.assert_close(scores.average, torch.tensor([5.1, 3.3]))
+    assert scores(logits).isfinite().all()
+
+
 def test_mahalanobis_agrees_with_scikit_learn():
     labels = torch.randint(3, (2, 8, 9))
     labels[0, 0] = 255
@@ -125,6 +140,18 @@ def test_mahalanobis_agrees_with_scikit_learn():
     everything = EmpiricalCovariance().fit(x).mahalanobis(x)
     difference = (score(features) - score(features, relative=True))[:, 0][labels < 3]
     np.testing.assert_allclose(difference, everything, rtol=1e-2, atol=1e-2)
+
+
+def test_mahalanobis_ignores_every_label_that_is_no_class():
+    features, labels = torch.randn(1, 4, 6, 6), torch.randint(-1, 4, (1, 6, 6))  # of 3 classes
+    one, other = Mahalanobis(), Mahalanobis()
+    one.observe(features, labels, 3)
+    other.observe(features, labels.masked_fill((labels < 0) | (labels > 2), 255), 3)
+    for scores in (one, other):
+        scores.finish()
+    torch.testing.assert_close(one(features), other(features))
+    with pytest.raises(GenSegError, match="no labelled training pixel was seen"):
+        one.finish()  # what was observed is used up
 
 
 def test_mahalanobis_far_from_the_origin():
@@ -164,11 +191,13 @@ def test_the_fitted_state_travels():
     scores.mahalanobis.observe(outputs["features"], torch.randint(3, (1, 4, 4)), 3)
     scores.mahalanobis.finish()
     scores.thresholds["msp"] = conformal_image_threshold([0.1] * 20, 0.05, 0.1)
+    scores.inference, scores.ranges = {"flip": True}, {"msp": (0.0, 0.5)}
     other = AnomalyScores()
     other.load_fitted_state(scores.fitted_state())
     for name in FITTED_SCORES:
         torch.testing.assert_close(other(name, outputs), scores(name, outputs))
     assert other.thresholds == scores.thresholds
+    assert (other.inference, other.ranges) == (scores.inference, scores.ranges)
     assert not other.state_dict()  # a checkpoint's weights stay those of the network
     other.load_fitted_state({})  # of another checkpoint
     assert not any(other.is_fitted(name) for name in FITTED_SCORES)
@@ -204,10 +233,36 @@ def test_the_image_threshold_keeps_its_promise_although_pixels_depend_on_each_ot
     assert torch.stack(broken_pixel).mean() > 0.12  # which the pixel threshold never promised
 
 
+def test_thresholds_are_the_smallest_that_keep_the_promise():
+    scores = torch.arange(1.0, 100)[torch.randperm(99)]
+    pixel = conformal_pixel_threshold(score_histogram(scores), 0.1)
+    assert 90 <= pixel.value < 91
+    assert conformal_image_threshold(scores.tolist(), 0.05, 0.1).value == 90
+
+
+def test_which_of_the_sorted_scores_is_taken_whatever_rounding_says():
+    for count, percent in product(range(100, 130), range(1, 100)):
+        exact = math.ceil((count + 1) * Fraction(100 - percent, 100))
+        assert conformal_rank(count, percent / 100, "risk", "images") == exact
+
+
+def test_a_promise_in_words():
+    of_images = conformal_image_threshold([0.1] * 20, 0.05, 0.2)
+    assert of_images.promise() == (
+        "In a new image of the known world at most 5.00% of the known pixels lie above it, with "
+        "probability 80.00%; found on 20 held-out images"
+    )
+    of_pixels = conformal_pixel_threshold(score_histogram(torch.rand(50)), 0.05)
+    assert of_pixels.promise() == (
+        "Of new images at most 5.00% of the known pixels lie above it; found on 50 held-out pixels"
+    )
+
+
 def test_image_quantile_lets_no_more_pass():
     scores = torch.randn(20, 30)
     for rate in (0.01, 0.05, 0.5):
-        assert (scores > image_quantile(scores, rate)).float().mean() <= rate
+        for some in (scores, scores[0, :7]):
+            assert (some > image_quantile(some, rate)).float().mean() <= rate
     assert image_quantile(torch.ones(1), 0.05) == 1
 
 

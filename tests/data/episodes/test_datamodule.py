@@ -134,6 +134,8 @@ def test_manifest(tmp_path):
     assert path.read_bytes() == written
     with pytest.raises(ValueError, match="was drawn with shots 1, not 2"):
         episodes(manifest=path, shots=2).setup("test")
+    with pytest.raises(ValueError, match=r"was drawn with classes \['tree', 'vehicle'\], not"):
+        episodes(manifest=path, novel_classes=["tree", "person"]).setup("test")  # another fold
 
 
 @pytest.mark.parametrize(

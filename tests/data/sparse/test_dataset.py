@@ -365,6 +365,18 @@ def test_own_clicks(root):
     assert [sparse.read_marks(i).classes.tolist() for i in range(4)] == [[0, 1], [], [], [1]]
 
 
+def test_own_numbers_of_classes_of_which_some_are_unknown(root):
+    """`ids` leads to the classes of the files; those that remain are numbered anew."""
+    dots = {str(i): [{"x": 3, "y": 10, "cls": 7}, {"x": 9, "y": 9, "cls": 8}] for i in range(4)}
+    points = PointFiles(write(root / "clicks.json", dots), {7: 1, 8: 2}, size=1)
+    sparse_files(root, 7)
+    for sparse in (points, SparseMasks(7, "brushed", ids={1: 2})):
+        dataset = own(root)
+        dataset.hold_out(["road"])  # class 1, so that 2 becomes 1
+        labels = SparseDataset(dataset, sparse, root=root).read_mask_labels(0)
+        assert np.unique(labels).tolist() == [1, 255]
+
+
 def test_images_of_one_name_in_two_folders(tmp_path):
     for folder in ("a", "b"):
         save(np.zeros((9, 9, 3), np.uint8), tmp_path / "images" / folder / "x.png")

@@ -15,6 +15,7 @@ from lightning_genseg import AGMM, SoftmaxSegmenter
 from lightning_genseg.data import Points, SparseDataset, SyntheticScenes
 from lightning_genseg.data.loaders import collate
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods.agmm.gaussian_map import centre_similarity, class_centres
 from lightning_genseg.networks.losses import pixel_cross_entropy
 from tests.contract import NUM_CLASSES, TINY, ModuleContract, mean_iou, save, scenes
 
@@ -255,6 +256,20 @@ def test_padding_is_not_unlabelled(preset):
     assert right["loss_ce"] == trapped["loss_ce"]
     for term in ("loss_self", "loss_image_class"):
         assert right[term] != trapped[term]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_centres_of_an_image_that_the_network_pads(aligned):
+    """With aligned corners its features span the image, otherwise what is padded as well."""
+    model, batch = make(align_corners=aligned).eval(), sparse_batch()
+    for key in ("image", "mask", "unlabelled"):
+        batch[key] = batch[key][..., :37, :50]
+    features, mask = model.extract(batch["image"])[0], batch["mask"]
+    whole = model.cover(mask, features)
+    assert whole.shape != mask.shape
+    centres, present = class_centres(features, mask if aligned else whole, NUM_CLASSES)
+    expected = centre_similarity(centres.sum(0), present.any(0))
+    torch.testing.assert_close(model.compute_loss(batch)["loss_contrast"], expected)
 
 
 def test_a_batch_of_dense_labels_is_refused():

@@ -52,8 +52,10 @@ def test_plain_images_are_found():
 
 def test_void_and_padding_are_neither_foreground_nor_background():
     batch = batch_of()
-    share = support_shares(batch, (SIZE, SIZE))
     masks, valid = batch["support_mask"], batch["support_valid"]
+    masks = batch["support_mask"] = masks.masked_fill(~valid, 0)  # whatever padding holds
+    masks[..., :2] = 255
+    share = support_shares(batch, (SIZE, SIZE))
     for side, label in enumerate((1, 0)):
         assert torch.equal(share[:, :, side] == 1, (masks == label) & valid)
     assert (support_shares(batch, (9, 9)).sum(2) <= 1 + 1e-6).all()
@@ -101,6 +103,24 @@ def test_letterbox():
     assert torch.equal(images[:, 0] == 1, valid)
     assert valid[0].any(1).sum() == 32
     assert valid[0].any(0).sum() == 64
+
+
+def test_guidance_above_a_half_is_the_object(monkeypatch):
+    batch = {**batch_of(1), "class_index": torch.tensor([3])}
+    guidance = torch.where(batch["mask"] == 1, 0.7, 0.3)[:, None]
+    outputs = {"scores": torch.zeros(1, 2, SIZE, SIZE), "guidance": guidance}
+    model = make()
+    monkeypatch.setattr(model, "episode_outputs", lambda batch: outputs)
+    model.validation_step(batch, 0)
+    assert model.val_guidance.compute()["mIoU"] == 1
+
+
+def test_a_letterbox_smooths_what_it_shrinks():
+    stripes = (torch.arange(64) % 4 == 0).float().expand(1, 3, 64, 64)
+    images, _ = letterbox(stripes, 16)
+    torch.testing.assert_close(
+        images[..., 2:-2], torch.full((1, 3, 16, 12), 0.25), rtol=0, atol=0.02
+    )
 
 
 IMAGE, MASK, TINY = torch.rand(3, 20, 30), torch.zeros(20, 30), torch.zeros(200, 300)

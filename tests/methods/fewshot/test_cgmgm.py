@@ -5,6 +5,11 @@ import torch
 
 from lightning_genseg import CGMGM, EpisodicMixtureOptions, MatchingOptions, PosteriorOptions
 from lightning_genseg.errors import GenSegError
+from lightning_genseg.methods.fewshot import cgmgm
+from lightning_genseg.methods.fewshot.matching import global_similarity, local_similarity, stretch
+from lightning_genseg.methods.fewshot.support import support_shares
+from lightning_genseg.mixtures import EpisodicMixture, fit_episodes
+from lightning_genseg.ops.resize import resize_aligned
 from tests.contract import trainer
 from tests.methods.fewshot.contract import (
     EpisodeContract,
@@ -244,6 +249,72 @@ def test_posteriors():
         assert ratio.std(correction=0) == pytest.approx(1, abs=1e-3)
     torch.testing.assert_close(posterior("bayes", 10), bayes, atol=1e-3, rtol=0)
     assert (posterior("literal", 10) - posterior("literal")).abs().max() > 0.05
+
+
+def test_the_temperature_divides_the_ratio():
+    torch.manual_seed(0)
+    model, found = make().eval(), []
+    for temperature in (2000.0, 4000.0):
+        model.posterior = PosteriorOptions("tempered", temperature)
+        posterior = model.episode_outputs(batch_of())["posterior"]
+        found.append(posterior.double().logit()[posterior > 0])  # cells of the image
+    torch.testing.assert_close(found[0], 2 * found[1], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["complement", "without_dropped", "unlike"])
+def test_which_pixels_of_the_query_take_part_in_the_mixtures(kind, monkeypatch):
+    seen: list[torch.Tensor] = []
+
+    def spy(x: torch.Tensor, weights: torch.Tensor, **options: Any) -> EpisodicMixture:
+        seen.append(weights)
+        assert options["prior_strength"] == 3
+        return fit_episodes(x, weights, **options)
+
+    monkeypatch.setattr(cgmgm, "fit_episodes", spy)
+    torch.manual_seed(0)
+    mixture = {"query_background": kind, "prior_strength": 3.0}
+    model = make(mixture=mixture, matching={"refinement": "cycle_support"}).eval()
+    batch = batch_of()
+    outputs = model.episode_outputs(batch)
+    names = ("initial", "coarse", "refined", "posterior")
+    initial, coarse, refined, posterior = (outputs[name].flatten(1) for name in names)
+    assert (coarse > refined).any()  # something was dropped
+    cells = outputs["initial"].shape[-2:]
+    valid = resize_aligned(batch["valid"][:, None].float(), cells).flatten(1) > 0.5
+    background = {
+        "complement": 1 - refined,
+        "without_dropped": (1 - refined) * (1 - coarse),
+        "unlike": (1 - refined) * (initial < 0.25),
+    }
+    expected = torch.stack([refined, background[kind]], 1) * valid[:, None]
+    torch.testing.assert_close(seen[0][..., -valid.shape[1] :], expected)
+    assert not posterior[~valid].any()
+
+
+def test_cells_of_which_less_than_half_is_the_object_are_not_compared():
+    model, batch = make(guidance="mask", ensemble=False).eval(), batch_of()
+    for name in ("image", "mask", "valid"):  # to a size at which cells are cut
+        for key in (name, f"support_{name}"):
+            batch[key] = batch[key][..., :61, :61]
+    found = model.episode_outputs(batch)["initial"]
+    query, support = (
+        model.extract_stages(batch[name].flatten(0, -4)).high for name in ("image", "support_image")
+    )
+    share = support_shares(batch, found.shape[-2:])[:, 0, :1]
+    assert ((share > 0) & (share < 0.5)).any()
+    valid = resize_aligned(batch["valid"][:, None].float(), found.shape[-2:]) > 0.5
+    given = query, support * (share > 0.5), valid
+    expected = stretch((global_similarity(*given) + local_similarity(*given)) / 2, valid)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_support_without_weight_does_not_count(monkeypatch):
+    model, batch = make(guidance="mask", ensemble=False).eval(), batch_of(2, 2)
+    first = {k: x[:, :1] if k.startswith("support") else x for k, x in batch.items()}
+    alone = model.episode_outputs(first)["initial"]
+    weights = torch.tensor([[1.0, 0.0]] * 2)
+    monkeypatch.setattr(model.shot_weights, "forward", lambda distances: weights)
+    torch.testing.assert_close(model.episode_outputs(batch)["initial"], alone)
 
 
 def test_no_object_in_sight_falls_back_to_the_similarity():

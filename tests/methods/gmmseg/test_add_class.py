@@ -17,6 +17,7 @@ from lightning_genseg import GMMHead, GMMSeg
 from lightning_genseg.errors import GenSegError
 from lightning_genseg.methods.gmmseg.options import EMOptions, MixtureOptions
 from lightning_genseg.mixtures import GaussianMixture, fit
+from lightning_genseg.uncertainty import Threshold
 from tests.contract import NUM_CLASSES, TINY, PlainFeatures, in_groups, save
 
 OPTIONS = {"embedding_dim": None, "components": 2, "memory_size": 50, "variance_floor": 1e-3}
@@ -160,6 +161,13 @@ class TestModule:
         assert made.head.class_counts.tolist() == [*counts.tolist(), int(counts.median())]
         query, labels = picture([0, 1, 2])
         assert (made(query[None]).argmax(1)[0] == labels).float().mean() > 0.95
+
+    def test_thresholds_of_the_model_without_the_class_are_dropped(self):
+        made = model()
+        made.anomaly.thresholds["density"] = Threshold(0.0, 0.05, "pixel", 0.05, 100)
+        image, mask = picture([2, 2])
+        made.add_class([image], [(mask == 2).long()], "blue")
+        assert not made.anomaly.thresholds
 
     def test_bytes_are_the_same_as_numbers(self):
         image, mask = picture([2, 2])

@@ -131,6 +131,16 @@ def test_losses_equal_the_plain_ones():
         torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_the_mean_is_over_labelled_pixels_or_over_all():
+    features, mask = make_batch()
+    losses = []
+    for labelled_only in (True, False):
+        torch.manual_seed(0)
+        head = make_head(avg_non_ignore=labelled_only)
+        losses.append(head.compute_loss(features, mask)["loss_ce"])
+    torch.testing.assert_close(losses[1], losses[0] * (mask != 255).float().mean())
+
+
 @pytest.mark.parametrize("size", [(5, 7), (19, 27), (3, 2)])
 def test_any_mask_size(size):
     features, mask = torch.randn(1, 6, 5, 7), torch.randint(3, (1, *size))
@@ -268,6 +278,14 @@ def test_a_class_that_was_only_remembered_is_not_forgotten():
     assert not head.mixture.fitted.any()
     head.update_mixture(*embedded(head, classes=3))
     assert head.mixture.fitted.all(1).all()
+
+
+def test_the_class_prior_counts_batches_that_are_only_remembered():
+    head = make_head(class_prior="frequency")
+    embedding, mask = embedded(head)
+    head.update_mixture(embedding, mask, remember_only=True)
+    labels = head.labels(mask, embedding)
+    assert head.class_counts.tolist() == [int((labels == c).sum()) for c in range(3)]
 
 
 def test_a_class_that_never_came_stays_as_it_is():

@@ -44,6 +44,7 @@ def make(**arguments: Any) -> GMMSeg:
 
 class TestGMMSeg(ModuleContract):
     learning: ClassVar[dict[str, Any]] = {"mean_momentum": 0.9}
+    updated: ClassVar[set[str]] = {"head.mixture.means", "head.mixture.log_variances"}
 
     def make(self, **arguments: Any) -> GMMSeg:
         return make(**arguments)
@@ -407,3 +408,11 @@ def test_memory_of_another_kind_hinders_a_fit_only(tmp_path):
     assert torch.equal(model.eval()(image), trained.eval()(image))
     with pytest.raises(GenSegError, match=r"set em\.memory to ring"):
         trainer(tmp_path).fit(make(memory="decay"), loader(), loader(2), ckpt_path=path)
+
+
+def test_a_run_does_not_wait_for_the_classes_of_another(tmp_path):
+    model = make(interval=5)
+    trainer(tmp_path, limit_train_batches=2).fit(model, loader(8), loader(4))  # one M-step
+    assert "waiting" in model.head.memory_state()
+    trainer(tmp_path, max_epochs=0).fit(model, loader(8), loader(4))
+    assert "waiting" not in model.head.memory_state()

@@ -170,6 +170,13 @@ def test_tokens_share_the_weights_of_the_classes_they_draw(places):
     torch.testing.assert_close(loss, expected)
 
 
+def test_the_mean_of_the_classes_begins_as_wide_as_the_token_itself():
+    drawn, options = torch.zeros(500, 4, 4).long(), TokenDecoderOptions(classes="shared")
+    head = TokenHead(500, options, drawn, 60)
+    ratio = head.class_weight.std() / head.classifier.weight.std()
+    assert ratio.item() == pytest.approx(4, rel=0.05)  # over 16 pixels
+
+
 def test_a_compiled_loss_has_no_graph_break():
     features, tokens, valid = cells()
     head = make(dropout=0.0)
