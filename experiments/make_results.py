@@ -425,8 +425,8 @@ CURVES = {
     "camvid_full/gmmseg_fpn": "CamVid, 1 500 steps: GMMSeg",
     "idd_lite/softmax_mla": "IDD-Lite, 1 500 steps: softmax on GSS' decoder",
     "idd_lite/gss_ff": "IDD-Lite, 1 500 steps: GSS, `decoder.classes: shared`",
-    "camvid_full/softmax_mla": "CamVid, 750 steps: softmax on GSS' decoder",
-    "camvid_full/gss_ff": "CamVid, 750 steps: GSS, `decoder.classes: shared`",
+    "camvid_half/softmax_mla": "CamVid at half size, 1 000 steps: softmax on GSS' decoder",
+    "camvid_half/gss_ff": "CamVid at half size, 1 000 steps: GSS, `decoder.classes: shared`",
 }
 STARTS = {
     "random": "`random`",
@@ -519,7 +519,7 @@ TABLES = {
     "curves": lambda: curves(CURVES),
     "camvid composite": lambda: anomalies("camvid_full", CAMVID, SHORT, COMPOSITE),
     "idd_lite gss": lambda: closed_set("idd_lite", ON_THE_DECODER_OF_GSS),
-    "camvid gss": lambda: closed_set("camvid_full", ON_THE_DECODER_OF_GSS, test="test"),
+    "camvid gss": lambda: closed_set("camvid_half", ON_THE_DECODER_OF_GSS, test="test"),
     "idd_lite starts": lambda: starts("idd_lite_half", STARTS),
     "voc_animals": lambda: closed_set("voc_animals", VOC_ANIMALS, FREQUENT),
     "voc_animals agmm": lambda: closed_set("voc_animals", AGMM_ON_VOC_ANIMALS, FREQUENT),

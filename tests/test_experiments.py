@@ -36,7 +36,7 @@ def found(*patterns):
 # Those that go on from another run are tested with it.
 SMOKE = [path for path in found("smoke/*_synthetic") if not path.stem.startswith("gss")]
 CAMVID = [
-    path for path in found("camvid/*") if path.stem not in ("gss_ff", "gss_ft", "gss_ft_w", "full")
+    path for path in found("camvid/*") if path.stem not in ("gss_ff", "gss_ft", "gss_ft_w", "full", "half")
 ]
 # One of each method; the others differ from these in a decoder or in the labels.
 ONE_EACH = ("gmmseg_fpn", "agmm_fpn_points", "softmax_mla", "gss_ff_majority", "maskige_vq")
@@ -230,12 +230,13 @@ def test_camvid(path):
     fit(path, "--data.root=. --data.batch_size=2 --trainer.val_check_interval=1", TWO_STEPS)
 
 
-def test_camvid_at_full_size():
+@pytest.mark.parametrize(("size", "recipe"), [("full", "gmmseg_fpn"), ("half", "softmax_mla")])
+def test_camvid_at_two_sizes(size, recipe):
     write_camvid()
-    full = f"--config={EXPERIMENTS}/camvid/full.yaml --model.encoder_weights=null"
-    path = EXPERIMENTS / "camvid" / "gmmseg_fpn.yaml"
+    beside = f"--config={EXPERIMENTS}/camvid/{size}.yaml --model.encoder_weights=null"
+    path = EXPERIMENTS / "camvid" / f"{recipe}.yaml"
     options = "--data.root=. --data.batch_size=2 --trainer.val_check_interval=1"
-    fit(path, full, options, TWO_STEPS)
+    fit(path, beside, options, TWO_STEPS)
 
 
 @pytest.mark.slow

@@ -1,19 +1,21 @@
 #!/bin/bash
-# One run of CamVid at full size, its tests, and its line for the tables: run.sh RECIPE SEED [OPTION ...]
+# One run of CamVid, its tests, and its line for the tables: run.sh RECIPE SEED [OPTION ...]
 #
 #   DATA=PATH/data WEIGHTS=PATH/weights.safetensors experiments/camvid/run.sh gmmseg_fpn 0
-#   SETS= ... run.sh softmax_mla 0
-#   SETS= ... run.sh gss_ff 0 --model.tokenizer TOKENIZER --model.decoder.classes shared
+#   SIZE=half SETS= ... run.sh softmax_mla 0
+#   SIZE=half SETS= ... run.sh gss_ff 0 --model.tokenizer TOKENIZER --model.decoder.classes shared
 #
+# SIZE is full or half: what full.yaml or half.yaml says goes beside the recipe.
 # DATA holds camvid/ and camvid_ood_composite/. NAME, by default the recipe, tells runs with other options apart; with SETS=
 # the composite's anomalies are not tested. TOKENIZER is the last.ckpt of maskige_vq.yaml.
 # What is there already is not done again.
 set -euo pipefail
 recipe=$1 seed=$2; shift 2
 name=${NAME:-$recipe}
-runs=${RUNS:-runs}/camvid_full; run=$runs/$name/seed$seed
+size=${SIZE:-full}
+runs=${RUNS:-runs}/camvid_$size; run=$runs/$name/seed$seed
 . experiments/fit.sh
-fit "$runs" "$name" "seed$seed" --config "experiments/camvid/$recipe.yaml" --config experiments/camvid/full.yaml \
+fit "$runs" "$name" "seed$seed" --config "experiments/camvid/$recipe.yaml" --config "experiments/camvid/$size.yaml" \
     --data.root "$DATA/camvid" --model.encoder_weights "$WEIGHTS" --seed_everything "$seed" "$@"
 tests=("test=$run/test")
 [ -e "$run/test/metrics.json" ] || genseg test --config "$run/config.yaml" --ckpt_path "$run/checkpoints/last.ckpt" \
@@ -26,4 +28,4 @@ if [ -n "${SETS-composite}" ]; then
         --config experiments/anomaly/camvid_composite.yaml --data.root "$DATA/camvid_ood_composite" \
         --ckpt_path "$calibrated" --trainer.callbacks+ CompareScores --trainer.logger.init_args.version "seed$seed/composite"
 fi
-python experiments/make_results.py add "camvid_full/$name" "$run" "${tests[@]}"
+python experiments/make_results.py add "camvid_$size/$name" "$run" "${tests[@]}"
