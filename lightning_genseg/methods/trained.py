@@ -217,10 +217,10 @@ class TrainedModule(SharedModule, ABC):
                 f"the mask of a batch is {mask.dtype} of shape {tuple(mask.shape)}, and must be "
                 "B x H x W, whole numbers: let the data set give one class a pixel."
             )
-        known = mask[mask != self.ignore_index]
-        if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < self.num_classes:
+        wrong = mask[(mask != self.ignore_index) & ((mask < 0) | (mask >= self.num_classes))]
+        if wrong.numel():
             raise GenSegError(
-                f"the mask of a batch holds labels from {int(known.min())} to {int(known.max())}, "
+                f"the mask of a batch holds labels from {int(wrong.min())} to {int(wrong.max())}, "
                 f"and there are {self.num_classes} classes: correct the labels, num_classes, or "
                 f"ignore_index ({self.ignore_index})."
             )
