@@ -36,7 +36,9 @@ def found(*patterns):
 # Those that go on from another run are tested with it.
 SMOKE = [path for path in found("smoke/*_synthetic") if not path.stem.startswith("gss")]
 CAMVID = [
-    path for path in found("camvid/*") if path.stem not in ("gss_ff", "gss_ft", "gss_ft_w", "full", "half")
+    path
+    for path in found("camvid/*")
+    if path.stem not in ("gss_ff", "gss_ft", "gss_ft_w", "full", "half")
 ]
 # One of each method; the others differ from these in a decoder or in the labels.
 ONE_EACH = ("gmmseg_fpn", "agmm_fpn_points", "softmax_mla", "gss_ff_majority", "maskige_vq")

@@ -23,7 +23,7 @@ def export(
     anomaly_score: AnomalyName | None = None,
     whole_image: bool = False,
     support_root: Path | None = None,
-    support_size: int = 473,
+    support_size: int | None = None,
     support_ids: dict[int, int] | None = None,
     method: type[TrainedModule] | None = None,
 ) -> Path:
@@ -38,7 +38,8 @@ def export(
         whole_image: predict whole images once, also where the checkpoint's `inference` asks for
             windows, scales or mirror images, which no graph holds; sizes and margin it does hold.
         support_root: of a few-shot model, a folder with `images` and `masks` of the object.
-        support_size: side of the square that supports and images are seen in, in pixels.
+        support_size: side of the square that supports and images are seen in, in pixels; that of
+            the training when left out, or 473 where that is not known.
         support_ids: value in these masks -> 1, 0 or 255.
         method: import path of the class, where it is one of your own (`my_package.MyMethod`).
 
@@ -73,7 +74,8 @@ def export(
             raise GenSegError(
                 f"support_root is for few-shot models, not for {type(model).__name__}."
             )
-        supports = SupportFolder(support_root, support_size, support_ids).read()
+        size = segmenter.facts.get("size", 473) if support_size is None else support_size
+        supports = SupportFolder(support_root, size, support_ids).read()
         segmenter.support = Support(*(supports[key] for key in SUPPORT_KEYS))
     export_model(segmenter, target, format, whole_image)
     return target

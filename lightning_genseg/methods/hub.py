@@ -23,7 +23,7 @@ from lightning_genseg.methods.optimisation import OptimisedModule
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _SEPARATOR = "/"  # in names of tensors that are not of the state dict: the way to them
-_OF_WEIGHTS = ("data", "palette", "scores", "steps")  # facts that change with a checkpoint
+_OF_WEIGHTS = ("data", "palette", "scores", "size", "steps")  # facts that change with a checkpoint
 _NO_LOADER = ("state_dict", "hyper_parameters")  # the parts that have a place of their own
 
 Method = TypeVar("Method", bound="SharedModule")
@@ -37,8 +37,8 @@ class SharedModule(OptimisedModule, ModelHubMixin):
 
     Attributes:
         facts: what is known of the training, for the card: `data`, `palette`, `scores` by split,
-            `steps`, `command`; your own entries are printed as they are, and kept as numbers, lists
-            and words.
+            `steps`, `command`, of few-shot methods `size`; your own entries are printed as they
+            are, and kept as numbers, lists and words.
     """
 
     def __init__(self, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
+from lightning_genseg import CGMGM
 from lightning_genseg.callbacks import read_manifest
 from lightning_genseg.data import SyntheticScenes
 
@@ -87,6 +88,14 @@ def test_from_base_learner_to_prediction(genseg, fails, configs, tmp_path):
         assert mask.shape == (48, 64)
         assert set(np.unique(mask)) <= {0, 1}
         assert (tmp_path / "found" / line["overlay"]).is_file()
+    with pytest.warns(UserWarning, match=r"trained in squares of 65 .* set data.size to 65"):
+        genseg(
+            f"predict --config own.yaml --data.size 73 --ckpt_path {trained} "
+            "--predictions.output_dir other"
+        )
+    model = CGMGM.load_from_checkpoint(trained)
+    model.set_support([torch.rand(3, 40, 50)], [torch.eye(40, 50)])
+    assert model.support.images.shape[-1] == 65
     untrained = "--model.base_learner null --model.encoder tu-test_resnet --model.ensemble false"
     message = fails(f"test --config cgmgm.yaml {untrained}")
     assert "needs the trained model: give its checkpoint" in message

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -34,6 +35,7 @@ from lightning_genseg.ops.views import softmax
 from lightning_genseg.uncertainty.scores import AnomalyName
 
 Scoring = Literal["compat", "exact"]
+_SIZE = 473  # side of the papers' squares on PASCAL
 _NO_SCORE = "it knows background and foreground, and no class to be unlike"
 
 
@@ -187,7 +189,7 @@ class FewShotModule(SegmentationModule):
         self,
         images: Sequence[Tensor | NDArray[Any]],
         masks: Sequence[Tensor | NDArray[Any]],
-        size: int = 473,
+        size: int | None = None,
     ) -> None:
         """Set what is to be found from now on in plain images (`forward`, `predict_image`).
 
@@ -197,13 +199,15 @@ class FewShotModule(SegmentationModule):
             masks: K masks H x W, tensors or NumPy arrays: 1 on the object, 0 elsewhere, 255 where
                 it is unknown.
             size: side in pixels of the square in which the network sees supports and queries, at
-                least 8. What is larger is smoothed as it shrinks (`ops.letterbox`); in episodes
-                and with `FewShotFolderDataModule` it is not, so that pixels differ a little.
+                least 8; left out, that of its training, or 473 where that is not known. What is
+                larger is smoothed as it shrinks (`ops.letterbox`); in episodes and with
+                `FewShotFolderDataModule` it is not, so that pixels differ a little.
 
         Raises:
             GenSegError: a wrong size, no image, another number of masks, other sizes or values, no
                 object, or none that is left at this size, or nothing but the object.
         """
+        size = self.facts.get("size", _SIZE) if size is None else size
         self.support = make_support(images, masks, size, self.ignore_index)
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
@@ -319,6 +323,12 @@ class FewShotModule(SegmentationModule):
                 "the images of a batch have different supports, and one set is for all: set "
                 "batch_size to 1."
             )
+        size, trained = parts[0].shape[-1], self.facts.get("size", parts[0].shape[-1])
+        if batch_idx == 0 and size != trained:
+            rank_zero_warn(
+                f"the model was trained in squares of {trained} pixels and sees the images in "
+                f"squares of {size}: set data.size to {trained}."
+            )
         before, self.support = self.support, Support(*(part[0] for part in parts))
         try:
             return super().predict_step(batch, batch_idx)
@@ -355,6 +365,12 @@ class FewShotModule(SegmentationModule):
             self.log(f"{prefix}_{name}", value, prog_bar=name == "mIoU", sync_dist=True)
 
     # --- what fits together ------------------------------------------------------------------
+
+    def _note_training(self) -> None:
+        super()._note_training()
+        size = getattr(self._data(), "size", None)
+        if isinstance(size, int):
+            self.facts["size"] = size
 
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
