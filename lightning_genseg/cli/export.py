@@ -56,6 +56,11 @@ def export(
     )
     if target.exists():
         raise GenSegError(f"output '{target}' exists: remove it, or give another name.")
+    if support_root is None and (support_size is not None or support_ids is not None):
+        raise GenSegError(
+            "support_size and support_ids are of the files in support_root: give it as well, or "
+            "leave them out."
+        )
     if format == "pretrained" and (whole_image or support_root is not None):
         option = "whole_image" if whole_image else "support_root"
         raise GenSegError(

@@ -194,6 +194,7 @@ def test_a_folder_has_the_score_and_nothing_that_it_cannot_keep(genseg, fails, t
         sentence = f"a folder for from_pretrained keeps no {option.split()[0]}"
         assert sentence in fails(f"{line} other --{option}")
     assert not (tmp_path / "other").exists()
+    assert "are of the files in support_root" in fails(f"{line} other --support_size 65")
 
 
 def test_a_method_of_ones_own(genseg, fails, tmp_path, monkeypatch):
