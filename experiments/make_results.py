@@ -49,13 +49,14 @@ def add(name, run, tests):
     kept = json.loads(path.read_text()) if path.exists() else {}
     same = kept.get("val") == val
     known = kept if same else began(run)
+    rows = _rows(run / "metrics.csv")
     result = {
         "name": name,
         "seed": seed,
         "steps": config["trainer"]["max_steps"],
         **{key: known[key] for key in ("commit", "changed", "hardware")},
-        "train": last_losses(run / "metrics.csv"),
-        "curve": val_curve(run / "metrics.csv"),
+        "train": last_losses(rows),
+        "curve": val_curve(rows),
         "val": val,
         "test": kept["test"] if same else {},  # a call may bring some of the tests
     }
@@ -68,9 +69,8 @@ def add(name, run, tests):
     keep(path, result)
 
 
-def last_losses(path):
+def last_losses(rows):
     """Mean of each training loss over the last eighth of the steps."""
-    rows = _rows(path)
     start = max(int(row["step"]) + 1 for row in rows) * 7 // 8
     late = [row for row in rows if int(row["step"]) >= start]
     losses = {}
@@ -81,9 +81,9 @@ def last_losses(path):
     return losses
 
 
-def val_curve(path):
+def val_curve(rows):
     """Validation mIoU by the number of steps before it."""
-    return {str(int(r["step"]) + 1): float(r["val_mIoU"]) for r in _rows(path) if r.get("val_mIoU")}
+    return {str(int(r["step"]) + 1): float(r["val_mIoU"]) for r in rows if r.get("val_mIoU")}
 
 
 def _rows(path):

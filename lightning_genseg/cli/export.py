@@ -79,7 +79,7 @@ def export(
             raise GenSegError(
                 f"support_root is for few-shot models, not for {type(model).__name__}."
             )
-        size = segmenter.facts.get("size", 473) if support_size is None else support_size
+        size = segmenter.training_size if support_size is None else support_size
         supports = SupportFolder(support_root, size, support_ids).read()
         segmenter.support = Support(*(supports[key] for key in SUPPORT_KEYS))
     export_model(segmenter, target, format, whole_image)

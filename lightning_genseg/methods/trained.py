@@ -181,8 +181,7 @@ class TrainedModule(SharedModule, ABC):
         A mean over labelled pixels is one over those of all processes.
         """
         self._check_batch(batch)
-        if self._looks_at(batch_idx, batch["mask"]):
-            self._check_values(batch, batch_idx)
+        self._check_values(batch, batch_idx)
         with over_processes():
             losses = self.compute_loss(batch)
         self._check_finite(losses["loss"], batch, batch_idx)
@@ -211,7 +210,9 @@ class TrainedModule(SharedModule, ABC):
 
     def _check_values(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Refuse images and labels that a loss would choke on, or take for others."""
-        image, mask = batch["image"], batch["mask"]
+        mask = batch["mask"]
+        if not self._looks_at(batch_idx, mask):
+            return
         if mask.dim() != 3 or mask.is_floating_point():
             raise GenSegError(
                 f"the mask of a batch is {mask.dtype} of shape {tuple(mask.shape)}, and must be "
@@ -225,13 +226,12 @@ class TrainedModule(SharedModule, ABC):
                 f"ignore_index ({self.ignore_index})."
             )
         if batch_idx == 0:
-            unit_image(image, "the image of a batch")
+            unit_image(batch["image"], "the image of a batch")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Predict and score against `mask`; the predictions are returned for callbacks."""
         self._check_batch(batch)
-        if self._looks_at(batch_idx, batch["mask"]):
-            self._check_values(batch, batch_idx)
+        self._check_values(batch, batch_idx)
         return self._score(self.maps_at_labels(batch), batch, self.val_metrics)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:

@@ -35,7 +35,6 @@ from lightning_genseg.ops.views import softmax
 from lightning_genseg.uncertainty.scores import AnomalyName
 
 Scoring = Literal["compat", "exact"]
-_SIZE = 473  # side of the papers' squares on PASCAL
 _NO_SCORE = "it knows background and foreground, and no class to be unlike"
 
 
@@ -207,8 +206,14 @@ class FewShotModule(SegmentationModule):
             GenSegError: a wrong size, no image, another number of masks, other sizes or values, no
                 object, or none that is left at this size, or nothing but the object.
         """
-        size = self.facts.get("size", _SIZE) if size is None else size
+        size = self.training_size if size is None else size
         self.support = make_support(images, masks, size, self.ignore_index)
+
+    @property
+    def training_size(self) -> int:
+        """Side in pixels of the squares of its training; the papers' 473 where it is not known."""
+        size: int = self.facts.get("size", 473)
+        return size
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """`logits` B x 2 x H x W of plain images, for the object of `set_support`.
